@@ -1,0 +1,262 @@
+"""Nested values of a call, as they stand in the manifest: nodes, their JSON, and the paths of leaves.
+
+A tree keeps the structure that a module was given or returned. Its leaves are tensors (by digest; the
+elements are in the archive), plain values, and opaque leaves: what cannot be stored, by its type's name.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+MAX_DEPTH = 64  # deeper values are written as opaque leaves; a deeper tree in a file is damage
+
+Json: TypeAlias = dict[str, Any]
+PlainValue: TypeAlias = bool | int | float | str | None
+ContainerKind = Literal["tuple", "list", "dict", "named_tuple", "dataclass", "model_output", "cache"]
+
+_CONTAINER_KINDS = frozenset(get_args(ContainerKind))
+_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\./#"})
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What a tensor was before it was brought into a form that safetensors can hold."""
+
+    class_name: str  # `ActivationQBytesTensor`, `quint8`, `sparse_coo`
+    scale: "TensorLeaf | None" = None
+    zero_point: "TensorLeaf | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLeaf:
+    """One tensor at one place; equal contents at other places have the same digest."""
+
+    dtype: str  # torch's name without its prefix: `float32`, `bfloat16`, `float8_e4m3fn`
+    shape: tuple[int, ...]
+    digest: str  # xxh3-128 of the stored bytes, 32 hexadecimal digits
+    stored_dtype: str | None = None  # where the file holds another dtype (complex128 as float64)
+    stored_shape: tuple[int, ...] | None = None
+    original: Original | None = None
+
+    @property
+    def file_dtype(self) -> str:
+        """The dtype of the stored bytes."""
+        return self.stored_dtype or self.dtype
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """The shape of the stored elements."""
+        return self.shape if self.stored_shape is None else self.stored_shape
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLeaf:
+    """A plain Python value; what JSON cannot say (a dtype, a device, a range) is its `repr`."""
+
+    value: PlainValue
+    class_name: str  # `None`, `bool`, `int`, `float`, `str`, `dtype`, `device`, `range`, ...
+
+    @classmethod
+    def of(cls, value: PlainValue) -> "ValueLeaf":
+        """A leaf for a value that JSON knows."""
+        return cls(value, "None" if value is None else type(value).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueLeaf:
+    """A value that cannot be stored: only the name of its type is known."""
+
+    class_name: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A tuple, list, dict, named tuple, dataclass, ModelOutput or Cache and what it holds."""
+
+    kind: ContainerKind
+    class_name: str
+    items: tuple[tuple[str, "Node"], ...]  # path component (escaped) and value, in order
+    length: int | None = None  # of a Cache: the number of cached positions
+
+
+Leaf: TypeAlias = TensorLeaf | ValueLeaf | OpaqueLeaf
+Node: TypeAlias = Leaf | Container
+
+
+def path_component(key: object) -> str:
+    """The component of a path that names `key`: a field, an index, or the key of a dict.
+
+    `.`, `/`, `#` and `\\` are escaped with `\\`; a key that is no string is written `[repr]`, and a
+    string that would look like one has its bracket escaped, so that no two places share a path.
+    """
+    if isinstance(key, str):
+        escaped = key.translate(_SPECIAL)
+        return "\\" + escaped if escaped.startswith("[") else escaped
+    text = repr(key)
+    if " at 0x" in text:  # the default repr: an address would differ from run to run
+        text = type(key).__name__
+    return f"[{text.translate(_SPECIAL)}]"
+
+
+def join_path(base: str, component: str) -> str:
+    """The path of a child of `base`."""
+    return f"{base}.{component}"
+
+
+def leaves(node: Node, path: str) -> Iterator[tuple[str, Leaf]]:
+    """Each leaf below `node` with its path, depth first; an empty container has none."""
+    if isinstance(node, Container):
+        for component, child in node.items:
+            yield from leaves(child, join_path(path, component))
+    else:
+        yield path, node
+
+
+def tensor_leaves(node: Node, path: str) -> Iterator[tuple[str, TensorLeaf]]:
+    """Each tensor below `node` with its path, those that describe a quantized one included."""
+    for place, leaf in leaves(node, path):
+        if isinstance(leaf, TensorLeaf):
+            yield place, leaf
+            if leaf.original is not None:
+                for name in ("scale", "zero_point"):
+                    part = getattr(leaf.original, name)
+                    if part is not None:
+                        yield join_path(place, name), part
+
+
+def to_json(node: Node) -> Json:
+    """The node as it stands in the manifest."""
+    match node:
+        case TensorLeaf():
+            return _tensor_to_json(node)
+        case ValueLeaf():
+            return _value_to_json(node)
+        case OpaqueLeaf():
+            opaque: Json = {"type": "opaque", "class": node.class_name}
+            if node.reason is not None:
+                opaque["reason"] = node.reason
+            return opaque
+        case Container():
+            container: Json = {"type": node.kind, "class": node.class_name}
+            if node.length is not None:
+                container["length"] = node.length
+            container["items"] = [[component, to_json(child)] for component, child in node.items]
+            return container
+
+
+def from_json(json: object, *, depth: int = 0) -> Node:
+    """The node that `to_json` wrote.
+
+    Raises `ValueError` for anything that it could not have written: a file is not to be trusted.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a tree nested deeper than {MAX_DEPTH} levels")
+    if not isinstance(json, dict):
+        raise ValueError(f"a tree node that is {type(json).__name__}, not an object")
+    kind = json.get("type")
+    if kind == "tensor":
+        return _tensor_from_json(json, depth)
+    if kind == "value":
+        return _value_from_json(json)
+    if kind == "opaque":
+        reason = json.get("reason")
+        return OpaqueLeaf(_text(json, "class"), None if reason is None else _text(json, "reason"))
+    if kind not in _CONTAINER_KINDS:
+        raise ValueError(f"a tree node of the unknown type {kind!r}")
+    return Container(
+        kind,
+        _text(json, "class"),
+        tuple(_items_from_json(json.get("items"), depth)),
+        None if json.get("length") is None else _count(json["length"]),
+    )
+
+
+def _tensor_to_json(leaf: TensorLeaf) -> Json:
+    tensor: Json = {
+        "type": "tensor",
+        "dtype": leaf.dtype,
+        "shape": list(leaf.shape),
+        "digest": leaf.digest,
+    }
+    if leaf.stored_dtype is not None or leaf.stored_shape is not None:
+        tensor["stored"] = {"dtype": leaf.file_dtype, "shape": list(leaf.file_shape)}
+    if leaf.original is not None:
+        original: Json = {"class": leaf.original.class_name}
+        for name in ("scale", "zero_point"):
+            part = getattr(leaf.original, name)
+            if part is not None:
+                original[name] = _tensor_to_json(part)
+        tensor["original"] = original
+    return tensor
+
+
+def _tensor_from_json(json: Json, depth: int) -> TensorLeaf:
+    stored = json.get("stored")
+    original = json.get("original")
+    if not isinstance(stored, dict | None) or not isinstance(original, dict | None):
+        raise ValueError("a tensor whose description is not an object")
+    return TensorLeaf(
+        _text(json, "dtype"),
+        _shape(json.get("shape")),
+        _text(json, "digest"),
+        None if stored is None else _text(stored, "dtype"),
+        None if stored is None else _shape(stored.get("shape")),
+        None if original is None else _original_from_json(original, depth),
+    )
+
+
+def _original_from_json(json: Json, depth: int) -> Original:
+    parts = {}
+    for name in ("scale", "zero_point"):
+        part = None if json.get(name) is None else from_json(json[name], depth=depth + 1)
+        if not isinstance(part, TensorLeaf | None):
+            raise ValueError(f"a {name} that is no tensor")
+        parts[name] = part
+    return Original(_text(json, "class"), **parts)
+
+
+def _value_to_json(leaf: ValueLeaf) -> Json:
+    value = leaf.value
+    if isinstance(value, float) and not math.isfinite(value):
+        value = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return {"type": "value", "class": leaf.class_name, "value": value}
+
+
+def _value_from_json(json: Json) -> ValueLeaf:
+    value = json.get("value")
+    class_name = _text(json, "class")
+    if not isinstance(value, PlainValue):
+        raise ValueError(f"a value that is {type(value).__name__}")
+    if class_name == "float" and not isinstance(value, bool) and value is not None:
+        value = float(value)
+    return ValueLeaf(value, class_name)
+
+
+def _items_from_json(items: object, depth: int) -> Iterator[tuple[str, Node]]:
+    if not isinstance(items, list):
+        raise ValueError("a container without a list of items")
+    for item in items:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
+            raise ValueError("an item of a container that is not a pair of name and node")
+        yield item[0], from_json(item[1], depth=depth + 1)
+
+
+def _text(json: Json, name: str) -> str:
+    value = json.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} is {type(value).__name__}, not text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} where a count should be")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MAX_DEPTH:
+        raise ValueError("a shape that is not a short list")
+    return tuple(_count(size) for size in value)
