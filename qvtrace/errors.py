@@ -1,18 +1,18 @@
 """Everything that qvtrace raises on purpose.
 
-    QvtraceError                 one line: what, what is wrong, what to do
-    ├── UsageError               an option, an argument or a pattern that cannot be used
-    ├── ModelError               a model that cannot be loaded, quantized or run
-    ├── RecordingError           a recording that could not be finished
-    └── ArchiveError             a file that cannot be read or written as an archive
-        ├── MissingArchiveError      there is no such file
-        ├── NotSafetensorsError      the file is something else
-        ├── CutShortError            the file ends before its header says so
-        ├── NotAnArchiveError        safetensors, but written by another tool
-        ├── NewerFormatError         written by a newer qvtrace
-        ├── UnfinishedArchiveError   left by a recording that was killed, `recover` helps
-        ├── DamagedArchiveError      contents that contradict themselves
-        └── ExistingFileError        writing would overwrite a file
+QvtraceError                 one line: what, what is wrong, what to do
+├── UsageError               an option, an argument or a pattern that cannot be used
+├── ModelError               a model that cannot be loaded, quantized or run
+├── RecordingError           a recording that could not be finished
+└── ArchiveError             a file that cannot be read or written as an archive
+    ├── MissingArchiveError      there is no such file
+    ├── NotSafetensorsError      the file is something else
+    ├── CutShortError            the file ends before its header says so
+    ├── NotAnArchiveError        safetensors, but written by another tool
+    ├── NewerFormatError         written by a newer qvtrace
+    ├── UnfinishedArchiveError   left by a recording that was killed, `recover` helps
+    ├── DamagedArchiveError      contents that contradict themselves
+    └── ExistingFileError        writing would overwrite a file
 """
 
 

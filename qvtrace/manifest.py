@@ -1,11 +1,13 @@
 """What a trace says of itself: the manifest, as dataclasses and as JSON.
 
 The manifest is the index of an archive: what was run, how, and which tensor stands at which place.
-Trees of calls stay JSON until somebody asks for them, so that a hundred thousand calls load quickly.
+Trees of calls stay JSON until somebody asks for them, so that a hundred thousand calls load
+quickly.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from types import UnionType
+from typing import Any, cast
 
 from qvtrace import trees
 from qvtrace.trees import Json, Node
@@ -78,7 +80,8 @@ class ModuleEntry:
 
 @dataclass(frozen=True, slots=True)
 class CallEntry:
-    """One call of one module. `inputs`, `kwargs` and `output` are trees as JSON; None: not stored."""
+    """One call of one module. `inputs`, `kwargs` and `output` are trees as JSON; None: not
+    stored."""
 
     module: str
     index: int
@@ -143,3 +146,222 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     skipped: Skipped
     format: int = FORMAT_VERSION
+
+
+def head_to_json(manifest: Manifest) -> Json:
+    """The manifest but for what may be long: modules, calls, tensors and root calls are empty."""
+    json = asdict(
+        replace(
+            manifest,
+            inputs=replace(manifest.inputs, root_calls=()),
+            modules=(),
+            calls=(),
+            tensors=(),
+        )
+    )
+    for section in ("model", "variant"):
+        json[section] = _renamed(json[section], _JSON_NAMES)
+    return json
+
+
+def module_to_json(entry: ModuleEntry) -> Json:
+    """One module as it stands in the manifest."""
+    return _renamed(asdict(entry), _JSON_NAMES)
+
+
+def root_call_to_json(call: RootCall) -> Json:
+    """One root call's inputs as they stand in the manifest."""
+    return {
+        "module": call.module,
+        "index": call.index,
+        "inputs": call.inputs,
+        "kwargs": call.kwargs,
+        "digest": call.digest,
+    }
+
+
+def manifest_from_json(json: object) -> Manifest:
+    """The manifest that a file holds; raises `ValueError` where it contradicts this module."""
+    fields = _Fields(json, "manifest")
+    inputs = fields.section("inputs")
+    return Manifest(
+        qvtrace=fields.text("qvtrace"),
+        created=fields.text("created"),
+        complete=fields.flag("complete"),
+        error=fields.optional_text("error"),
+        recorded_by=fields.text("recorded_by"),
+        model=_model_from_json(fields.section("model")),
+        variant=_variant_from_json(fields.section("variant")),
+        inputs=InputsInfo(
+            inputs.object("source"), tuple(map(_root_call_from_json, inputs.list("root_calls")))
+        ),
+        contains=fields.texts("contains"),
+        environment=fields.object("environment"),
+        settings=fields.object("settings"),
+        modules=tuple(map(_module_from_json, fields.list("modules"))),
+        calls=tuple(map(_call_from_json, fields.list("calls"))),
+        tensors=tuple(map(_tensor_from_json, fields.list("tensors"))),
+        skipped=_skipped_from_json(fields.section("skipped")),
+        format=fields.count("format"),
+    )
+
+
+_JSON_NAMES = {"class_name": "class"}
+
+
+def _renamed(json: Json, names: dict[str, str]) -> Json:
+    return {names.get(name, name): value for name, value in json.items()}
+
+
+class _Fields:
+    """Typed access to an object of a file that is not to be trusted."""
+
+    def __init__(self, json: object, what: str) -> None:
+        if not isinstance(json, dict):
+            raise ValueError(f"the {what} is {type(json).__name__}, not an object")
+        self.json = json
+        self.what = what
+
+    def _get(self, name: str, kind: type | UnionType) -> Any:
+        value = self.json.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name!r} of the {self.what} is {type(value).__name__}")
+        return value
+
+    def text(self, name: str) -> str:
+        return cast(str, self._get(name, str))
+
+    def optional_text(self, name: str) -> str | None:
+        return cast(str | None, self._get(name, str | None))
+
+    def flag(self, name: str) -> bool:
+        return cast(bool, self._get(name, bool))
+
+    def count(self, name: str) -> int:
+        value = cast(int, self._get(name, int))
+        if value < 0:
+            raise ValueError(f"{name!r} of the {self.what} is negative")
+        return value
+
+    def optional_number(self, name: str) -> float | None:
+        return cast(float | None, self._get(name, int | float | None))
+
+    def object(self, name: str) -> Json:
+        return cast(Json, self._get(name, dict))
+
+    def optional_object(self, name: str) -> Json | None:
+        return cast(Json | None, self._get(name, dict | None))
+
+    def list(self, name: str) -> list[Any]:
+        return cast("list[Any]", self._get(name, list))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return _texts(self._get(name, list), name)
+
+    def section(self, name: str) -> "_Fields":
+        return _Fields(self.object(name), name)
+
+
+def _texts(values: object, name: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name!r} is not a list of texts")
+    return tuple(values)
+
+
+def _model_from_json(fields: _Fields) -> ModelInfo:
+    return ModelInfo(
+        name=fields.optional_text("name"),
+        class_name=fields.optional_text("class"),
+        revision=fields.optional_text("revision"),
+        dtype=fields.optional_text("dtype"),
+        seed=None if fields.json.get("seed") is None else fields.count("seed"),
+        config_digest=fields.optional_text("config_digest"),
+        weights_digest=fields.optional_text("weights_digest"),
+        training=fields.flag("training"),
+        modifications=fields.object("modifications"),
+    )
+
+
+def _variant_from_json(fields: _Fields) -> VariantInfo:
+    return VariantInfo(
+        name=fields.optional_text("name"),
+        quantizer=fields.optional_text("quantizer"),
+        settings=fields.object("settings"),
+        quantized=fields.texts("quantized"),
+        left_float=fields.texts("left_float"),
+    )
+
+
+def _root_call_from_json(json: object) -> RootCall:
+    fields = _Fields(json, "root call")
+    return RootCall(
+        fields.text("module"),
+        fields.count("index"),
+        fields.object("inputs"),
+        fields.object("kwargs"),
+        fields.text("digest"),
+    )
+
+
+def _module_from_json(json: object) -> ModuleEntry:
+    fields = _Fields(json, "module")
+    return ModuleEntry(
+        fields.text("name"),
+        fields.text("class"),
+        fields.optional_text("parent"),
+        fields.texts("aliases"),
+        fields.count("calls"),
+        fields.optional_object("quantization"),
+    )
+
+
+def _call_from_json(json: object) -> CallEntry:
+    fields = _Fields(json, "call")
+    parameters = fields.list("parameters")
+    if not all(isinstance(name, str | None) for name in parameters):
+        raise ValueError("the parameters of a call are not names")
+    return CallEntry(
+        module=fields.text("module"),
+        index=fields.count("index"),
+        sample=fields.count("sample"),
+        step=fields.count("step"),
+        parent=_parent_from_json(fields.json.get("parent")),
+        inputs=fields.optional_object("inputs"),
+        kwargs=fields.optional_object("kwargs"),
+        output=fields.optional_object("output"),
+        parameters=tuple(parameters),
+        seconds=fields.optional_number("seconds"),
+        error=fields.optional_text("error"),
+    )
+
+
+def _parent_from_json(json: object) -> tuple[str, int] | None:
+    if json is None:
+        return None
+    if not (isinstance(json, list) and len(json) == 2):
+        raise ValueError("the parent of a call is not a module and an index")
+    fields = _Fields({"module": json[0], "index": json[1]}, "parent of a call")
+    return fields.text("module"), fields.count("index")
+
+
+def _tensor_from_json(json: object) -> TensorEntry:
+    fields = _Fields(json, "tensor")
+    shape = fields.list("shape")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("the shape of a tensor is not a list of sizes")
+    return TensorEntry(
+        fields.text("key"), fields.text("dtype"), tuple(shape), fields.text("digest")
+    )
+
+
+def _skipped_from_json(fields: _Fields) -> Skipped:
+    reasons = fields.object("reasons")
+    opaque = fields.section("opaque")
+    return Skipped(
+        registered=fields.count("registered"),
+        called=fields.count("called"),
+        recorded=fields.count("recorded"),
+        reasons={reason: _texts(names, reason) for reason, names in reasons.items()},
+        opaque={reason: opaque.count(reason) for reason in opaque.json},
+        warnings=fields.texts("warnings"),
+    )

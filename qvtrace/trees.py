@@ -1,19 +1,23 @@
-"""Nested values of a call, as they stand in the manifest: nodes, their JSON, and the paths of leaves.
+"""Nested values of a call, as they stand in the manifest: nodes, their JSON, and the paths of
+leaves.
 
-A tree keeps the structure that a module was given or returned. Its leaves are tensors (by digest; the
-elements are in the archive), plain values, and opaque leaves: what cannot be stored, by its type's name.
+A tree keeps the structure that a module was given or returned. Its leaves are tensors (by digest;
+the elements are in the archive), plain values, and opaque leaves: what cannot be stored, by its
+type's name.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 MAX_DEPTH = 64  # deeper values are written as opaque leaves; a deeper tree in a file is damage
 
 Json: TypeAlias = dict[str, Any]
 PlainValue: TypeAlias = bool | int | float | str | None
-ContainerKind = Literal["tuple", "list", "dict", "named_tuple", "dataclass", "model_output", "cache"]
+ContainerKind = Literal[
+    "tuple", "list", "dict", "named_tuple", "dataclass", "model_output", "cache"
+]
 
 _CONTAINER_KINDS = frozenset(get_args(ContainerKind))
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\./#"})
@@ -166,7 +170,7 @@ def from_json(json: object, *, depth: int = 0) -> Node:
     if kind not in _CONTAINER_KINDS:
         raise ValueError(f"a tree node of the unknown type {kind!r}")
     return Container(
-        kind,
+        cast(ContainerKind, kind),
         _text(json, "class"),
         tuple(_items_from_json(json.get("items"), depth)),
         None if json.get("length") is None else _count(json["length"]),

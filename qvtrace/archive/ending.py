@@ -1,0 +1,306 @@
+"""The end of an archive, written from its journal: the manifest, then the header.
+
+Both a recording that ends and the recovery of one that was killed come here, so that there is one
+way only to finish a file. Nothing here holds more than one line of the journal in memory.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvtrace.archive.journal import Journal, read_journal, write_all
+from qvtrace.archive.layout import (
+    LENGTH,
+    MANIFEST_KEY,
+    MAX_HEADER_BYTES,
+    METADATA_KEY,
+    encode_json,
+    tensor_header_entry,
+)
+from qvtrace.digests import DIGEST_LENGTH, Hasher
+from qvtrace.errors import ArchiveError
+from qvtrace.manifest import Manifest, head_to_json, module_to_json
+from qvtrace.trees import Json
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+LOST = "lost when the disk was full"
+
+_BUFFER_BYTES = 1 << 20
+_MOVE_STEP = 1 << 16
+_MOVE_CHUNK = 8 << 20
+
+
+@dataclass
+class Data:
+    """Where the contents stand in the file."""
+
+    start: int  # the first byte after the header
+    end: int  # bytes of contents, counted from `start`
+
+
+def metadata_of(manifest: Manifest) -> dict[str, str]:
+    """What a person sees at a glance in the safetensors header."""
+    known = {
+        "model": manifest.model.name or manifest.model.class_name,
+        "variant": manifest.variant.name,
+        "quantizer": manifest.variant.quantizer,
+    }
+    return {
+        "qvtrace": str(manifest.format),
+        "version": manifest.qvtrace,
+        "recorded_by": manifest.recorded_by,
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def finish(descriptor: int, journal: Path, data: Data, manifest: Manifest) -> None:
+    """Write manifest and header behind and before the contents; the file is then readable.
+
+    `manifest` comes without calls, tensors and root calls: those are in the journal. When the
+    disk is full, as many of the last tensors are given up as the manifest needs room, and their
+    places say so. Raises `OSError` when even that is not enough.
+    """
+    lost: set[str] = set()
+    while True:
+        try:
+            return _write_ending(descriptor, journal, data, manifest, lost)
+        except OSError as error:
+            if error.errno not in DISK_FULL or not _give_up_tail(descriptor, journal, data, lost):
+                raise
+
+
+def resume_move(descriptor: int, journal: Path, data: Data, move: Json) -> None:
+    """Go on with moving the contents where a killed process stopped."""
+    _move(descriptor, journal, data, int(move["to"]), int(move["remaining"]))
+
+
+def _write_ending(
+    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: set[str]
+) -> None:
+    metadata = metadata_of(manifest)
+    room = header_bound(metadata, sum(len(entry) + 1 for _, entry in _tensors(journal, lost)))
+    if room > MAX_HEADER_BYTES:
+        raise ArchiveError(
+            f"{journal.stem}: more tensors than a safetensors header can name; "
+            "record fewer modules with --include"
+        )
+    start = start_of_data(data.start, room)
+    if start > data.start:
+        _make_room(descriptor, journal, data, start)
+    os.lseek(descriptor, data.start + data.end, os.SEEK_SET)
+    output = _Output(descriptor)
+    tensors = (described for described, _ in _tensors(journal, lost))
+    calls = _calls(journal, lost)
+    for text in manifest_text(manifest, _root_calls(journal, lost), calls, tensors):
+        output.write(text)
+    output.flush()
+    os.ftruncate(descriptor, data.start + data.end + output.written)
+    metadata["manifest_digest"] = output.hasher.hexdigest()
+    _write_header(descriptor, journal, data, metadata, lost, output.written)
+
+
+class _Output:
+    """Gathers text into large writes, and digests it on the way."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.hasher = Hasher()
+        self.written = 0
+        self._descriptor = descriptor
+        self._pending = bytearray()
+
+    def write(self, text: str) -> None:
+        self._pending += text.encode("ascii")
+        if len(self._pending) >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        pending = bytes(self._pending)
+        write_all(self._descriptor, pending)
+        self.hasher.update(pending)
+        self.written += len(pending)
+        self._pending.clear()
+
+
+def manifest_text(
+    manifest: Manifest, root_calls: Iterable[str], calls: Iterable[str], tensors: Iterable[str]
+) -> Iterator[str]:
+    """The manifest in pieces; what may be long comes as JSON, one text an item, one line each."""
+    head = head_to_json(manifest)
+    for name in ("calls", "modules", "tensors"):
+        del head[name]
+    inputs = head.pop("inputs")
+    del inputs["root_calls"]
+    yield encode_json(head)[:-1]
+    yield f',\n"inputs":{encode_json(inputs)[:-1]},"root_calls":['
+    yield from _joined(root_calls)
+    yield ']},\n"modules":['
+    yield from _joined(encode_json(module_to_json(module)) for module in manifest.modules)
+    yield '],\n"calls":['
+    yield from _joined(calls)
+    yield '],\n"tensors":['
+    yield from _joined(tensors)
+    yield "]}\n"
+
+
+def _joined(items: Iterable[str]) -> Iterator[str]:
+    separator = "\n"
+    for item in items:
+        yield separator + item
+        separator = ",\n"
+
+
+def _root_calls(journal: Path, lost: set[str]) -> Iterator[str]:
+    return (_without(lost, payload) for tag, payload in read_journal(journal) if tag == "R")
+
+
+def _calls(journal: Path, lost: set[str]) -> Iterator[str]:
+    """Each call in the order in which they returned, those that never did at the end."""
+    open_calls: dict[str, str] = {}
+    for tag, payload in read_journal(journal):
+        if tag == "E":
+            number, beginning = payload.split("\t", 1)
+            open_calls[number] = beginning
+        elif tag == "L":
+            number, end = payload.split("\t", 1)
+            yield _without(lost, f"{open_calls.pop(number)[:-1]},{end[1:]}")
+    unfinished = encode_json({"output": None, "seconds": None, "error": "did not return"})
+    for beginning in open_calls.values():
+        yield _without(lost, f"{beginning[:-1]},{unfinished[1:]}")
+
+
+def _tensors(journal: Path, lost: set[str]) -> Iterator[tuple[str, str]]:
+    """Each stored tensor: as in the manifest, and as in the header."""
+    for tag, payload in read_journal(journal):
+        if tag == "T":
+            described, entry = payload.split("\t", 1)
+            if not lost or json.loads(described)["digest"] not in lost:
+                yield described, entry
+
+
+def _without(lost: set[str], text: str) -> str:
+    """A call's JSON in which tensors that had to be given up are opaque leaves."""
+    if not lost:
+        return text
+    return encode_json(_replaced(json.loads(text), lost))
+
+
+def _replaced(value: Any, lost: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_replaced(item, lost) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "tensor" and value.get("digest") in lost:
+        return {"type": "opaque", "class": "Tensor", "reason": LOST}
+    kept = {name: _replaced(item, lost) for name, item in value.items()}
+    if isinstance(kept.get("original"), dict):
+        for part in ("scale", "zero_point"):
+            if kept["original"].get(part, {}).get("type") == "opaque":
+                del kept["original"][part]
+    return kept
+
+
+def header_bound(metadata: dict[str, str], entries: int) -> int:
+    """Bytes that the header needs at most, `entries` of them for tensors and their commas."""
+    fixed = encode_json({METADATA_KEY: {**metadata, "manifest_digest": "0" * DIGEST_LENGTH}})
+    manifest_entry = tensor_header_entry(MANIFEST_KEY, "uint8", (2**63,), 2**63)
+    return len(fixed) + entries + len(manifest_entry) + 1
+
+
+def start_of_data(reserved: int, header: int) -> int:
+    """Where the contents begin: behind the reserved space, or further away when that is too
+    small."""
+    needed = LENGTH.size + header
+    if needed <= reserved:
+        return reserved
+    return -(-(needed + needed // 8) // _MOVE_STEP) * _MOVE_STEP + _MOVE_STEP
+
+
+def _write_header(
+    descriptor: int,
+    journal: Path,
+    data: Data,
+    metadata: dict[str, str],
+    lost: set[str],
+    manifest_bytes: int,
+) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    write_all(descriptor, LENGTH.pack(data.start - LENGTH.size))
+    output = _Output(descriptor)
+    output.write(encode_json({METADATA_KEY: metadata})[:-1])
+    for _, entry in _tensors(journal, lost):
+        output.write("," + entry)
+    output.write("," + tensor_header_entry(MANIFEST_KEY, "uint8", (manifest_bytes,), data.end))
+    output.write("}")
+    output.flush()
+    write_all(descriptor, b" " * (data.start - LENGTH.size - output.written))
+
+
+def _make_room(descriptor: int, journal: Path, data: Data, to: int) -> None:
+    """Move the contents further from the start of the file."""
+    os.ftruncate(descriptor, data.start + data.end)
+    _reserve(descriptor, data.start + data.end, to - data.start)
+    _move(descriptor, journal, data, to, data.end)
+
+
+def _reserve(descriptor: int, offset: int, length: int) -> None:
+    """Find out that the disk is full before the first byte is moved."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    for position in range(0, length, _BUFFER_BYTES):
+        write_all(descriptor, bytes(min(_BUFFER_BYTES, length - position)))
+
+
+def _move(descriptor: int, journal: Path, data: Data, to: int, remaining: int) -> None:
+    """Move the contents from their end backwards in chunks that never overlap what they replace.
+
+    After each chunk the journal says what is still to be moved: killed at any time, the chunk in
+    work is whole in its old place.
+    """
+    log = Journal(journal, append=True)
+    try:
+        chunk = min(to - data.start, _MOVE_CHUNK)
+        while remaining:
+            remaining = max(0, remaining - chunk)
+            length = min(chunk, data.end - remaining)
+            block = os.pread(descriptor, length, data.start + remaining)
+            _pwrite_all(descriptor, block, to + remaining)
+            with _despite_full_disk():
+                log.append("D", encode_json({"to": to, "remaining": remaining}))
+    finally:
+        log.close()
+    data.start = to
+
+
+@contextmanager
+def _despite_full_disk() -> Iterator[None]:
+    """Go on without the line: a move that stops half-way would lose more than a kill now could."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+
+
+def _pwrite_all(descriptor: int, block: bytes, offset: int) -> None:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    write_all(descriptor, block)
+
+
+def _give_up_tail(descriptor: int, journal: Path, data: Data, lost: set[str]) -> bool:
+    """Give up the last tensors, as many as the manifest needs room; False when none is left."""
+    needed = journal.stat().st_size + _MOVE_STEP
+    entries = [json.loads("{" + entry + "}") for _, entry in _tensors(journal, lost)]
+    digests = [json.loads(described)["digest"] for described, _ in _tensors(journal, lost)]
+    target = data.end - needed
+    for entry, digest in zip(reversed(entries), reversed(digests), strict=True):
+        (described,) = entry.values()
+        if data.end <= target:
+            break
+        data.end = min(data.end, described["data_offsets"][0])
+        lost.add(digest)
+    os.ftruncate(descriptor, data.start + data.end)
+    return bool(entries)

@@ -1,0 +1,66 @@
+"""The journal beside a file that is being recorded: a line as soon as anything is known.
+
+Each line is a tag, a space and its payload. It carries what the manifest will say, so that the
+manifest is written from it without ever being in memory, and a killed recording can be finished
+from it.
+
+    P json            what is known of the trace at its start (and again when that changes)
+    M json            the modules
+    R json            the inputs of a root call
+    T json TAB entry  a stored tensor: as in the manifest, and as in the safetensors header
+    E number TAB json a call begins: its inputs
+    L number TAB json the same call ends: its output
+    D json            contents are being moved to make room for the header
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qvtrace.errors import DamagedArchiveError
+
+TAGS = frozenset("PMRTELD")
+
+
+class Journal:
+    """Appends lines, each with one write to the system, so that a kill loses none of them."""
+
+    def __init__(self, file: Path, *, append: bool = False) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+        self.file = file
+        self._descriptor = os.open(file, flags, 0o666)
+
+    def append(self, tag: str, payload: str) -> None:
+        """Write one line; raises `OSError` when the disk is full."""
+        write_all(self._descriptor, f"{tag} {payload}\n".encode())
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write every byte, in as many writes as the system needs."""
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[os.write(descriptor, view) :]
+
+
+def read_journal(file: Path) -> Iterator[tuple[str, str]]:
+    """The tag and payload of each line; a last line that was cut off is left out.
+
+    Raises `DamagedArchiveError` for a line that no recording has written.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            text = line[:-1].decode("ascii", errors="replace")
+            if text[1:2] != " " or text[0] not in TAGS:
+                raise DamagedArchiveError(
+                    f"{file}: line {number} was not written by a recording; "
+                    "restore the journal from a copy, or record again"
+                )
+            yield text[0], text[2:]

@@ -1,0 +1,348 @@
+"""Reads an archive: maps the file, and believes nothing that it says before checking it."""
+
+import json
+import math
+import mmap
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from qvtrace.archive.layout import (
+    DTYPES,
+    LENGTH,
+    MANIFEST_KEY,
+    MAX_HEADER_BYTES,
+    METADATA_KEY,
+    NAME_OF_CODE,
+    RECORDING,
+    nbytes,
+)
+from qvtrace.digests import digest_bytes
+from qvtrace.errors import (
+    ArchiveError,
+    CutShortError,
+    DamagedArchiveError,
+    MissingArchiveError,
+    NewerFormatError,
+    NotAnArchiveError,
+    NotSafetensorsError,
+    UnfinishedArchiveError,
+)
+from qvtrace.manifest import FORMAT_VERSION, Manifest, manifest_from_json
+from qvtrace.trees import TensorLeaf
+
+# A manifest of a hundred thousand calls has about three million of these; more is no trace.
+MAX_NODES = 32_000_000
+MAX_DIMENSIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where one stored tensor lies: offsets count from the first byte after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Archive:
+    """An archive opened for reading; a context manager.
+
+    Arrays are views of the mapped file: nothing is read before it is looked at. Never imports
+    torch.
+    """
+
+    def __init__(self, file: Path, mapped: mmap.mmap, header: "Header") -> None:
+        """Use `Archive.open`."""
+        self.file = file
+        self.size = len(mapped)
+        self._mapped = mapped
+        self._header = header
+        self.manifest = self._read_manifest()
+        self._extent_of_digest = self._index()
+
+    @classmethod
+    def open(cls, file: str | os.PathLike[str]) -> "Archive":
+        """Open and check a file.
+
+        Raises a child of `ArchiveError` that names the file: missing, no safetensors file, cut
+        short, not written by qvtrace, in a newer format, left unfinished by a kill, or damaged.
+        """
+        path = Path(file)
+        mapped = _map(path)
+        try:
+            return cls(path, mapped, read_header(path, mapped))
+        except BaseException:
+            mapped.close()
+            raise
+
+    def array(self, leaf: TensorLeaf) -> np.ndarray[Any, Any]:
+        """The elements of a leaf, read-only and maybe unaligned, in its dtype and shape.
+
+        What the file holds in another form comes back in the nearest one that numpy has: complex128
+        as complex128, float4 with each element apart, packed integers as stored.
+        Raises `DamagedArchiveError` when the file has no such contents.
+        """
+        extent = self._extent_of_digest.get(leaf.digest)
+        if extent is None:
+            self._damaged(f"no tensor has the digest {leaf.digest!r}")
+        if leaf.file_dtype not in DTYPES or extent.end - extent.begin != nbytes(
+            leaf.file_dtype, leaf.file_shape
+        ):
+            self._damaged(f"{leaf.dtype} {list(leaf.shape)} is not what is stored for it")
+        stored = self._elements(extent.begin, leaf.file_dtype, leaf.file_shape)
+        if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
+            return _as_complex(stored, leaf.shape)
+        return stored
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest as it stands in the file."""
+        extent = self._header.tensors[MANIFEST_KEY]
+        return self._bytes(extent)
+
+    def damaged_tensors(self) -> Iterator[str]:
+        """The key of each tensor whose bytes do not have the digest that the manifest names."""
+        for entry in self.manifest.tensors:
+            view = memoryview(self._mapped)[self._slice(self._header.tensors[entry.key])]
+            with view:
+                if digest_bytes(view) != entry.digest:
+                    yield entry.key
+
+    def close(self) -> None:
+        """Let go of the file; arrays that are still in use keep it mapped."""
+        try:
+            self._mapped.close()
+        except BufferError:
+            return
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _slice(self, extent: Extent) -> slice:
+        start = self._header.data_start
+        return slice(start + extent.begin, start + extent.end)
+
+    def _bytes(self, extent: Extent) -> bytes:
+        return self._mapped[self._slice(extent)]
+
+    def _elements(self, begin: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        known = DTYPES[dtype]
+        offset = self._header.data_start + begin
+        count = math.prod(shape)
+        if known.bits == 4:
+            packed = np.frombuffer(self._mapped, np.uint8, (count + 1) // 2, offset)
+            halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count]
+            return halves.view(known.numpy).reshape(shape)
+        if count == 0:
+            return np.empty(shape, known.numpy)
+        return np.frombuffer(self._mapped, known.numpy, count, offset).reshape(shape)
+
+    def _read_manifest(self) -> Manifest:
+        data = self.manifest_bytes()
+        if digest_bytes(data) != self._header.metadata.get("manifest_digest"):
+            self._damaged("the manifest does not match its digest")
+        if data.count(b"{") + data.count(b"[") + data.count(b",") > MAX_NODES:
+            self._damaged("the manifest describes more than any model can do")
+        try:
+            return manifest_from_json(_parse(data))
+        except (ValueError, RecursionError) as error:
+            raise DamagedArchiveError(
+                f"{self.file}: the manifest is damaged ({error}); record again"
+            ) from error
+
+    def _index(self) -> dict[str, Extent]:
+        """Where each digest's contents lie; the manifest and the header must name the same
+        tensors."""
+        stored = {
+            key: extent for key, extent in self._header.tensors.items() if key != MANIFEST_KEY
+        }
+        for entry in self.manifest.tensors:
+            extent = stored.pop(entry.key, None)
+            if extent is None or (extent.dtype, extent.shape) != (entry.dtype, entry.shape):
+                self._damaged(f"manifest and header differ about the tensor {entry.key!r}")
+        if stored:
+            self._damaged(f"the manifest does not know the tensor {next(iter(stored))!r}")
+        tensors = self._header.tensors
+        return {entry.digest: tensors[entry.key] for entry in self.manifest.tensors}
+
+    def _damaged(self, what: str) -> NoReturn:
+        raise DamagedArchiveError(f"{self.file}: {what}; the file is damaged, record again")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked safetensors header of an archive."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, Extent]
+    data_start: int
+
+
+def read_header(file: Path, mapped: mmap.mmap) -> Header:
+    """The header, when everything in it agrees with the file; raises children of `ArchiveError`."""
+    length, json_header = _header_json(file, mapped)
+    metadata = json_header.pop(METADATA_KEY, None)
+    if not _is_archive(metadata):
+        raise NotAnArchiveError(
+            f"{file}: a safetensors file, but no qvtrace archive; make one with: qvtrace record"
+        )
+    _check_format(file, metadata)
+    if metadata.get("state") == RECORDING:
+        raise UnfinishedArchiveError(
+            f"{file}: its recording was killed or is still running; if it was killed, "
+            f"make the file readable with: qvtrace recover {file}"
+        )
+    try:
+        tensors = {key: _extent(key, entry) for key, entry in json_header.items()}
+    except ValueError as error:
+        raise DamagedArchiveError(f"{file}: {error}; the file is damaged, record again") from error
+    data_start = LENGTH.size + length
+    _check_extents(file, tensors, len(mapped) - data_start)
+    if MANIFEST_KEY not in tensors or tensors[MANIFEST_KEY].dtype != "uint8":
+        raise DamagedArchiveError(f"{file}: has no manifest; the file is damaged, record again")
+    return Header(metadata, tensors, data_start)
+
+
+def _map(file: Path) -> mmap.mmap:
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingArchiveError(
+            f"{file}: there is no such file; record one with: qvtrace record -o {file}"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArchiveError(f"{file}: cannot be read: {reason}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotSafetensorsError(f"{file}: not a file; name an archive, such as fp.st")
+        if status.st_size < LENGTH.size:
+            raise NotSafetensorsError(
+                f"{file}: not a safetensors file, or cut short: it has {status.st_size} bytes; "
+                "record again"
+            )
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _header_json(file: Path, mapped: mmap.mmap) -> tuple[int, dict[str, Any]]:
+    (length,) = LENGTH.unpack(mapped[: LENGTH.size])
+    text = mapped[LENGTH.size : LENGTH.size + min(length, MAX_HEADER_BYTES)]
+    if length > MAX_HEADER_BYTES or not text.startswith(b"{"):
+        raise NotSafetensorsError(
+            f"{file}: not a safetensors file; name an archive that `qvtrace record` wrote"
+        )
+    if len(text) < length:
+        raise CutShortError(
+            f"{file}: cut short: {len(mapped)} bytes where the header alone has {length}; "
+            "copy it again, or record again"
+        )
+    try:
+        header = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise NotSafetensorsError(
+            f"{file}: not a safetensors file: its header is no JSON; record again"
+        ) from error
+    assert isinstance(header, dict)  # it starts with a brace
+    return length, header
+
+
+def _parse(data: bytes) -> Any:
+    """Strict JSON: no name twice in one object, no NaN."""
+    return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a name twice in one object")
+    return unique
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} in JSON")
+
+
+def _is_archive(metadata: object) -> bool:
+    return (
+        isinstance(metadata, dict)
+        and all(isinstance(value, str) for value in metadata.values())
+        and re.fullmatch(r"[0-9]{1,9}", metadata.get("qvtrace", "")) is not None
+    )
+
+
+def _check_format(file: Path, metadata: dict[str, str]) -> None:
+    format_version = int(metadata["qvtrace"])
+    if format_version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{file}: has format {format_version} (written by qvtrace "
+            f"{metadata.get('version', 'of an unknown version')}); this qvtrace reads up to format "
+            f"{FORMAT_VERSION}; upgrade with: pip install -U qvtrace"
+        )
+
+
+def _extent(key: str, entry: object) -> Extent:
+    """One tensor of the header; raises `ValueError` for what no writer writes."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"the tensor {key!r} is not described by an object")
+    dtype = NAME_OF_CODE.get(str(entry.get("dtype")))
+    shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    if dtype is None:
+        raise ValueError(f"the tensor {key!r} has the unknown dtype {entry.get('dtype')!r}")
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise ValueError(f"the tensor {key!r} has a shape or offsets that are no counts")
+    if offsets[1] - offsets[0] != nbytes(dtype, shape):
+        raise ValueError(f"the tensor {key!r} has offsets that do not fit its shape")
+    return Extent(dtype, shape, *offsets)
+
+
+def _counts(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return None
+    if not all(type(count) is int and 0 <= count < 2**63 for count in value):
+        return None
+    return tuple(value)
+
+
+def _check_extents(file: Path, tensors: dict[str, Extent], available: int) -> None:
+    """Tensors must cover the data without holes or overlaps, to the last byte of the file."""
+    position = 0
+    for key, extent in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if extent.begin != position:
+            raise DamagedArchiveError(
+                f"{file}: the tensor {key!r} overlaps another or leaves a hole; "
+                "the file is damaged, record again"
+            )
+        position = extent.end
+    if position > available:
+        raise CutShortError(
+            f"{file}: cut short: {available} bytes of tensors where the header names {position}; "
+            "copy it again, or record again"
+        )
+    if position < available:
+        raise DamagedArchiveError(
+            f"{file}: {available - position} bytes behind the last tensor; "
+            "the file is damaged, record again"
+        )
+
+
+def _as_complex(pairs: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(pairs).view(np.complex128).reshape(shape)

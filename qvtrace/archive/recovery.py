@@ -1,0 +1,140 @@
+"""Makes the file of a killed recording readable, in place, from the journal beside it."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qvtrace.archive.ending import Data, finish, resume_move
+from qvtrace.archive.journal import read_journal
+from qvtrace.archive.layout import journal_of
+from qvtrace.archive.reader import Archive
+from qvtrace.archive.writer import lock
+from qvtrace.errors import ArchiveError, DamagedArchiveError, MissingArchiveError
+from qvtrace.manifest import Manifest, ModuleEntry, Skipped, manifest_from_json
+
+KILLED = "the recording was killed"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was found in the file."""
+
+    file: Path
+    calls: int
+    tensors: int
+    was_readable: bool = False  # there was nothing to do
+
+
+@dataclass
+class _Found:
+    """What the journal says."""
+
+    start: int
+    head: dict[str, Any]
+    modules: list[dict[str, Any]]
+    calls: dict[str, int]
+    end: int
+    move: dict[str, Any] | None
+
+
+def recover(file: str | os.PathLike[str]) -> Recovery:
+    """Finish the `.partial` file of a killed recording; it stays marked as incomplete.
+
+    Raises `ArchiveError` when the file or its journal is missing, when they do not belong
+    together, or while the recording is still running.
+    """
+    partial = Path(file)
+    journal = journal_of(partial)
+    if not partial.exists():
+        raise MissingArchiveError(
+            f"{partial}: there is no such file; name the .partial file that a recording left"
+        )
+    if not journal.exists():
+        return _without_journal(partial, journal)
+    try:
+        descriptor = os.open(partial, os.O_RDWR)
+    except OSError as error:
+        raise ArchiveError(f"{partial}: cannot be written: {error.strerror}") from error
+    try:
+        if not lock(descriptor):
+            raise ArchiveError(f"{partial}: is still being recorded; wait until that has ended")
+        _finish(descriptor, partial, journal)
+    except OSError as error:
+        raise ArchiveError(
+            f"{partial}: cannot be finished: {error.strerror}; make room and run this again"
+        ) from error
+    finally:
+        os.close(descriptor)
+    with Archive.open(partial) as archive:
+        journal.unlink()
+        return Recovery(partial, len(archive.manifest.calls), len(archive.manifest.tensors))
+
+
+def _without_journal(partial: Path, journal: Path) -> Recovery:
+    try:
+        with Archive.open(partial) as archive:
+            manifest = archive.manifest
+            return Recovery(partial, len(manifest.calls), len(manifest.tensors), was_readable=True)
+    except DamagedArchiveError:
+        raise
+    except ArchiveError as error:
+        raise ArchiveError(
+            f"{partial}: its journal {journal.name} is missing, and without it nothing says which "
+            "bytes are which tensor; bring the journal back beside it, or record again"
+        ) from error
+
+
+def _finish(descriptor: int, partial: Path, journal: Path) -> None:
+    try:
+        found = _read(journal)
+        manifest = _manifest(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedArchiveError(
+            f"{journal}: was not written by a recording ({error}); record again"
+        ) from error
+    data = Data(found.start, found.end)
+    if found.move is not None and found.move["remaining"]:
+        resume_move(descriptor, journal, data, found.move)
+    elif found.move is not None:
+        data.start = found.move["to"]
+    if os.fstat(descriptor).st_size < data.start + data.end:
+        raise DamagedArchiveError(
+            f"{partial}: is shorter than its journal {journal.name} says; they do not belong "
+            "together, or the file was cut short"
+        )
+    finish(descriptor, journal, data, manifest)
+
+
+def _read(journal: Path) -> _Found:
+    found = _Found(0, {}, [], {}, 0, None)
+    for tag, payload in read_journal(journal):
+        if tag == "P":
+            described = json.loads(payload)
+            found.start, found.head = int(described["start"]), described["head"]
+        elif tag == "M":
+            found.modules = json.loads(payload)
+        elif tag == "T":
+            (entry,) = json.loads("{" + payload.split("\t", 1)[1] + "}").values()
+            found.end = int(entry["data_offsets"][1])
+        elif tag == "E":
+            module = json.loads(payload.split("\t", 1)[1])["module"]
+            found.calls[module] = found.calls.get(module, 0) + 1
+        elif tag == "D":
+            found.move = json.loads(payload)
+    if not found.head:
+        raise ValueError("it does not say what was recorded")
+    return found
+
+
+def _manifest(found: _Found) -> Manifest:
+    manifest = manifest_from_json({**found.head, "modules": found.modules})
+    modules = tuple(_counted(module, found.calls) for module in manifest.modules)
+    called = sum(module.calls > 0 for module in modules)
+    skipped = Skipped(registered=len(modules), called=called, recorded=called)
+    return replace(manifest, complete=False, error=KILLED, modules=modules, skipped=skipped)
+
+
+def _counted(module: ModuleEntry, calls: dict[str, int]) -> ModuleEntry:
+    return replace(module, calls=calls.get(module.name, 0))

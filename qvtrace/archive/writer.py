@@ -1,0 +1,266 @@
+"""Writes an archive as the trace comes: contents to the file, everything else to the journal."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvtrace.archive.ending import Data, finish, metadata_of
+from qvtrace.archive.journal import Journal, write_all
+from qvtrace.archive.layout import (
+    LENGTH,
+    MAX_HEADER_BYTES,
+    encode_json,
+    journal_of,
+    manifest_copy_of,
+    nbytes,
+    partial_of,
+    placeholder_header,
+    reserve_for,
+    tensor_header_entry,
+)
+from qvtrace.archive.reader import Archive
+from qvtrace.digests import Hasher, digest_bytes
+from qvtrace.errors import ArchiveError, ExistingFileError
+from qvtrace.manifest import (
+    Manifest,
+    ModuleEntry,
+    RootCall,
+    head_to_json,
+    module_to_json,
+    root_call_to_json,
+)
+from qvtrace.trees import Json
+
+_HEADER_MARGIN = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor is first met, and how its bytes are to be read."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def to_json(self, digest: str) -> Json:
+        """The tensor as it stands in the manifest."""
+        return {
+            "key": self.key,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "digest": digest,
+        }
+
+
+class ArchiveWriter:
+    """Streams one archive to `FILE.partial`, which becomes `FILE` when it is whole.
+
+    Every method may be called from several threads. Raises `OSError` when the disk is full: what
+    was written until then stays, and `close` makes it readable.
+    """
+
+    def __init__(self, file: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
+        """Create the file; `manifest` says what is known before the first call.
+
+        Raises `ExistingFileError` when it, its readable copy or a `.partial` of an earlier
+        recording is there and `overwrite` is not asked for, and `ArchiveError` when it cannot be
+        created.
+        """
+        self.file = file
+        self.partial = partial_of(file)
+        self.distinct_bytes = 0
+        self.size = 0
+        self._known: set[bytes] = set()
+        self._header_bytes = 0
+        self._calls = 0
+        self._lock = threading.Lock()
+        if not overwrite:
+            _refuse_existing(file)
+        self._descriptor = _create(self.partial)
+        reserve = reserve_for(len(manifest.modules))
+        try:
+            os.ftruncate(self._descriptor, 0)
+            write_all(self._descriptor, placeholder_header(reserve, metadata_of(manifest)))
+            self._journal = Journal(journal_of(self.partial))
+            self.describe(manifest, start=LENGTH.size + reserve)
+        except OSError as error:
+            self.discard()
+            raise ArchiveError(f"{file}: cannot be written: {error.strerror}") from error
+        self._start = LENGTH.size + reserve
+
+    def describe(self, manifest: Manifest, *, start: int | None = None) -> None:
+        """Note in the journal what is now known of the trace."""
+        head = head_to_json(manifest)
+        self._journal.append("P", encode_json({"start": start or self._start, "head": head}))
+        self.add_modules(manifest.modules)
+
+    def add_modules(self, modules: tuple[ModuleEntry, ...]) -> None:
+        """Note in the journal which modules there are."""
+        self._journal.append("M", encode_json([module_to_json(module) for module in modules]))
+
+    def add_tensor(self, data: memoryview, tensor: Tensor) -> str:
+        """Store the bytes, unless equal ones are there; returns their digest."""
+        digest = digest_bytes(data)
+        with self._lock:
+            if bytes.fromhex(digest) not in self._known:
+                self._append(data, tensor, digest)
+        return digest
+
+    def add_pieces(self, pieces: Iterator[memoryview], tensor: Tensor) -> str:
+        """Store contents that come in pieces, unless equal ones are there; returns their digest.
+
+        They are written before their digest is known, and taken back when it is an old one.
+        """
+        hasher = Hasher()
+        with self._lock:
+            try:
+                for piece in pieces:
+                    hasher.update(piece)
+                    write_all(self._descriptor, piece)
+                digest = str(hasher.hexdigest())
+                if bytes.fromhex(digest) in self._known:
+                    self._rewind()
+                else:
+                    self._note(tensor, digest)
+            except BaseException:
+                self._rewind()
+                raise
+        return digest
+
+    def add_root_call(self, call: RootCall) -> None:
+        """Note the inputs of an outermost call."""
+        self._append_line("R", encode_json(root_call_to_json(call)))
+
+    def begin_call(self, beginning: Json) -> int:
+        """Note a call and its inputs; returns its number, to be given to `end_call`."""
+        with self._lock:
+            self._calls += 1
+            number = self._calls
+        self._append_line("E", f"{number}\t{encode_json(beginning)}")
+        return number
+
+    def end_call(self, number: int, end: Json) -> None:
+        """Note what the call returned."""
+        self._append_line("L", f"{number}\t{encode_json(end)}")
+
+    def close(self, manifest: Manifest) -> Path:
+        """Finish the file and return its name: `FILE` if the trace is complete, else
+        `FILE.partial`.
+
+        Raises `ArchiveError` when the disk is so full that not even the index fits; the journal
+        then stays, and `recover` can finish the file when there is room.
+        """
+        self._journal.close()
+        journal = journal_of(self.partial)
+        try:
+            data = Data(self._start, self.distinct_bytes)
+            finish(self._descriptor, journal, data, manifest)
+            self.size = os.fstat(self._descriptor).st_size
+            if manifest.complete:
+                self.partial.replace(self.file)
+            journal.unlink(missing_ok=True)
+        except OSError as error:
+            raise ArchiveError(
+                f"{self.partial}: cannot be finished: {error.strerror}; "
+                f"make room, then run: qvtrace recover {self.partial}"
+            ) from error
+        finally:
+            os.close(self._descriptor)
+        if not manifest.complete:
+            return self.partial
+        _copy_manifest(self.file)
+        return self.file
+
+    def discard(self) -> None:
+        """Take the file away again: the recording never began."""
+        os.close(self._descriptor)
+        journal_of(self.partial).unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
+
+    def _append(self, data: memoryview, tensor: Tensor, digest: str) -> None:
+        try:
+            write_all(self._descriptor, data)
+            self._note(tensor, digest)
+        except BaseException:
+            self._rewind()
+            raise
+
+    def _note(self, tensor: Tensor, digest: str) -> None:
+        """Count in what was just written: only now is it part of the archive."""
+        begin = self.distinct_bytes
+        entry = tensor_header_entry(tensor.key, tensor.dtype, tensor.shape, begin)
+        self._header_bytes += len(entry) + 1
+        if self._header_bytes > MAX_HEADER_BYTES - _HEADER_MARGIN:
+            raise ArchiveError(
+                f"{self.file}: more tensors than a safetensors header can name; "
+                "record fewer modules with --include"
+            )
+        self._journal.append("T", f"{encode_json(tensor.to_json(digest))}\t{entry}")
+        self.distinct_bytes = begin + nbytes(tensor.dtype, tensor.shape)
+        self._known.add(bytes.fromhex(digest))
+
+    def _rewind(self) -> None:
+        """Take back what was written since the last whole tensor."""
+        end = self._start + self.distinct_bytes
+        os.ftruncate(self._descriptor, end)
+        os.lseek(self._descriptor, end, os.SEEK_SET)
+
+    def _append_line(self, tag: str, payload: str) -> None:
+        with self._lock:
+            self._journal.append(tag, payload)
+
+
+def _refuse_existing(file: Path) -> None:
+    for there in (file, manifest_copy_of(file)):
+        if there.exists():
+            raise ExistingFileError(
+                f"{there}: already exists; choose another name, "
+                "or overwrite it with --force (overwrite=True in Python)"
+            )
+    partial = partial_of(file)
+    if partial.exists():
+        raise ExistingFileError(
+            f"{partial}: an earlier recording left it; keep it under another name, "
+            "or overwrite it with --force (overwrite=True in Python)"
+        )
+
+
+def _create(partial: Path) -> int:
+    """Open the `.partial` file, locked against a second recording and against recovery."""
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ArchiveError(f"{partial}: cannot be written: {error.strerror}") from error
+    if not lock(descriptor):
+        os.close(descriptor)
+        raise ArchiveError(
+            f"{partial}: another process is recording it; wait for it or choose another name"
+        )
+    return descriptor
+
+
+def lock(descriptor: int) -> bool:
+    """Take the file for this process; False when another one has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _copy_manifest(file: Path) -> None:
+    """Write the readable copy of the manifest; an archive is whole without it."""
+    copy = manifest_copy_of(file)
+    unfinished = partial_of(copy)
+    try:
+        with Archive.open(file) as archive, unfinished.open("wb") as output:
+            output.write(archive.manifest_bytes())
+        unfinished.replace(copy)
+    except OSError:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""What tells one model and one environment from another: digests, versions, dtype, device."""
+
+import inspect
+import json
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvtrace.digests import Hasher, digest_bytes, digest_json
+from qvtrace.manifest import ModelInfo
+from qvtrace.snapshots import host_bytes
+from qvtrace.trees import Json
+
+# Parts of a configuration that say how a model is run, not which one it is.
+_NOT_IDENTITY = frozenset(
+    {
+        "quantization_config",
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "use_cache",
+        "output_attentions",
+    }
+)
+_QUANTIZERS = (
+    "torchao",
+    "bitsandbytes",
+    "compressed_tensors",
+    "optimum.quanto",
+    "tico",
+)
+
+
+def version() -> str:
+    """The version of this qvtrace."""
+    return metadata.version("qvtrace")
+
+
+def describe_model(model: nn.Module, *, weights: bool) -> ModelInfo:
+    """What can be said of a model that somebody else built.
+
+    `weights`: whether its weights are the float ones, so that their digest tells the model.
+    """
+    return ModelInfo(
+        class_name=type(model).__name__,
+        dtype=model_dtype(model),
+        config_digest=config_digest(model),
+        weights_digest=weights_digest(model) if weights else None,
+        training=model.training,
+    )
+
+
+def describe_environment(model: nn.Module) -> Json:
+    """Versions, device, threads and attention implementation."""
+    environment: Json = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": _device(model),
+        "threads": torch.get_num_threads(),
+    }
+    if "transformers" in sys.modules:
+        environment["transformers"] = sys.modules["transformers"].__version__
+    for name in _QUANTIZERS:
+        if name in sys.modules:
+            package = name.replace("_", "-").replace(".", "-")
+            environment[package] = _package_version(package)
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if isinstance(attention, str):
+        environment["attention"] = attention
+    return environment
+
+
+def config_digest(model: nn.Module) -> str | None:
+    """Digest of the model's configuration but for quantization; None when it has none."""
+    config = getattr(model, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    if to_dict is None:
+        return None
+    try:
+        return digest_json(json.loads(json.dumps(_identity(to_dict()), default=str)))
+    except (TypeError, ValueError):
+        return None
+
+
+def weights_digest(model: nn.Module) -> str | None:
+    """Digest of names, dtypes, shapes and bytes of all weights.
+
+    None where they are not at hand (on the meta device, a GPU or a disk) or are no plain floats.
+    """
+    hasher = Hasher()
+    try:
+        weights = sorted(model.state_dict(keep_vars=True).items())
+    except (NotImplementedError, RuntimeError, TypeError):
+        return None
+    for name, weight in weights:
+        if not isinstance(weight, torch.Tensor) or not _is_plain(weight):
+            return None
+        digest = digest_bytes(host_bytes(weight.detach()))
+        hasher.update(f"{name} {weight.dtype} {tuple(weight.shape)} {digest}\n".encode())
+    return str(hasher.hexdigest()) if weights else None
+
+
+def model_dtype(model: nn.Module) -> str | None:
+    """The dtype of most float weights."""
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            name = str(parameter.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name], default=None)
+
+
+def positional_parameters(module: nn.Module) -> tuple[str | None, ...]:
+    """The names of forward's positional parameters, up to a `*args`."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in positional)
+
+
+def _identity(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {
+            str(name): _identity(value)
+            for name, value in config.items()
+            if name not in _NOT_IDENTITY
+        }
+    return [_identity(item) for item in config] if isinstance(config, list | tuple) else config
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    return (
+        type(weight) in (torch.Tensor, nn.Parameter, nn.Buffer)
+        and weight.device.type == "cpu"
+        and weight.layout is torch.strided
+        and not weight.is_quantized
+    )
+
+
+def _device(model: nn.Module) -> str:
+    devices = sorted({parameter.device.type for parameter in model.parameters()})
+    return ", ".join(devices) or "cpu"
+
+
+def _package_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

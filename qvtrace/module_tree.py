@@ -1,0 +1,70 @@
+"""The modules of a model: every name that each one has, and what it is without being run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+MAX_NAMES = 1_000_000  # modules that share modules that share modules have names without end
+
+
+@dataclass(eq=False)
+class NamedModule:
+    """One module, however many names it has."""
+
+    name: str
+    module: nn.Module
+    parent: "NamedModule | None"
+    aliases: list[str] = field(default_factory=list)
+
+    @property
+    def class_name(self) -> str:
+        """The name of the module's class."""
+        return type(self.module).__name__
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it only holds other modules: a `ModuleList` has no forward to be called."""
+        forward = getattr(type(self.module), "forward", None)
+        return forward is None or forward is nn.Module.forward
+
+
+def walk_modules(root: nn.Module) -> list[NamedModule]:
+    """Every module below `root`, itself first, in the order of `named_modules`.
+
+    Unlike there, the further names of a shared module are kept, and one that contains itself is not
+    followed into itself.
+    """
+    found: dict[int, NamedModule] = {}
+    for name, module, parent in _names(root):
+        known = found.get(id(module))
+        if known is None:
+            above = found[id(parent)] if parent is not None else None
+            found[id(module)] = NamedModule(name, module, above)
+        else:
+            known.aliases.append(name)
+    return list(found.values())
+
+
+def _names(root: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+    """Every name with its module and the module that holds it; a cycle is not followed."""
+    yield "", root, None
+    path = [("", root, _children(root))]
+    budget = MAX_NAMES
+    while path and budget:
+        prefix, parent, children = path[-1]
+        component, child = next(children, ("", None))
+        if child is None:
+            path.pop()
+        elif all(child is not above for _, above, _ in path):
+            name = f"{prefix}.{component}" if prefix else component
+            budget -= 1
+            yield name, child, parent
+            path.append((name, child, _children(child)))
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Direct children, those under a second name included (`named_children` leaves them out)."""
+    registered = module.__dict__.get("_modules")
+    named = registered.items() if isinstance(registered, dict) else module.named_children()
+    return iter([(name, child) for name, child in named if isinstance(child, nn.Module)])

@@ -1,0 +1,44 @@
+"""Patterns on module names: an exact name first, then a case-sensitive fnmatch.
+
+Exact names come first so that a name with `[0]` in it matches itself. The root, whose name is
+empty, is `(root)` in a pattern as it is on screen.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from qvtrace.errors import UsageError
+
+ROOT = "(root)"
+
+
+def shown(name: str) -> str:
+    """The name of a module as people see it."""
+    return name or ROOT
+
+
+def match(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that `pattern` stands for: the one that it is, else those that it fits."""
+    names = set(names)
+    exact = "" if pattern == ROOT else pattern
+    if exact in names:
+        return {exact}
+    return {name for name in names if fnmatchcase(name, pattern)}
+
+
+def select(
+    names: Collection[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> set[str]:
+    """The names that any of `include` fits (all, when there is none) and none of `exclude`."""
+    chosen = set(names) if not include else set().union(*(match(names, p) for p in include))
+    return chosen.difference(*(match(names, pattern) for pattern in exclude))
+
+
+def require_matches(names: Collection[str], patterns: Sequence[str], option: str) -> None:
+    """Raise `UsageError` for the first pattern that no name fits."""
+    for pattern in patterns:
+        if not match(names, pattern):
+            raise UsageError(
+                f"{option} {pattern!r}: matches none of {len(names)} modules; "
+                "list them with `qvtrace show ARCHIVE`"
+            )

@@ -1,0 +1,618 @@
+"""Hooks on a model -> calls -> an archive. The only code that runs inside the user's forward.
+
+    with qvtrace.record(model, "fp.st"):
+        model(**inputs)
+
+A hook never changes an output and never raises into the model: what goes wrong in here ends the
+recording, not the forward.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from qvtrace import trees
+from qvtrace.archive import ArchiveWriter
+from qvtrace.archive.dry_run import DryWriter
+from qvtrace.device_copies import DeviceCopies
+from qvtrace.digests import digest_json
+from qvtrace.errors import QvtraceError, RecordingError, UsageError
+from qvtrace.identity import (
+    describe_environment,
+    describe_model,
+    positional_parameters,
+    version,
+)
+from qvtrace.manifest import (
+    InputsInfo,
+    Manifest,
+    ModelInfo,
+    ModuleEntry,
+    RootCall,
+    Skipped,
+    VariantInfo,
+)
+from qvtrace.module_tree import NamedModule, walk_modules
+from qvtrace.patterns import require_matches, select
+from qvtrace.snapshots import Snapshots, host_bytes
+from qvtrace.trees import Json
+
+EXCLUDED = "left out by --include or --exclude"
+CONTAINER = "only holds other modules"
+NEVER_CALLED = "never called"
+BYPASSED = "ran without being called (.forward() or its weights used directly)"
+UNSEEN = "created during forward, not seen"
+UNHOOKABLE = "takes no hooks"
+
+_PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a recording is."""
+
+    modules_done: int
+    modules_total: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What to record, and what the manifest is to say of it."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    overwrite: bool = False
+    inputs: bool = True
+    kwargs: bool = True
+    caches: bool = False
+    dry_run: bool = False
+    recorded_by: str = "library"
+    model: ModelInfo | None = None
+    variant: VariantInfo | None = None
+    source: Json = field(default_factory=dict)
+    environment: Json = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class RecordingReport:
+    """What a recording has done. Bytes of places count equal contents each time they are met."""
+
+    file: Path | None
+    size: int  # bytes of the archive
+    registered: int
+    called: int
+    recorded: int
+    calls: int
+    places: int
+    place_bytes: int
+    bytes_by_kind: dict[str, int]  # `inputs`, `kwargs`, `output`
+    distinct_bytes: int
+    reasons: dict[str, tuple[str, ...]]
+    opaque: dict[str, int]
+    warnings: tuple[str, ...]
+    seconds: float
+    complete: bool
+    error: str | None
+
+
+def record(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    overwrite: bool = False,
+    inputs: bool = True,
+    kwargs: bool = True,
+    caches: bool = False,
+) -> "Recording":
+    """Record every call of every module of `model` within a `with` block.
+
+    Leaving the block closes the archive at `path`; an exception inside it closes what there is as
+    `path.partial` and goes on its way. `include` and `exclude` are patterns on module names;
+    `inputs` and `kwargs` can be left out to store less; `caches` also stores the tensors of Cache
+    objects.
+
+    Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `UsageError`
+    for a pattern that fits no module, and on leaving the block `RecordingError` when the disk was
+    full.
+    """
+    options = RecordOptions(
+        include=_patterns(include, "include"),
+        exclude=_patterns(exclude, "exclude"),
+        overwrite=overwrite,
+        inputs=inputs,
+        kwargs=kwargs,
+        caches=caches,
+        variant=VariantInfo(name=variant),
+    )
+    return Recording(model, Path(path), options)
+
+
+@dataclass(eq=False)
+class _Hooked:
+    """A module under the hook."""
+
+    module: NamedModule
+    recorded: bool
+    calls: int = 0
+    parameters: tuple[str | None, ...] | None = None
+
+
+@dataclass(eq=False)
+class _Frame:
+    """A call that has not returned."""
+
+    hooked: _Hooked
+    index: int
+    number: int | None  # in the archive; None when the call is not recorded
+    exception_before: BaseException | None
+    started: float = 0.0
+    overhead: float = 0.0
+
+
+class _Thread(threading.local):
+    """The calls of one thread that have not returned, and the time that hooks took."""
+
+    def __init__(self) -> None:
+        self.frames: list[_Frame] = []
+        self.overhead = 0.0
+
+
+class Recording(AbstractContextManager["Recording"]):
+    """A recording of one model; `report` says what became of it once the block is left."""
+
+    def __init__(self, model: nn.Module, path: Path | None, options: RecordOptions) -> None:
+        """Record `model` to `path`; with `options.dry_run` nothing is written."""
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model: is {type(model).__name__}; record takes a torch.nn.Module")
+        self.report: RecordingReport | None = None
+        self.sample = 0
+        self.step = 0
+        self._model = model
+        self._path = _ranked(path)
+        self._options = options
+        self._hooked: dict[int, _Hooked] = {}
+        self._unhookable: list[NamedModule] = []
+        self._bypassed: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread = _Thread()
+        self._process = os.getpid()
+        self._active = False
+        self._failure: Exception | None = None
+        self._counted = _Counts()
+
+    def __enter__(self) -> "Recording":
+        if self._active or self.report is not None:
+            raise UsageError("record: a recording runs once; make another one")
+        modules = walk_modules(self._model)
+        names = [name for module in modules for name in (module.name, *module.aliases)]
+        require_matches(names, self._options.include, "--include")
+        require_matches(names, self._options.exclude, "--exclude")
+        self._started = time.perf_counter()
+        self._manifest = self._beginning(modules)
+        self._writer = self._open_writer()
+        self._snapshots = Snapshots(self._store, caches=self._options.caches)
+        self._device_copies = DeviceCopies(self._writer)
+        with ExitStack() as stack:
+            stack.callback(self._abandon)
+            self._hooks = stack.enter_context(ExitStack())
+            self._hooks.enter_context(_eager_stance())
+            self._hook(modules)
+            stack.pop_all()
+        self._active = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]:
+        self._active = False
+        self._hooks.close()
+        manifest = self._ending(error or self._failure)
+        try:
+            file = self._writer.close(manifest)
+        except QvtraceError as trouble:
+            if error is None:
+                raise
+            error.add_note(f"qvtrace: {trouble}")
+            return False
+        self.report = self._report(manifest, file)
+        if error is None and self._failure is not None:
+            raise RecordingError(
+                f"{self._path}: the recording ended early: {manifest.error}; "
+                f"what was recorded until then is in {file}"
+            ) from self._failure
+        return False
+
+    def _beginning(self, modules: list[NamedModule]) -> Manifest:
+        options = self._options
+        variant = options.variant or VariantInfo()
+        model = options.model or describe_model(self._model, weights=variant.name == "fp")
+        return Manifest(
+            qvtrace=version(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            complete=False,
+            error=None,
+            recorded_by=options.recorded_by,
+            model=replace(model, training=self._model.training),
+            variant=variant,
+            inputs=InputsInfo(source=options.source or {"kind": "given by the caller"}),
+            contains=_contents(options),
+            environment={**describe_environment(self._model), **options.environment},
+            settings={
+                "include": list(options.include),
+                "exclude": list(options.exclude),
+                "inputs": options.inputs,
+                "kwargs": options.kwargs,
+                "caches": options.caches,
+                **options.settings,
+            },
+            modules=tuple(_entry(module, calls=0) for module in modules),
+            calls=(),
+            tensors=(),
+            skipped=Skipped(),
+        )
+
+    def _open_writer(self) -> ArchiveWriter | DryWriter:
+        if self._options.dry_run or self._path is None:
+            return DryWriter(self._manifest)
+        return ArchiveWriter(self._path, self._manifest, overwrite=self._options.overwrite)
+
+    def _abandon(self) -> None:
+        self._writer.discard()
+
+    def _hook(self, modules: list[NamedModule]) -> None:
+        """Put hooks on those that have none yet."""
+        names = {name for module in modules for name in (module.name, *module.aliases)}
+        chosen = select(names, include=self._options.include, exclude=self._options.exclude)
+        for module in modules:
+            if id(module.module) not in self._hooked and not module.is_container:
+                recorded = not chosen.isdisjoint((module.name, *module.aliases))
+                self._hook_one(_Hooked(module, recorded))
+
+    def _hook_one(self, hooked: _Hooked) -> None:
+        module = hooked.module.module
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._active and os.getpid() == self._process:
+                self._guarded(self._before, hooked, args, kwargs)
+
+        def after(_: nn.Module, args: object, kwargs: object, output: object) -> None:
+            if self._active and os.getpid() == self._process:
+                self._guarded(self._after, hooked, output)
+
+        try:
+            pre = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+            self._hooks.callback(pre.remove)
+            post = module.register_forward_hook(after, with_kwargs=True, always_call=True)
+            self._hooks.callback(post.remove)
+        except (AttributeError, RuntimeError):  # some scripted modules
+            self._unhookable.append(hooked.module)
+        self._hooked[id(module)] = hooked
+
+    def _guarded(self, hook: Callable[..., None], *arguments: object) -> None:
+        """Run a hook; the model never sees what it raises."""
+        started = time.perf_counter()
+        try:
+            hook(*arguments)
+        except Exception as error:
+            self._active = False
+            self._failure = error
+        self._thread.overhead += time.perf_counter() - started
+
+    def _before(self, hooked: _Hooked, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frames = self._thread.frames
+        if not frames:
+            self._hook(walk_modules(self._model))
+        elif not hooked.calls:
+            self._note_bypass(hooked.module, frames)
+        with self._lock:
+            index = hooked.calls
+            hooked.calls += 1
+        place = f"{_key_name(hooked.module.name)}#{index}/"
+        is_root = not frames
+        taken = self._take_inputs(hooked, place, args, kwargs, is_root=is_root)
+        if is_root:
+            self._writer.add_root_call(_root_call(hooked.module.name, index, *taken))
+        number = self._begin_call(hooked, index, taken, args) if hooked.recorded else None
+        frame = _Frame(hooked, index, number, sys.exception())
+        frames.append(frame)
+        frame.overhead = self._thread.overhead
+        frame.started = time.perf_counter()
+
+    def _take_inputs(
+        self,
+        hooked: _Hooked,
+        place: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_root: bool,
+    ) -> tuple[Json | None, Json | None]:
+        """The trees of inputs and kwargs, where they are asked for or compare two runs."""
+        inputs = is_root or (hooked.recorded and self._options.inputs)
+        named = is_root or (hooked.recorded and self._options.kwargs)
+        return (
+            self._tree(args, place, "inputs") if inputs else None,
+            self._tree(kwargs, place, "kwargs") if named else None,
+        )
+
+    def _begin_call(
+        self,
+        hooked: _Hooked,
+        index: int,
+        taken: tuple[Json | None, Json | None],
+        args: tuple[Any, ...],
+    ) -> int:
+        parent = next((f for f in reversed(self._thread.frames) if f.number is not None), None)
+        return self._writer.begin_call(
+            {
+                "module": hooked.module.name,
+                "index": index,
+                "sample": self.sample,
+                "step": self.step,
+                "parent": None if parent is None else [parent.hooked.module.name, parent.index],
+                "parameters": _parameters(hooked, len(args)),
+                "inputs": taken[0] if self._options.inputs else None,
+                "kwargs": taken[1] if self._options.kwargs else None,
+            }
+        )
+
+    def _after(self, hooked: _Hooked, output: object) -> None:
+        now = time.perf_counter()
+        frame = self._pop(hooked)
+        if frame is None or frame.number is None:
+            return
+        seconds = now - frame.started - (self._thread.overhead - frame.overhead)
+        raised = sys.exception()
+        if raised is not None and raised is not frame.exception_before:
+            self._end_call(frame.number, None, seconds, _described(raised))
+            return
+        place = f"{_key_name(hooked.module.name)}#{frame.index}/"
+        self._end_call(frame.number, self._tree(output, place, "output"), seconds, None)
+        self._show_progress()
+
+    def _pop(self, hooked: _Hooked) -> _Frame | None:
+        """The frame of the call that returns; calls above it were left by Ctrl-C and the like."""
+        frames = self._thread.frames
+        if not any(frame.hooked is hooked for frame in frames):
+            return None
+        while (frame := frames.pop()).hooked is not hooked:
+            if frame.number is not None:
+                self._end_call(frame.number, None, None, "did not return")
+        return frame
+
+    def _end_call(
+        self, number: int, output: Json | None, seconds: float | None, error: str | None
+    ) -> None:
+        self._counted.calls += 1
+        rounded = None if seconds is None else round(seconds, 6)
+        self._writer.end_call(number, {"output": output, "seconds": rounded, "error": error})
+
+    def _tree(self, value: object, place: str, part: str) -> Json:
+        self._counted.kind = part
+        return trees.to_json(self._snapshots.take(value, place, part))
+
+    def _store(self, tensor: torch.Tensor, described: Any) -> str:
+        self._counted.add(tensor.numel() * tensor.element_size())
+        if tensor.device.type == "cuda":
+            return self._device_copies.store(tensor, described)
+        return self._writer.add_tensor(host_bytes(tensor.cpu()), described)
+
+    def _note_bypass(self, module: NamedModule, frames: list[_Frame]) -> None:
+        """A module is called below a running one, but what lies between them is not running."""
+        running = {id(frame.hooked.module) for frame in frames}
+        between = []
+        above = module.parent
+        while above is not None and id(above) not in running:
+            between.append(above.name)
+            above = above.parent
+        if above is not None:
+            self._bypassed.update(between)
+
+    def _show_progress(self) -> None:
+        progress = self._options.progress
+        now = time.perf_counter()
+        if progress is None or now - self._counted.shown < _PROGRESS_SECONDS:
+            return
+        self._counted.shown = now
+        done = sum(hooked.calls > 0 for hooked in self._hooked.values())
+        progress(Progress(done, len(self._hooked), self._writer.distinct_bytes))
+
+    def _ending(self, error: BaseException | None) -> Manifest:
+        modules = walk_modules(self._model)
+        reasons = self._reasons(modules)
+        calls = {key: hooked.calls for key, hooked in self._hooked.items()}
+        recorded = sum(1 for h in self._hooked.values() if h.recorded and h.calls)
+        return replace(
+            self._manifest,
+            complete=error is None,
+            error=None if error is None else _described(error),
+            modules=tuple(_entry(m, calls=calls.get(id(m.module), 0)) for m in modules),
+            skipped=Skipped(
+                registered=len(modules),
+                called=sum(1 for module in modules if calls.get(id(module.module))),
+                recorded=recorded,
+                reasons=reasons,
+                opaque=dict(sorted(self._snapshots.opaque.items())),
+                warnings=_warnings(reasons, recorded),
+            ),
+        )
+
+    def _reasons(self, modules: list[NamedModule]) -> dict[str, tuple[str, ...]]:
+        reasons: dict[str, list[str]] = {}
+        working = self._working_parameters(modules)
+        for module in modules:
+            reason = self._reason(module, working)
+            if reason is not None:
+                reasons.setdefault(reason, []).append(module.name)
+        return {reason: tuple(names) for reason, names in sorted(reasons.items())}
+
+    def _reason(self, module: NamedModule, working: set[int]) -> str | None:
+        hooked = self._hooked.get(id(module.module))
+        if module.is_container:
+            return CONTAINER
+        if hooked is None:
+            return UNSEEN
+        if module in self._unhookable:
+            return UNHOOKABLE
+        if not hooked.calls:
+            return BYPASSED if self._ran_without_call(module, working) else NEVER_CALLED
+        return None if hooked.recorded else EXCLUDED
+
+    def _working_parameters(self, modules: list[NamedModule]) -> set[int]:
+        """Parameters of modules that were called: a tied weight is at work there."""
+        called = (m.module for m in modules if self._calls_of(m))
+        return {id(parameter) for module in called for parameter in _own_parameters(module)}
+
+    def _calls_of(self, module: NamedModule) -> int:
+        hooked = self._hooked.get(id(module.module))
+        return 0 if hooked is None else hooked.calls
+
+    def _ran_without_call(self, module: NamedModule, working: set[int]) -> bool:
+        if module.name in self._bypassed:
+            return True
+        above = module.parent
+        while above is not None and above.is_container:
+            above = above.parent
+        own = _own_parameters(module.module)
+        used = bool(own) and not any(id(parameter) in working for parameter in own)
+        return used and above is not None and self._calls_of(above) > 0
+
+    def _report(self, manifest: Manifest, file: Path | None) -> RecordingReport:
+        skipped = manifest.skipped
+        return RecordingReport(
+            file=file,
+            size=self._writer.size,
+            registered=skipped.registered,
+            called=skipped.called,
+            recorded=skipped.recorded,
+            calls=self._counted.calls,
+            places=self._counted.places,
+            place_bytes=sum(self._counted.bytes_by_kind.values()),
+            bytes_by_kind=dict(self._counted.bytes_by_kind),
+            distinct_bytes=self._writer.distinct_bytes,
+            reasons=skipped.reasons,
+            opaque=skipped.opaque,
+            warnings=skipped.warnings,
+            seconds=time.perf_counter() - self._started,
+            complete=manifest.complete,
+            error=manifest.error,
+        )
+
+
+@dataclass
+class _Counts:
+    """What was met so far."""
+
+    kind: str = "output"
+    calls: int = 0
+    places: int = 0
+    shown: float = 0.0
+    bytes_by_kind: dict[str, int] = field(
+        default_factory=lambda: {"inputs": 0, "kwargs": 0, "output": 0}
+    )
+
+    def add(self, nbytes: int) -> None:
+        self.places += 1
+        self.bytes_by_kind[self.kind] += nbytes
+
+
+def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise UsageError(f"{name}: is one text; give a list of patterns, such as [{patterns!r}]")
+    return tuple(patterns)
+
+
+def _eager_stance() -> AbstractContextManager[object]:
+    """What `torch.compile` has compiled runs eagerly, or its modules would never be called.
+
+    Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _ranked(path: Path | None) -> Path | None:
+    """Under torch.distributed each process writes its own file."""
+    if path is None or not torch.distributed.is_available():
+        return path
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return path
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return path.with_name(f"{path.stem}.rank{rank}-of-{size}{path.suffix}")
+
+
+def _entry(module: NamedModule, *, calls: int) -> ModuleEntry:
+    parent = None if module.parent is None else module.parent.name
+    return ModuleEntry(module.name, module.class_name, parent, tuple(module.aliases), calls)
+
+
+def _contents(options: RecordOptions) -> tuple[str, ...]:
+    """What the file gives away."""
+    contents = ["inputs", "elements"]
+    if options.source.get("prompt") is not None:
+        contents.append("prompts")
+    if options.model is not None and options.model.name is not None:
+        contents.append("paths")
+    return tuple(contents)
+
+
+def _key_name(name: str) -> str:
+    """A module's name in a key: its first unescaped `#` ends it."""
+    return name.replace("\\", "\\\\").replace("#", "\\#")
+
+
+def _root_call(module: str, index: int, inputs: Json | None, kwargs: Json | None) -> RootCall:
+    assert inputs is not None
+    assert kwargs is not None
+    return RootCall(module, index, inputs, kwargs, digest_json([inputs, kwargs]))
+
+
+def _parameters(hooked: _Hooked, count: int) -> list[str | None]:
+    """The names that forward's signature gives to its positional inputs."""
+    if hooked.parameters is None:
+        hooked.parameters = positional_parameters(hooked.module.module)
+    known = hooked.parameters[:count]
+    return [*known, *[None] * (count - len(known))]
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _warnings(reasons: dict[str, tuple[str, ...]], recorded: int) -> tuple[str, ...]:
+    warnings = []
+    if not recorded:
+        warnings.append("no call was recorded: nothing called the model while it was recorded")
+    for reason in (BYPASSED, UNSEEN, UNHOOKABLE):
+        if names := reasons.get(reason):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {shown}")
+    return tuple(warnings)

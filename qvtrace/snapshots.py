@@ -1,0 +1,327 @@
+"""Values of a running model -> trees, each tensor's bytes handed to a store at that very moment.
+
+What a tree says was true when it was made: in-place work that follows cannot change it.
+"""
+
+import dataclasses
+import enum
+import sys
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from qvtrace.archive import Tensor
+from qvtrace.archive.layout import DTYPES
+from qvtrace.trees import (
+    MAX_DEPTH,
+    Container,
+    ContainerKind,
+    Leaf,
+    Node,
+    OpaqueLeaf,
+    Original,
+    TensorLeaf,
+    ValueLeaf,
+    join_path,
+    path_component,
+)
+
+MAX_ITEMS = 10_000  # of one container; more would be data, not structure
+
+Store = Callable[[torch.Tensor, Tensor], str]
+
+_PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+_BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, complex)
+_SCALES = ("scale", "_scale", "scales")
+_ZERO_POINTS = ("zero_point", "_zero_point", "_zeropoint", "_shift", "zero_points")
+
+
+class Snapshots:
+    """Takes snapshots of values; counts what could not be stored, by reason."""
+
+    def __init__(self, store: Store, *, caches: bool = False) -> None:
+        self.opaque: dict[str, int] = {}
+        self._store = store
+        self._caches = caches
+
+    def take(self, value: object, place: str, path: str) -> Node:
+        """The tree of `value`; tensors are stored under keys that start with `place`.
+
+        Raises only what the store raises as `OSError` or `ArchiveError`: anything else that goes
+        wrong with a value makes it an opaque leaf.
+        """
+        return self._node(value, place, path, ())
+
+    def _node(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, place + path)
+        if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
+            return _plain_value(value)
+        if isinstance(value, _BY_REPR):
+            return ValueLeaf(repr(value), type(value).__name__)
+        if isinstance(value, np.ndarray):
+            return self._array(value, place + path)
+        described = self._described(value)
+        if described is None:
+            return self._opaque(value, None)
+        if id(value) in above or len(above) >= MAX_DEPTH:
+            return self._opaque(value, "contains itself, or nests too deeply")
+        kind, items, length = described
+        return self._container(value, kind, items, length, place, path, above)
+
+    def _container(
+        self,
+        value: object,
+        kind: ContainerKind,
+        items: list[tuple[object, object]],
+        length: int | None,
+        place: str,
+        path: str,
+        above: tuple[int, ...],
+    ) -> Node:
+        if len(items) > MAX_ITEMS:
+            return self._opaque(value, f"more than {MAX_ITEMS} items")
+        nodes: dict[str, Node] = {}
+        for key, child in items:
+            component = path_component(key)
+            while component in nodes:  # two keys with one repr
+                component += "'"
+            nodes[component] = self._node(
+                child, place, join_path(path, component), (*above, id(value))
+            )
+        return Container(kind, type(value).__name__, tuple(nodes.items()), length)
+
+    def _described(
+        self, value: object
+    ) -> tuple[ContainerKind, list[tuple[object, object]], int | None] | None:
+        """Kind, items and cached length of a container; None for everything else.
+
+        Generators and iterators are no containers here: looking at them would use them up.
+        """
+        try:
+            if _is_cache(value):
+                return "cache", self._cache_items(value), _cached_length(value)
+            kind = _kind(value)
+            return None if kind is None else (kind, list(_items(value, kind)), None)
+        except Exception:  # a class of the user's whose attributes raise
+            return None
+
+    def _cache_items(self, cache: Any) -> list[tuple[object, object]]:
+        return list(_cache_parts(cache)) if self._caches else []
+
+    def _opaque(self, value: object, reason: str | None) -> OpaqueLeaf:
+        class_name = type(value).__name__
+        counted = f"{class_name}: {reason}" if reason else class_name
+        self.opaque[counted] = self.opaque.get(counted, 0) + 1
+        return OpaqueLeaf(class_name, reason)
+
+    def _array(self, array: np.ndarray[Any, Any], key: str) -> Leaf:
+        try:
+            tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape).copy())
+        except (TypeError, ValueError):
+            return self._opaque(array, f"dtype {array.dtype}")
+        return self._tensor(tensor, key)
+
+    def _tensor(self, tensor: torch.Tensor, key: str) -> Leaf:
+        try:
+            with torch.no_grad():
+                return self._stored(tensor, key)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            return self._opaque(tensor, _first_line(error))
+        except MemoryError:
+            return self._opaque(tensor, "no memory for a copy")
+
+    def _stored(self, tensor: torch.Tensor, key: str) -> Leaf:
+        original = None
+        if type(tensor) not in _PLAIN_TENSORS or not _is_strided(tensor):
+            tensor, original = self._plain(tensor, key)
+        if tensor.is_meta:
+            return self._opaque(tensor, "on the meta device, without data")
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
+        stored = _storable(tensor)
+        stored_dtype, stored_shape = _stored_form(stored)
+        digest = self._store(stored, Tensor(key, stored_dtype, stored_shape))
+        return TensorLeaf(
+            dtype,
+            shape,
+            digest,
+            stored_dtype if stored_dtype != dtype else None,
+            stored_shape if stored_shape != shape else None,
+            original,
+        )
+
+    def _plain(self, tensor: torch.Tensor, key: str) -> tuple[torch.Tensor, Original | None]:
+        """A subclass, a quantized or a sparse tensor as a plain one, and what it was."""
+        class_name = type(tensor).__name__
+        if tensor.is_nested:
+            raise ValueError("a nested tensor")
+        if tensor.is_quantized:
+            return tensor.dequantize(), self._natively_quantized(tensor, key)
+        if not _is_strided(tensor):
+            return _dense(tensor), Original(str(tensor.layout).removeprefix("torch."))
+        to_local = getattr(tensor, "to_local", None)
+        if to_local is not None:
+            return to_local(), Original(class_name)
+        if type(tensor).dequantize is not torch.Tensor.dequantize or _has_parts(tensor):
+            parts = Original(
+                class_name,
+                self._part(tensor, _SCALES, f"{key}.scale"),
+                self._part(tensor, _ZERO_POINTS, f"{key}.zero_point"),
+            )
+            plain = tensor.dequantize()
+            return plain.as_subclass(torch.Tensor), parts
+        return tensor.as_subclass(torch.Tensor), Original(class_name)
+
+    def _natively_quantized(self, tensor: torch.Tensor, key: str) -> Original:
+        class_name = _dtype_name(tensor)
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scale = torch.tensor(tensor.q_scale(), dtype=torch.float64)
+            zero_point = torch.tensor(tensor.q_zero_point())
+        else:
+            scale, zero_point = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+        return Original(
+            class_name,
+            self._as_part(scale, f"{key}.scale"),
+            self._as_part(zero_point, f"{key}.zero_point"),
+        )
+
+    def _part(self, tensor: torch.Tensor, names: Iterable[str], key: str) -> TensorLeaf | None:
+        for name in names:
+            part = getattr(tensor, name, None)
+            if isinstance(part, torch.Tensor):
+                return self._as_part(part, key)
+        return None
+
+    def _as_part(self, part: torch.Tensor, key: str) -> TensorLeaf | None:
+        leaf = self._tensor(part, key)
+        return leaf if isinstance(leaf, TensorLeaf) else None
+
+
+def host_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a plain tensor in host memory, copied only where they are not contiguous."""
+    flat = tensor.contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def _plain_value(value: object) -> ValueLeaf:
+    if isinstance(value, enum.Enum):
+        return ValueLeaf(str(value), type(value).__name__)
+    if isinstance(value, np.generic):
+        item = value.item()
+        plain = item if isinstance(item, bool | int | float | str) else repr(item)
+        return ValueLeaf(plain, type(value).__name__)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4096:
+        return ValueLeaf(hex(value), "int")  # more digits than Python's own JSON reader takes
+    for base in (bool, int, float, str):
+        if isinstance(value, base):
+            return ValueLeaf(base(value), base.__name__)
+    return ValueLeaf(None, "None")
+
+
+def _kind(value: object) -> ContainerKind | None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "model_output" if isinstance(value, Mapping) else "dataclass"
+    if isinstance(value, tuple):
+        return "named_tuple" if hasattr(value, "_fields") else "tuple"
+    if isinstance(value, list):
+        return "list"
+    return "dict" if isinstance(value, Mapping | UserDict) else None
+
+
+def _items(value: Any, kind: ContainerKind) -> Iterator[tuple[object, object]]:
+    if kind in ("dataclass", "model_output"):
+        names = [field.name for field in dataclasses.fields(value)]
+        yield from ((name, getattr(value, name, None)) for name in names)
+        if kind == "model_output":
+            yield from ((name, value[name]) for name in value if name not in names)
+    elif kind == "named_tuple":
+        yield from zip(value._fields, value, strict=True)
+    elif kind == "dict":
+        yield from value.items()
+    else:
+        yield from enumerate(value)
+
+
+def _is_cache(value: object) -> bool:
+    """Whether it is a key-value or state cache of transformers: its own class does not help, since
+    asking for it would import the library."""
+    if "transformers" not in sys.modules:
+        return False
+    return any(
+        base.__name__.endswith("Cache") and base.__module__.startswith("transformers")
+        for base in type(value).__mro__
+    )
+
+
+def _cached_length(cache: Any) -> int | None:
+    try:
+        return int(cache.get_seq_length())
+    except Exception:  # caches of states have no length; a custom one may raise anything
+        return None
+
+
+def _cache_parts(cache: Any) -> Iterator[tuple[object, object]]:
+    """What a Cache holds: its layers' tensors, and caches within it."""
+    for name, part in vars(cache).items():
+        if isinstance(part, torch.Tensor) or _is_cache(part):
+            yield name, part
+        elif name == "layers" and isinstance(part, list):
+            yield name, [_tensors_of(layer) for layer in part]
+        elif isinstance(part, list | dict) and _holds_tensors(part):
+            yield name, part
+
+
+def _tensors_of(layer: object) -> dict[str, torch.Tensor]:
+    return {name: part for name, part in vars(layer).items() if isinstance(part, torch.Tensor)}
+
+
+def _holds_tensors(part: list[Any] | dict[Any, Any]) -> bool:
+    values = part.values() if isinstance(part, dict) else part
+    return any(isinstance(value, torch.Tensor) for value in values)
+
+
+def _is_strided(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
+def _has_parts(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A sparse tensor with its zeros; refused where they would outgrow it by far."""
+    held = sum(part.numel() for part in (tensor.values(),)) if tensor.is_sparse_csr else 0
+    held = held or (tensor._nnz() if tensor.is_sparse else tensor.numel())
+    if tensor.numel() > 1024 * max(held, 1024):
+        raise ValueError("a sparse tensor too large to be stored with its zeros")
+    return tensor.to_dense()
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _storable(tensor: torch.Tensor) -> torch.Tensor:
+    """The nearest form that safetensors has: pairs of reals, or the bytes as they are."""
+    if tensor.dtype in (torch.complex128, torch.complex32):
+        return torch.view_as_real(tensor)
+    name = _dtype_name(tensor)
+    if name in DTYPES or name == "float4_e2m1fn_x2":
+        return tensor
+    return tensor.contiguous().view(torch.uint8)
+
+
+def _stored_form(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    name, shape = _dtype_name(tensor), tuple(tensor.shape)
+    if name == "float4_e2m1fn_x2":  # safetensors counts the two elements of a byte
+        return "float4_e2m1fn", (*shape[:-1], 2 * shape[-1])
+    return name, shape
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:120]
