@@ -1,1 +1,72 @@
-"""Where two traces differ, module by module: record a model, compare two archives."""
+"""Where a quantized model starts to differ from its float original, module by module.
+
+    with qvtrace.record(model, "fp.st"):
+        model(**inputs)
+    comparison = qvtrace.diff("fp.st", "quant.st")
+    for row in comparison.worst("peir", 5):
+        print(row.module, row.path, row.metrics.peir)
+
+Names are loaded when they are first used: recording needs torch, reading and comparing do not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvtrace.archive import Archive, load
+    from qvtrace.comparison import Comparison, Row, diff
+    from qvtrace.errors import (
+        ArchiveError,
+        ModelError,
+        QvtraceError,
+        RecordingError,
+        UsageError,
+    )
+    from qvtrace.recorder import Recording, RecordingReport, record
+
+_HOMES = {
+    "Archive": "qvtrace.archive",
+    "ArchiveError": "qvtrace.errors",
+    "Comparison": "qvtrace.comparison",
+    "ModelError": "qvtrace.errors",
+    "QvtraceError": "qvtrace.errors",
+    "Recording": "qvtrace.recorder",
+    "RecordingError": "qvtrace.errors",
+    "RecordingReport": "qvtrace.recorder",
+    "Row": "qvtrace.comparison",
+    "UsageError": "qvtrace.errors",
+    "diff": "qvtrace.comparison",
+    "load": "qvtrace.archive",
+    "record": "qvtrace.recorder",
+}
+
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "Comparison",
+    "ModelError",
+    "QvtraceError",
+    "Recording",
+    "RecordingError",
+    "RecordingReport",
+    "Row",
+    "UsageError",
+    "__version__",
+    "diff",
+    "load",
+    "record",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qvtrace")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qvtrace' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,17 @@
 """The archive: the only code that knows the file."""
 
+import os
+
 from qvtrace.archive.reader import Archive
 from qvtrace.archive.recovery import Recovery, recover
 from qvtrace.archive.writer import ArchiveWriter, Tensor
 
-__all__ = ["Archive", "ArchiveWriter", "Recovery", "Tensor", "recover"]
+__all__ = ["Archive", "ArchiveWriter", "Recovery", "Tensor", "load", "recover"]
+
+
+def load(file: str | os.PathLike[str]) -> Archive:
+    """Open an archive for reading; close it, or use it in a `with` block.
+
+    Raises a child of `ArchiveError` that names the file.
+    """
+    return Archive.open(file)
