@@ -1,0 +1,76 @@
+"""What libraries say while they load and run, kept from the terminal; their errors pass."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+LIBRARIES = (
+    "accelerate",
+    "bitsandbytes",
+    "compressed_tensors",
+    "huggingface_hub",
+    "importlib",
+    "optimum",
+    "tokenizers",
+    "torch",
+    "torchao",
+    "transformers",
+)
+# Read by a library that is imported while these are set.
+_AT_IMPORT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+_LONGEST = 400
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings, log lines and progress bars of LIBRARIES from the terminal.
+
+    Errors pass, and so does whatever the user's own code says. torch must have been imported: its
+    import sets the levels of its loggers.
+    """
+    with ExitStack() as undo, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
+        for name in LIBRARIES:
+            logger = logging.getLogger(name)
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(max(logger.level, logging.ERROR))
+        for name in _AT_IMPORT.keys() - os.environ.keys():
+            os.environ[name] = _AT_IMPORT[name]
+            undo.callback(os.environ.pop, name, None)
+        if "transformers" in sys.modules:
+            _hide_bars(undo)
+        yield
+
+
+def _hide_bars(undo: ExitStack) -> None:
+    from transformers.utils import logging as bars
+
+    if bars.is_progress_bar_enabled():
+        bars.disable_progress_bar()
+        undo.callback(bars.enable_progress_bar)
+
+
+def one_line(error: BaseException, *secrets: str | None) -> str:
+    """Type and message of a foreign exception in one line, without tokens."""
+    text = without_secrets(" ".join(str(error).split()), *secrets).rstrip(".")
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def without_secrets(text: str, *secrets: str | None) -> str:
+    """`text` with each Hugging Face token in it replaced."""
+    for secret in (*secrets, *map(os.environ.get, _SECRET_VARIABLES)):
+        if secret:
+            text = text.replace(secret, "[token]")
+    return _SECRET.sub("[token]", text)

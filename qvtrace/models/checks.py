@@ -1,0 +1,40 @@
+"""What can be told wrong in a request before anything is loaded."""
+
+from qvtrace.errors import UsageError
+from qvtrace.models import placement
+from qvtrace.models.functions import FunctionName
+from qvtrace.models.origins import Origin
+from qvtrace.models.request import ModelRequest
+
+_LARGEST_SEED = 2**63 - 1
+
+
+def check(request: ModelRequest, origin: Origin) -> None:
+    """Raise `UsageError` for options that are unknown or contradict each other."""
+    if request.variant not in ("fp", "quant"):
+        raise UsageError(f"--variant {request.variant}: is unknown; there are fp and quant")
+    if request.variant == "fp" and request.quantizer is not None:
+        raise UsageError("--quantizer: the variant fp is not quantized; add --variant quant")
+    if request.inputs_file is not None and (request.prompt is not None or request.images):
+        raise UsageError("--inputs: takes the place of --prompt and --image; give one or the other")
+    if request.prompt == "":
+        raise UsageError("--prompt: is empty; give some text")
+    if request.seed is not None and not 0 <= request.seed <= _LARGEST_SEED:
+        raise UsageError(f"--seed {request.seed}: is out of range; give 0 to {_LARGEST_SEED}")
+    if isinstance(origin, FunctionName) and (request.from_config or request.num_layers is not None):
+        option = "--from-config" if request.from_config else "--num-layers"
+        raise UsageError(f"{option}: a function makes its model itself; leave the option out")
+    _check_placement(request)
+
+
+def _check_placement(request: ModelRequest) -> None:
+    if request.device is not None and request.device_map is not None:
+        raise UsageError("--device-map: takes the place of --device; give one or the other")
+    if request.attention_maps and request.attn not in (None, "eager"):
+        raise UsageError(
+            f"--attention-maps: {request.attn} attention computes no maps; use --attn eager"
+        )
+    placement.check_attention(request.attn)
+    placement.parse_dtype(request.dtype)
+    placement.parse_device(request.device)
+    placement.parse_device_map(request.device_map)

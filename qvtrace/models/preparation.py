@@ -1,0 +1,166 @@
+"""From a request to a model that is ready to run: load, describe, quantize."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from qvtrace.archive import Archive
+from qvtrace.errors import QvtraceError
+from qvtrace.identity import describe_model
+from qvtrace.manifest import ModelInfo, VariantInfo
+from qvtrace.models.chatter import quiet, without_secrets
+from qvtrace.models.checks import check
+from qvtrace.models.inputs import make_inputs
+from qvtrace.models.likeness import resembling
+from qvtrace.models.loading import Loaded, attention_of, load_model
+from qvtrace.models.origins import Origin, parse_origin
+from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
+from qvtrace.models.request import ModelRequest, PreparedModel, Sample, map_tensors
+from qvtrace.models.seeds import DEFAULT_SEED, seeded
+from qvtrace.models.signatures import is_transformers_model
+from qvtrace.trees import Json
+
+_HINT = "--traceback shows where"
+_HINT_IF_GUESSED = "its inputs were made from its configuration: give others with --inputs FILE"
+
+
+def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel:
+    """Load the model, make its inputs, and quantize it for the variant `quant`.
+
+    `like`: an archive that says what the request leaves open. The same request gives the same model
+    and inputs, bit for bit. Raises `UsageError` for a request that cannot be met and `ModelError`
+    for a model that cannot be loaded or quantized, each in one line without the hub token.
+    """
+    with _without_token(request.hf_token), quiet():
+        asked = request
+        if like is not None:
+            request = resembling(request, like)
+        seed = DEFAULT_SEED if request.seed is None else request.seed
+        request = replace(request, seed=seed)
+        origin = parse_origin(request.model)
+        check(request, origin)
+        chosen = choose(request.quantizer) if request.variant == "quant" else None
+        with seeded(seed):
+            loaded = load_model(origin, request)
+        sample = make_inputs(origin, loaded, request, like)
+        info = _info(origin, loaded, request, _modifications(asked, request, like))
+        prepared = _unquantized(loaded, sample, info, request)
+        return prepared if chosen is None else _quantized(prepared, loaded, chosen, seed)
+
+
+def _modifications(asked: ModelRequest, request: ModelRequest, like: Archive | None) -> Json:
+    """What makes the model another than its name says; the same for a recording and one like it."""
+    inherited = {} if like is None else like.manifest.model.modifications
+    modifications = {
+        "from_config": request.from_config or None,
+        "num_layers": request.num_layers,
+        "attention": attention_of(asked) or inherited.get("attention"),
+        "dtype": asked.dtype or inherited.get("dtype"),
+    }
+    return {name: value for name, value in modifications.items() if value is not None}
+
+
+def _info(origin: Origin, loaded: Loaded, request: ModelRequest, modifications: Json) -> ModelInfo:
+    config = getattr(loaded.model, "config", None)
+    return replace(
+        describe_model(loaded.model, weights=loaded.quantization is None),
+        name=origin.name,
+        revision=request.revision or getattr(config, "_commit_hash", None),
+        seed=request.seed,
+        modifications=modifications,
+    )
+
+
+def _unquantized(
+    loaded: Loaded, sample: Sample, info: ModelInfo, request: ModelRequest
+) -> PreparedModel:
+    return PreparedModel(
+        model=loaded.model,
+        args=sample.args,
+        kwargs=dict(sample.kwargs),
+        info=info,
+        variant=VariantInfo(name=request.variant),
+        source=sample.source,
+        environment=_environment(loaded.model, request),
+        warnings=(*loaded.warnings, *sample.warnings),
+        hint=_HINT_IF_GUESSED if sample.guessed else _HINT,
+    )
+
+
+def _environment(model: nn.Module, request: ModelRequest) -> Json:
+    environment: Json = {}
+    if is_transformers_model(model):
+        environment["transformers"] = version("transformers")
+        environment["attention"] = getattr(model.config, "_attn_implementation", None)
+    if request.device_map is not None:
+        environment["accelerate"] = version("accelerate")
+        environment["device_map"] = request.device_map
+        devices = getattr(model, "hf_device_map", {}).values()
+        environment["device"] = ", ".join(sorted({str(device) for device in devices}))
+    return {name: value for name, value in environment.items() if value}
+
+
+def _quantized(prepared: PreparedModel, loaded: Loaded, chosen: Chosen, seed: int) -> PreparedModel:
+    """`prepared` with its model quantized, by `chosen` or already by its checkpoint."""
+    if loaded.quantization is not None:
+        label = f"checkpoint:{loaded.quantization.get('quant_method', 'unnamed')}"
+        outcome = as_quantized(prepared.model, loaded.quantization)
+    else:
+        label = chosen.label
+        with seeded(seed):
+            outcome = chosen.quantizer.apply(prepared.model, chosen.scheme, _context(prepared))
+    outcome.model.eval()
+    warnings = prepared.warnings
+    if not outcome.quantized:
+        warnings += (f"{label} CHANGED NOTHING, the model is still float: {_why_nothing(outcome)}",)
+    return replace(
+        prepared,
+        model=outcome.model,
+        variant=VariantInfo(
+            name="quant",
+            quantizer=label,
+            settings={**outcome.settings, "left_float": _counted(outcome)},
+            quantized=outcome.quantized,
+            left_float=tuple(name for names in outcome.left_float.values() for name in names),
+        ),
+        environment={**prepared.environment, **outcome.versions},
+        warnings=warnings,
+    )
+
+
+def _context(prepared: PreparedModel) -> Context:
+    def run() -> None:
+        args, kwargs = map_tensors((prepared.args, prepared.kwargs), Tensor.clone)
+        with torch.compiler.set_stance("force_eager"):
+            replace(prepared, args=args, kwargs=kwargs).run()
+
+    return Context(run)
+
+
+def _counted(outcome: Quantized) -> dict[str, int]:
+    return {reason: len(names) for reason, names in outcome.left_float.items()}
+
+
+def _why_nothing(outcome: Quantized) -> str:
+    reasons = [f"{count} left ({reason})" for reason, count in _counted(outcome).items()]
+    return ", ".join(reasons) or "it has no module of a kind that can be quantized"
+
+
+@contextmanager
+def _without_token(token: str | None) -> Iterator[None]:
+    """Take the hub token out of what is raised."""
+    try:
+        yield
+    except QvtraceError as error:
+        cause = error.__cause__
+        said = f"{error}{cause}"
+        if without_secrets(said, token) == said:
+            raise
+        told = type(error)(without_secrets(str(error), token))
+    else:
+        return
+    raise told

@@ -1,0 +1,52 @@
+"""What a quantizer is given and what it says of its work."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from qvtrace.trees import Json
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a quantizer may need beside the model."""
+
+    run: Callable[[], None]  # one float forward on the sample
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The quantized model, and which of its modules changed."""
+
+    model: nn.Module
+    settings: Json = field(default_factory=dict)
+    quantized: tuple[str, ...] = ()
+    left_float: dict[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> modules
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def as_quantized(model: nn.Module, settings: Json) -> Quantized:
+    """What a model that came quantized holds: weights of a quantized class, integers or fp8."""
+    modules = dict(model.named_modules())
+    quantized = tuple(name for name, module in modules.items() if _holds_quantized(module))
+    linears = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+    left = tuple(name for name in linears if name not in quantized)
+    left_float = {"float in the checkpoint": left} if left else {}
+    return Quantized(model, settings, quantized, left_float)
+
+
+def _holds_quantized(module: nn.Module) -> bool:
+    return hasattr(module, "quantization_scheme") or any(map(_is_quantized, _weights(module)))
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    for tensors in (module.named_parameters, module.named_buffers):
+        yield from (tensor for name, tensor in tensors(recurse=False) if "weight" in name)
+
+
+def _is_quantized(weight: Tensor) -> bool:
+    wide_float = weight.is_floating_point() and weight.element_size() >= 2
+    return type(weight) not in _PLAIN or not wide_float
