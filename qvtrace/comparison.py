@@ -1,61 +1,94 @@
 """Two archives -> a comparison: rows, coverage, whether they are comparable, a verdict."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TypeAlias, TypedDict, Unpack
 
-from qvtrace.metrics import Metrics, Nonfinite, Peak
+from qvtrace.alignment import Alignment, align
+from qvtrace.archive import Archive
+from qvtrace.comparability import Comparable, comparable
+from qvtrace.coverage import Coverage, cover
+from qvtrace.errors import UsageError
+from qvtrace.manifest import CallEntry, head_to_json
+from qvtrace.metrics import METRICS, Undefined, badness
+from qvtrace.patterns import require_matches, select
+from qvtrace.rows import (
+    COMPARED,
+    NOT_STORED,
+    PARTS,
+    PLAIN_VALUE,
+    Place,
+    Row,
+    RowBuilder,
+    Status,
+)
 from qvtrace.trees import Json
+from qvtrace.verdict import Evidence, Verdict, judge
 
-Status = Literal[
-    "ok",
-    "identical",
-    "nonfinite",
-    "shape",
-    "structure",
-    "opaque",
-    "routing",
-    "exact",
-    "mismatch",
+__all__ = [
+    "COMPARED",
+    "Comparable",
+    "Comparison",
+    "Coverage",
+    "DiffOptions",
+    "Place",
+    "Row",
+    "Side",
+    "Status",
+    "Verdict",
+    "diff",
 ]
-COMPARED = frozenset({"ok", "identical", "nonfinite", "exact", "mismatch"})
+
+Source: TypeAlias = str | os.PathLike[str] | Archive
+
+_ORDERS = ("order", "name")
 
 
-@dataclass(frozen=True)
-class Place:
-    """One place of one call: where a row stands, or an unmatched output."""
+class DiffKeywords(TypedDict, total=False):
+    """`DiffOptions` as keywords of `diff`."""
 
-    module: str
-    call: int
+    sort_by: str
+    top: int | None
+    include: Sequence[str]
+    exclude: Sequence[str]
     path: str
+    maps: Sequence[str]
+    metrics: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One pair of leaves, compared. Every metric is relative to the reference."""
+class DiffOptions:
+    """Which rows, and in which order; raises `UsageError` for what cannot be asked for."""
 
-    module: str
-    call: int
-    sample: int
-    step: int
-    path: str  # `output`, `output.0`, `kwargs.attention_mask`
-    order: int  # position in the reference's order of execution
-    type: tuple[str, str]  # module classes
-    dtype: tuple[str | None, str | None]  # None where a side is no tensor
-    shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-    matched_by: str  # `exact`, or the rule
-    status: Status
-    reason: str | None = None
-    metrics: Metrics = field(default_factory=Metrics)
-    undefined: dict[str, str] = field(default_factory=dict)
-    layout: str | None = None
-    scale_factor: float | None = None
-    residual_peir: float | None = None
-    residual_sqnr: float | None = None
-    worst_token: tuple[int, ...] | None = None
-    zero_tokens: int = 0
-    peak: Peak | None = None
-    nonfinite: Nonfinite | None = None
-    same_as: Place | None = None  # the earlier row that has both digests of this one
+    sort_by: str = "order"  # or `name`, or a metric: worst first
+    top: int | None = None  # the worst of them, by PEIR where they are not sorted by a metric
+    include: tuple[str, ...] = ()  # patterns on module names
+    exclude: tuple[str, ...] = ()
+    path: str = "output"  # or `inputs`, `kwargs`, `all`
+    maps: tuple[str, ...] = ()  # `PATTERN=REPLACEMENT` on candidate names
+    metrics: tuple[str, ...] = ()  # columns; all when empty
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "maps", "metrics"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        _require_known("--sort-by", self.sort_by, (*_ORDERS, *METRICS))
+        _require_known("--path", self.path, tuple(PARTS))
+        for metric in self.metrics:
+            _require_known("--metrics", metric, METRICS)
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top {self.top}: shows nothing; give a number from 1 on")
+
+    @property
+    def filters(self) -> str:
+        """What narrows the rows, as it would be typed."""
+        given = [("--include", pattern) for pattern in self.include]
+        given += [("--exclude", pattern) for pattern in self.exclude]
+        given += [("--path", self.path)] if self.path in ("inputs", "kwargs") else []
+        return " ".join(f"{option} {value}" for option, value in given)
 
 
 @dataclass(frozen=True)
@@ -72,39 +105,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparable:
-    """Whether the difference of the two archives means what it seems to mean."""
-
-    ok: bool
-    differences: tuple[str, ...] = ()  # each in words; those that do not decide `ok` included
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What was compared and what was not."""
-
-    modules_reference: int
-    modules_candidate: int
-    modules_compared: int
-    pairs: int
-    compared: int
-    identical: int
-    not_comparable: int
-    only_in_reference: tuple[Place, ...] = ()
-    only_in_candidate: tuple[Place, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer in one line."""
-
-    text: str
-    exit_code: int
-    gates: tuple[Json, ...] = ()
-    origins: tuple[Json, ...] = ()
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The difference of two archives."""
 
@@ -115,3 +115,144 @@ class Comparison:
     rows: tuple[Row, ...]  # in the order that was asked for
     verdict: Verdict
     complete: bool = True  # False when rows or metrics were cut
+    options: DiffOptions = field(default_factory=DiffOptions)
+
+    def worst(self, metric: str, n: int) -> list[Row]:
+        """The `n` rows that are worst by a metric, worst first.
+
+        A row whose metric is undefined comes before any number, an identical one after; rows that
+        the metric does not apply to (integers have no PEIR) come last. Raises `UsageError` for an
+        unknown metric.
+        """
+        _require_known("worst", metric, METRICS)
+        return _worst_first(self.rows, metric)[: max(n, 0)]
+
+
+def diff(
+    reference: Source,
+    candidate: Source,
+    *,
+    options: DiffOptions | None = None,
+    **keywords: Unpack[DiffKeywords],
+) -> Comparison:
+    """Compare two archives, or files of them; every error is relative to the reference.
+
+    `keywords` are fields of `DiffOptions` and win over `options`. Where digests tell tensors equal,
+    none is read. Raises `UsageError` for unusable options, and children of `ArchiveError`
+    for files that cannot.
+    """
+    options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
+    with ExitStack() as opened:
+        return _compare(_open(reference, opened), _open(candidate, opened), options)
+
+
+def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Comparison:
+    alignment = align(reference.manifest, candidate.manifest, options.maps)
+    alignment = _filtered(alignment, options)
+    built = _built(reference, candidate, alignment, options.path)
+    coverage = cover(built, alignment)
+    comparability = comparable(reference, candidate)
+    manifests = reference.manifest, candidate.manifest
+    evidence = Evidence(built.rows, coverage, comparability, *manifests, options.filters)
+    rows = _cut(_sorted(built.rows, options.sort_by), options)
+    return Comparison(
+        _side(reference),
+        _side(candidate, alignment.warnings),
+        comparability,
+        coverage,
+        tuple(rows),
+        judge(evidence),
+        complete=len(rows) == len(built.rows) and not options.metrics,
+        options=options,
+    )
+
+
+def _open(source: Source, opened: ExitStack) -> Archive:
+    """The archive; one that is opened here is closed with `opened`."""
+    return source if isinstance(source, Archive) else opened.enter_context(Archive.open(source))
+
+
+def _filtered(alignment: Alignment, options: DiffOptions) -> Alignment:
+    """Patterns are on the reference's names, and on the candidate's for what only that has."""
+    if not options.include and not options.exclude:
+        return alignment
+    calls = chain(
+        (pair.reference for pair in alignment.pairs),
+        alignment.only_in_reference,
+        alignment.only_in_candidate,
+    )
+    names = {call.module for call in calls}
+    require_matches(names, options.include, "--include")
+    require_matches(names, options.exclude, "--exclude")
+    chosen = select(names, include=options.include, exclude=options.exclude)
+    return replace(
+        alignment,
+        pairs=tuple(pair for pair in alignment.pairs if pair.reference.module in chosen),
+        only_in_reference=_called(alignment.only_in_reference, chosen),
+        only_in_candidate=_called(alignment.only_in_candidate, chosen),
+    )
+
+
+def _called(calls: Iterable[CallEntry], modules: set[str]) -> tuple[CallEntry, ...]:
+    return tuple(call for call in calls if call.module in modules)
+
+
+def _built(reference: Archive, candidate: Archive, alignment: Alignment, path: str) -> RowBuilder:
+    built = RowBuilder(reference, candidate, path)
+    for pair in alignment.pairs:
+        built.add(pair)
+    for call in alignment.only_in_reference:
+        built.add_only_in_reference(call)
+    for call in alignment.only_in_candidate:
+        built.add_only_in_candidate(call)
+    return built
+
+
+def _sorted(rows: Sequence[Row], sort_by: str) -> list[Row]:
+    """`rows`, which are in order of execution, in the order that is asked for."""
+    if sort_by == "order":
+        return list(rows)
+    if sort_by == "name":
+        return sorted(rows, key=lambda row: (row.module, row.call))
+    return _worst_first(rows, sort_by)
+
+
+def _worst_first(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Rows that are equally bad stay in their order."""
+    return sorted(rows, key=lambda row: _badness(row, metric), reverse=True)
+
+
+def _badness(row: Row, metric: str) -> tuple[int, float]:
+    reason = row.undefined.get(metric)
+    if reason in (PLAIN_VALUE, NOT_STORED):
+        reason = Undefined.INTEGER  # no more part of the ranking than an integer is
+    return badness(metric, getattr(row.metrics, metric), reason)
+
+
+def _cut(rows: list[Row], options: DiffOptions) -> list[Row]:
+    """The worst of the rows, in the order that they are in."""
+    if options.top is None:
+        return rows
+    metric = "peir" if options.sort_by in _ORDERS else options.sort_by
+    worst = {row.place for row in _worst_first(rows, metric)[: options.top]}
+    return [row for row in rows if row.place in worst]
+
+
+def _side(archive: Archive, warnings: Sequence[str] = ()) -> Side:
+    manifest = archive.manifest
+    head = head_to_json(manifest)
+    incomplete = [] if manifest.complete else [f"incomplete: {manifest.error or 'killed'}"]
+    return Side(
+        str(archive.file),
+        head["model"],
+        head["variant"],
+        head["environment"],
+        manifest.complete,
+        manifest.error,
+        (*incomplete, *manifest.skipped.warnings, *warnings),
+    )
+
+
+def _require_known(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value!r}: is not known; choose one of {', '.join(known)}")

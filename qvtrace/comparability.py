@@ -1,0 +1,162 @@
+"""Whether the difference of two archives means what it seems to mean."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from qvtrace.alignment import unwrapped
+from qvtrace.archive import Archive
+from qvtrace.errors import DamagedArchiveError
+from qvtrace.leaves import Arguments, LeafPair, pair_arguments
+from qvtrace.manifest import Manifest, RootCall
+from qvtrace.patterns import shown
+from qvtrace.rows import same_contents
+from qvtrace.trees import Json
+
+_DIGEST_SHOWN = 8
+_PLACES_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Whether inputs, model class, configuration and float weights are the same on both sides."""
+
+    ok: bool
+    differences: tuple[str, ...] = ()  # each in words; those that decide `ok` first
+
+
+def comparable(reference: Archive, candidate: Archive) -> Comparable:
+    """Hold two archives against each other.
+
+    What one side does not know is named and does not decide; nor does another seed, dtype, device,
+    attention implementation or version. Raises `DamagedArchiveError` for trees of inputs that no
+    writer writes.
+    """
+    manifests = reference.manifest, candidate.manifest
+    deciding = [
+        *_different_inputs(reference, candidate),
+        *_different_classes(*manifests),
+        *_different_digests(*manifests),
+    ]
+    listed = [*_unknown(*manifests), *_different_settings(*manifests), *_training(*manifests)]
+    return Comparable(not deciding, (*deciding, *listed))
+
+
+def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
+    calls = [archive.manifest.inputs.root_calls for archive in (reference, candidate)]
+    if len(calls[0]) != len(calls[1]):
+        yield (
+            f"inputs differ: {len(calls[0])} calls of the model in the reference, "
+            f"{len(calls[1])} in the candidate"
+        )
+    for call, other in zip(*calls, strict=False):
+        if call.digest != other.digest:
+            pairs = pair_arguments(_arguments(reference, call), _arguments(candidate, other))
+            yield from _different_places(call, pairs)
+
+
+def _different_places(call: RootCall, pairs: Iterator[LeafPair]) -> Iterator[str]:
+    """Says nothing where only the digests differ: one side passes by name what the other passes
+    by position."""
+    different = (
+        leaves.path for leaves in pairs if not same_contents(leaves.reference, leaves.candidate)
+    )
+    paths = list(islice(different, _PLACES_NAMED + 1))
+    if paths:
+        more = ", ..." if paths[_PLACES_NAMED:] else ""
+        named = ", ".join(paths[:_PLACES_NAMED])
+        yield f"inputs differ in call {call.index} of {shown(call.module)}: {named}{more}"
+
+
+def _arguments(archive: Archive, call: RootCall) -> Arguments:
+    try:
+        inputs, kwargs = call.input_trees()
+    except ValueError as error:
+        raise DamagedArchiveError(
+            f"{archive.file}: the inputs of {call.module!r}, call {call.index}: {error}; "
+            "the file is damaged, record again"
+        ) from error
+    of_call = (call.module, call.index)
+    entries = (entry for entry in archive.manifest.calls if (entry.module, entry.index) == of_call)
+    entry = next(entries, None)
+    return Arguments(inputs, kwargs, () if entry is None else entry.parameters)
+
+
+def _different_classes(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    one, other = _root_classes(reference), _root_classes(candidate)
+    if one and other and one[-1] not in other and other[-1] not in one:
+        yield _sides("model classes differ:", one[-1], other[-1])
+
+
+def _root_classes(manifest: Manifest) -> list[str]:
+    """The class of the model, and of what its wrappers hold, the innermost last."""
+    names = [manifest.model.class_name] if manifest.model.class_name else []
+    roots = [entry for entry in manifest.modules if not unwrapped(entry.name)]
+    roots.sort(key=lambda entry: len(entry.name))
+    return [*names, *(entry.class_name for entry in roots)]
+
+
+def _digests(manifest: Manifest) -> dict[str, str | None]:
+    return {
+        "configurations": manifest.model.config_digest,
+        "float weights": manifest.model.weights_digest,
+    }
+
+
+def _different_digests(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    others = _digests(candidate)
+    for what, digest in _digests(reference).items():
+        other = others[what]
+        if digest and other and digest != other:
+            digests = digest[:_DIGEST_SHOWN], other[:_DIGEST_SHOWN]
+            yield _sides(f"{what} differ: digest", *digests)
+
+
+def _unknown(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    others = _digests(candidate)
+    for what, digest in _digests(reference).items():
+        if (digest is None) != (others[what] is None):
+            side = "reference" if digest is None else "candidate"
+            yield f"{what} not compared: unknown in the {side}"
+
+
+def _different_settings(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    others = dict(_settings(candidate))
+    for name, value in _settings(reference):
+        other = others.get(name)
+        if value is not None and other is not None and value != other:
+            yield _sides(name, value, other)
+
+
+def _settings(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    model = manifest.model
+    yield "model", model.name
+    yield "revision", model.revision
+    yield "seed", model.seed
+    yield "dtype", model.dtype
+    yield from _flat(model.modifications)
+    yield from _flat(manifest.environment)
+    yield "qvtrace", manifest.qvtrace
+
+
+def _flat(json: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in json.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _training(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    sides = zip(("reference", "candidate"), (reference, candidate), strict=True)
+    training = [f"the {side}" for side, manifest in sides if manifest.model.training]
+    if training:
+        yield (
+            f"training mode in {' and '.join(training)}: dropout makes two runs of one model "
+            "differ, record after model.eval()"
+        )
+
+
+def _sides(what: str, reference: object, candidate: object) -> str:
+    return f"{what} {reference} in the reference, {candidate} in the candidate"

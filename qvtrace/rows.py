@@ -1,0 +1,417 @@
+"""Paired calls -> rows: one for each place, compared by what stands there on both sides."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, TypeGuard
+
+from qvtrace import metrics
+from qvtrace.alignment import Pair
+from qvtrace.archive import Archive
+from qvtrace.errors import DamagedArchiveError
+from qvtrace.leaves import (
+    Arguments,
+    LeafPair,
+    described,
+    filled,
+    pair_arguments,
+    pair_nodes,
+    pair_stored,
+)
+from qvtrace.manifest import CallEntry
+from qvtrace.metrics import METRICS, Difference, Metrics, Nonfinite, Peak
+from qvtrace.trees import Container, Node, OpaqueLeaf, PlainValue, TensorLeaf, ValueLeaf
+
+Status = Literal[
+    "ok",
+    "identical",
+    "nonfinite",
+    "shape",
+    "structure",
+    "opaque",
+    "routing",
+    "exact",
+    "mismatch",
+]
+COMPARED: frozenset[Status] = frozenset({"ok", "identical", "nonfinite", "exact", "mismatch"})
+
+PARTS = {
+    "output": ("output",),
+    "inputs": ("inputs",),
+    "kwargs": ("kwargs",),
+    "all": ("inputs", "kwargs", "output"),
+}
+# Why every metric of a row is undefined. The first two do not apply, the others are findings.
+PLAIN_VALUE = "plain value"
+NOT_STORED = "not stored"
+TYPES_DIFFER = "types differ"
+SHAPES_DIFFER = "shapes differ"
+STRUCTURE_DIFFERS = "structure differs"
+
+# Values of these types are no contents of a prompt or a file, so that they can be shown.
+_HARMLESS = frozenset({"bool", "int", "float", "dtype", "device", "layout", "range", "slice"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of one call: where a row stands, or what only one side has."""
+
+    module: str
+    call: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair of leaves, compared. Every metric is relative to the reference."""
+
+    module: str
+    call: int
+    sample: int
+    step: int
+    path: str  # `output`, `output.0`, `kwargs.attention_mask`
+    order: int  # of the call, among all of the reference in order of execution
+    type: tuple[str, str]  # module classes
+    dtype: tuple[str | None, str | None]  # None where a side is no tensor
+    shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+    matched_by: str  # `exact`, or the rule
+    status: Status
+    reason: str | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    undefined: dict[str, str] = field(default_factory=dict)
+    layout: str | None = None
+    scale_factor: float | None = None
+    residual_peir: float | None = None
+    residual_sqnr: float | None = None
+    worst_token: tuple[int, ...] | None = None
+    zero_tokens: int = 0
+    peak: Peak | None = None
+    nonfinite: Nonfinite | None = None
+    same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
+
+    @property
+    def place(self) -> Place:
+        """Where the row stands."""
+        return Place(self.module, self.call, self.path)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a row says of its two leaves."""
+
+    status: Status
+    reason: str | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    undefined: dict[str, str] = field(default_factory=dict)
+    peak: Peak | None = None
+    difference: Difference | None = None
+
+
+_Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...]]
+
+
+class RowBuilder:
+    """Compares call by call; equal pairs of contents are computed once, whatever their places."""
+
+    def __init__(self, reference: Archive, candidate: Archive, path: str) -> None:
+        """`path` is a key of `PARTS`."""
+        self.rows: list[Row] = []
+        self.only_in_reference: list[Place] = []
+        self.only_in_candidate: list[Place] = []
+        self.candidate_modules: set[str] = set()  # names in the candidate that have rows
+        self._reference = reference
+        self._candidate = candidate
+        self._parts = PARTS[path]
+        self._classes = _classes(reference), _classes(candidate)
+        self._outcomes: dict[_Contents, _Outcome] = {}
+        self._identical_outcomes: dict[str, _Outcome] = {}
+        self._first: dict[tuple[str, str, str, str, bool], Place] = {}
+
+    def add(self, pair: Pair) -> None:
+        """Append the rows of two calls, and the places that one side did not store.
+
+        Raises `DamagedArchiveError` for a tree that no writer writes, or contents that are missing.
+        """
+        for leaves in self._leaf_pairs(pair):
+            if leaves.stored:
+                self.rows.append(self._row(pair, leaves))
+                self.candidate_modules.add(pair.candidate.module)
+            elif leaves.candidate is None:
+                self.only_in_reference.append(_place(pair.reference, leaves.path))
+            else:
+                self.only_in_candidate.append(_place(pair.candidate, leaves.path))
+
+    def add_only_in_reference(self, call: CallEntry) -> None:
+        """Append the places of a call that the candidate does not have."""
+        self.only_in_reference += self._places(self._reference, call)
+
+    def add_only_in_candidate(self, call: CallEntry) -> None:
+        """Append the places of a call that the reference does not have."""
+        self.only_in_candidate += self._places(self._candidate, call)
+
+    def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
+        """At least one, so that the call is told of."""
+        trees = [(part, _tree(archive, call, part)) for part in self._parts]
+        paths = [path for part, node in trees if node is not None for path, _ in filled(node, part)]
+        return [_place(call, path) for path in paths or self._parts[-1:]]
+
+    def _leaf_pairs(self, pair: Pair) -> Iterator[LeafPair]:
+        if self._parts != ("output",):
+            reference = _arguments(self._reference, pair.reference)
+            candidate = _arguments(self._candidate, pair.candidate)
+            for leaves in pair_arguments(reference, candidate):
+                if leaves.path.partition(".")[0] in self._parts:
+                    yield leaves
+        if "output" in self._parts:
+            yield from self._outputs(pair)
+
+    def _outputs(self, pair: Pair) -> Iterator[LeafPair]:
+        reference = _tree(self._reference, pair.reference, "output")
+        if reference is not None and pair.reference.output == pair.candidate.output:
+            return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
+        return pair_stored(reference, _tree(self._candidate, pair.candidate, "output"), "output")
+
+    def _row(self, pair: Pair, leaves: LeafPair) -> Row:
+        reference, candidate = leaves.reference, leaves.candidate
+        tensors = _tensor(reference), _tensor(candidate)
+        outcome = self._outcome(reference, candidate)
+        difference = outcome.difference
+        call = pair.reference
+        return Row(
+            module=call.module,
+            call=call.index,
+            sample=call.sample,
+            step=call.step,
+            path=leaves.path,
+            order=pair.order,
+            type=(
+                self._classes[0].get(call.module, "?"),
+                self._classes[1].get(pair.candidate.module, "?"),
+            ),
+            dtype=(_dtype(tensors[0]), _dtype(tensors[1])),
+            shape=(_shape(tensors[0]), _shape(tensors[1])),
+            matched_by=pair.rule,
+            status=outcome.status,
+            reason="; ".join(filter(None, (outcome.reason, leaves.note))) or None,
+            metrics=outcome.metrics,
+            undefined=outcome.undefined,
+            peak=outcome.peak,
+            worst_token=difference.worst_token if difference else None,
+            zero_tokens=difference.zero_tokens if difference else 0,
+            nonfinite=difference.nonfinite if difference else None,
+            same_as=self._same_as(*tensors, _place(call, leaves.path)),
+        )
+
+    def _same_as(
+        self, reference: TensorLeaf | None, candidate: TensorLeaf | None, place: Place
+    ) -> Place | None:
+        if reference is None or candidate is None:
+            return None
+        key = (
+            reference.digest,
+            candidate.digest,
+            reference.dtype,
+            candidate.dtype,
+            reference.shape == candidate.shape,
+        )
+        first = self._first.setdefault(key, place)
+        return None if first is place else first
+
+    def _outcome(self, reference: Node | None, candidate: Node | None) -> _Outcome:
+        match reference, candidate:
+            case TensorLeaf(), TensorLeaf():
+                return self._tensors(reference, candidate)
+            case ValueLeaf(), ValueLeaf():
+                return _values(reference, candidate)
+            case OpaqueLeaf(), OpaqueLeaf():
+                return _opaque(reference, candidate)
+            case Container(kind="cache"), Container(kind="cache"):
+                return _caches(reference, candidate)
+        return _structure(reference, candidate)
+
+    def _tensors(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
+        if reference.shape != candidate.shape:
+            shapes = f"{list(reference.shape)} against {list(candidate.shape)}"
+            return _not_comparable("shape", SHAPES_DIFFER, shapes)
+        if (reference.digest, reference.dtype) == (candidate.digest, candidate.dtype):
+            outcome = self._identical(reference)
+        else:
+            outcome = self._different(reference, candidate)
+        reason = _dequantized(reference, candidate)
+        return outcome if reason is None else replace(outcome, reason=reason)
+
+    def _identical(self, leaf: TensorLeaf) -> _Outcome:
+        """The same for every tensor of one dtype."""
+        outcome = self._identical_outcomes.get(leaf.dtype)
+        if outcome is None:
+            dtype = self._reference.array(leaf).dtype
+            outcome = _measured(metrics.identical(dtype, leaf.shape))
+            self._identical_outcomes[leaf.dtype] = outcome
+        return outcome
+
+    def _different(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
+        key = (
+            reference.digest,
+            candidate.digest,
+            reference.dtype,
+            candidate.dtype,
+            reference.shape,
+        )
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            outcome = self._outcomes[key] = self._compare(reference, candidate)
+        return outcome
+
+    def _compare(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
+        array, other = self._reference.array(reference), self._candidate.array(candidate)
+        if array.shape != other.shape:
+            forms = f"stored as {list(array.shape)} against {list(other.shape)}"
+            return _not_comparable("shape", SHAPES_DIFFER, forms)
+        return _measured(metrics.compare(array, other))
+
+
+def same_contents(reference: Node | None, candidate: Node | None) -> bool:
+    """Whether two leaves are told equal without a look at any element."""
+    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+        keys = [(leaf.digest, leaf.dtype, leaf.shape) for leaf in (reference, candidate)]
+        return keys[0] == keys[1]
+    if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
+        return _equal(reference, candidate)
+    return reference == candidate
+
+
+def _classes(archive: Archive) -> dict[str, str]:
+    return {entry.name: entry.class_name for entry in archive.manifest.modules}
+
+
+def _place(call: CallEntry, path: str) -> Place:
+    return Place(call.module, call.index, path)
+
+
+def _tree(archive: Archive, call: CallEntry, part: str) -> Node | None:
+    try:
+        return call.tree(part)
+    except ValueError as error:
+        raise DamagedArchiveError(
+            f"{archive.file}: the {part} of {call.module!r}, call {call.index}: {error}; "
+            "the file is damaged, record again"
+        ) from error
+
+
+def _arguments(archive: Archive, call: CallEntry) -> Arguments:
+    return Arguments(
+        _tree(archive, call, "inputs"), _tree(archive, call, "kwargs"), call.parameters
+    )
+
+
+def _tensor(node: Node | None) -> TensorLeaf | None:
+    return node if isinstance(node, TensorLeaf) else None
+
+
+def _measured(difference: Difference) -> _Outcome:
+    return _Outcome(
+        difference.status,
+        None,
+        difference.metrics,
+        difference.undefined,
+        difference.peak,
+        difference,
+    )
+
+
+def _dtype(leaf: TensorLeaf | None) -> str | None:
+    return None if leaf is None else leaf.dtype
+
+
+def _shape(leaf: TensorLeaf | None) -> tuple[int, ...] | None:
+    return None if leaf is None else leaf.shape
+
+
+def _dequantized(reference: TensorLeaf, candidate: TensorLeaf) -> str | None:
+    """Says where a side held a tensor of another kind than the other's."""
+    names = [leaf.original and leaf.original.class_name for leaf in (reference, candidate)]
+    if names[0] == names[1]:
+        return None
+    sides = zip(("reference", "candidate"), names, strict=True)
+    return ", ".join(f"{name} in the {side}, dequantized" for side, name in sides if name)
+
+
+def _not_comparable(status: Status, why: str, reason: str | None) -> _Outcome:
+    return _Outcome(status, reason, undefined=dict.fromkeys(METRICS, why))
+
+
+def _structure(reference: Node | None, candidate: Node | None) -> _Outcome:
+    if candidate is None:
+        reason = "only in the reference"
+    elif reference is None:
+        reason = "only in the candidate"
+    else:
+        reason = f"{described(reference)} against {described(candidate)}"
+    return _not_comparable("structure", STRUCTURE_DIFFERS, reason)
+
+
+def _opaque(reference: OpaqueLeaf, candidate: OpaqueLeaf) -> _Outcome:
+    one, other = reference.class_name, candidate.class_name
+    if one == other:
+        return _not_comparable("opaque", NOT_STORED, f"an object of type {one}")
+    return _not_comparable("opaque", TYPES_DIFFER, f"types differ: {one} against {other}")
+
+
+def _caches(reference: Container, candidate: Container) -> _Outcome:
+    """By class and length; their tensors have rows of their own where both sides stored them."""
+    if reference.class_name != candidate.class_name:
+        return _structure(reference, candidate)
+    lengths = [cache.length for cache in (reference, candidate)]
+    reason = None if lengths[0] == lengths[1] else f"length {lengths[0]} against {lengths[1]}"
+    if bool(reference.items) != bool(candidate.items):
+        side = "reference" if reference.items else "candidate"
+        reason = "; ".join(filter(None, (reason, f"tensors stored only in the {side}")))
+    return _plain(lengths[0] == lengths[1], *lengths, reason=reason)
+
+
+def _values(reference: ValueLeaf, candidate: ValueLeaf) -> _Outcome:
+    equal = _equal(reference, candidate)
+    reason = None if equal else f"{_shown(reference)} against {_shown(candidate)}"
+    return _plain(equal, reference.value, candidate.value, reason=reason)
+
+
+def _plain(
+    equal: bool, reference: PlainValue, candidate: PlainValue, *, reason: str | None
+) -> _Outcome:
+    undefined = dict.fromkeys(METRICS, PLAIN_VALUE)
+    del undefined["mismatches"]
+    error = peak = None
+    if _is_number(reference) and _is_number(candidate):
+        error = _absolute_difference(reference, candidate)
+        if error is not None:
+            del undefined["max_abs_error"]
+            peak = None if equal else Peak((), reference, candidate)
+    metrics = Metrics(max_abs_error=error, mismatches=int(not equal))
+    return _Outcome("exact" if equal else "mismatch", reason, metrics, undefined, peak)
+
+
+def _equal(reference: ValueLeaf, candidate: ValueLeaf) -> bool:
+    one, other = reference.value, candidate.value
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
+        return math.isnan(other)
+    same_type = reference.class_name == candidate.class_name
+    return one == other and (same_type or not isinstance(one, str))
+
+
+def _absolute_difference(reference: float, candidate: float) -> float | int | None:
+    """None where JSON cannot say it."""
+    try:
+        error = abs(reference - candidate)
+    except OverflowError:  # an integer beyond every float
+        return None
+    return error if math.isfinite(error) else None
+
+
+def _is_number(value: PlainValue) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(leaf: ValueLeaf) -> str:
+    if leaf.value is None:
+        return "None"
+    return str(leaf.value) if leaf.class_name in _HARMLESS else f"a {leaf.class_name}"

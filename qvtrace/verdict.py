@@ -1,0 +1,153 @@
+"""The answer in one line: what is worst, what is new that is not finite, how much was compared."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qvtrace.comparability import Comparable
+from qvtrace.coverage import Coverage
+from qvtrace.manifest import Manifest
+from qvtrace.patterns import shown
+from qvtrace.rows import COMPARED, Row
+from qvtrace.trees import Json
+
+DONE = 0
+NOTHING_COMPARABLE = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in one line."""
+
+    text: str
+    exit_code: int  # 0: done, 3: nothing was comparable
+    gates: tuple[Json, ...] = ()
+    origins: tuple[Json, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from: everything that was compared, in order of execution."""
+
+    rows: Sequence[Row]
+    coverage: Coverage
+    comparable: Comparable
+    reference: Manifest
+    candidate: Manifest
+    filters: str = ""  # what narrowed the rows, as it was asked for
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """What is to be said, the loudest first."""
+    parts = [
+        *_doubts(evidence),
+        *_nonfinite(evidence.rows),
+        *_worst(evidence.rows),
+        *_mismatches(evidence.rows),
+        *_not_comparable(evidence.rows),
+        _modules(evidence),
+    ]
+    exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
+    return Verdict("; ".join(parts), exit_code)
+
+
+def _doubts(evidence: Evidence) -> Iterator[str]:
+    """Why the numbers may not mean what they seem to mean."""
+    coverage = evidence.coverage
+    if not coverage.compared:
+        yield f"nothing was comparable: {_why_nothing(evidence)}"
+    elif 2 * coverage.modules_compared < coverage.modules_reference:
+        yield (
+            f"ONLY {coverage.modules_compared} of {coverage.modules_reference} modules compared: "
+            "if the candidate names its modules otherwise, map them with --map"
+        )
+    if not evidence.comparable.ok:
+        yield f"not comparable: {evidence.comparable.differences[0]}"
+    for side, manifest in (("reference", evidence.reference), ("candidate", evidence.candidate)):
+        if not manifest.complete:
+            yield f"the {side} is incomplete ({manifest.error or 'its recording was killed'})"
+    variant = evidence.candidate.variant
+    if variant.quantizer is not None and not variant.quantized:
+        yield f"the quantizer {variant.quantizer} changed NO module"
+
+
+def _why_nothing(evidence: Evidence) -> str:
+    coverage = evidence.coverage
+    if not evidence.reference.calls or not evidence.candidate.calls:
+        side = "candidate" if evidence.reference.calls else "reference"
+        return f"the {side} holds no call"
+    if coverage.pairs:
+        return f"{coverage.pairs} pairs, none of which can be compared"
+    if coverage.only_in_reference and coverage.only_in_candidate:
+        return "no module of one side is on the other, map names with --map"
+    if coverage.only_in_reference or coverage.only_in_candidate:
+        side = "reference" if coverage.only_in_reference else "candidate"
+        return f"only the {side} holds what was asked for"
+    return "neither side holds what was asked for"
+
+
+def _nonfinite(rows: Sequence[Row]) -> Iterator[str]:
+    found = [row for row in rows if row.status == "nonfinite"]
+    introduced = [(row, count) for row in found if (count := _new_nan(row))]
+    if introduced:
+        first, count = introduced[0]
+        yield (
+            f"NaN introduced, first in {_name(first)} ({_counted(count, 'element')}), "
+            f"in {_counted(len(introduced), 'row')}"
+        )
+    elif found:
+        rows_found = _counted(len(found), "row")
+        yield f"NaN, infinities or masks differ, first in {_name(found[0])}, in {rows_found}"
+
+
+def _new_nan(row: Row) -> int:
+    return 0 if row.nonfinite is None else row.nonfinite.new_nan
+
+
+def _worst(rows: Sequence[Row]) -> Iterator[str]:
+    measured = [(row, peir) for row in rows if (peir := row.metrics.peir) is not None]
+    undefined = [
+        row for row in rows if row.status in ("ok", "nonfinite") and row.metrics.peir is None
+    ]
+    worst, peir = max(measured, key=lambda pair: pair[1], default=(None, 0.0))
+    if worst is not None and peir > 0:
+        yield f"worst: {_name(worst)}, PEIR {peir:.3g}"
+    elif rows and all(row.status in ("identical", "exact") for row in rows):
+        yield "no difference in any pair"
+    elif measured:
+        yield "no difference between floating-point values"
+    if undefined:
+        yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {_name(undefined[0])}"
+    if (measured or undefined) and not any(map(_new_nan, rows)):
+        yield "no NaN introduced"
+
+
+def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
+    found = [row for row in rows if row.status == "mismatch"]
+    if found:
+        what = "integers or plain values differ"
+        yield f"{what} in {_counted(len(found), 'row')}, first in {_name(found[0])}"
+
+
+def _not_comparable(rows: Sequence[Row]) -> Iterator[str]:
+    """Opaque objects of one type are no finding: nobody could compare them."""
+    found = [row for row in rows if row.status not in COMPARED and row.status != "opaque"]
+    if found:
+        pairs = _counted(len(found), "pair")
+        yield f"{pairs} not comparable, first {_name(found[0])} ({found[0].reason})"
+
+
+def _modules(evidence: Evidence) -> str:
+    coverage = evidence.coverage
+    modules = _counted(coverage.modules_reference, "module")
+    filters = f" ({evidence.filters})" if evidence.filters else ""
+    return f"{coverage.modules_compared} of {modules} compared{filters}"
+
+
+def _name(row: Row) -> str:
+    call = f"#{row.call}" if row.call else ""
+    path = f" {row.path}" if row.path != "output" else ""
+    return f"{shown(row.module)}{call}{path}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
