@@ -1,0 +1,30 @@
+"""`qvtrace diff`: where the candidate differs from the reference."""
+
+from typing import Annotated
+
+import typer
+
+from qvtrace.cli.flags import ModulePatterns, ReportFlags, RowFlags, with_flags
+from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+
+
+@with_flags
+def diff(
+    *,
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The archive to measure against.")
+    ],
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The archive that may differ.")
+    ],
+    rows: RowFlags,
+    patterns: ModulePatterns,
+    report: ReportFlags,
+) -> None:
+    """Compare two archives module by module; the first is the reference."""
+    from qvtrace.comparison import diff as compare
+
+    refuse_archive_name(report)
+    comparison = compare(reference, candidate, options=rows.options(patterns))
+    write_comparison(comparison, report)
+    raise typer.Exit(comparison.verdict.exit_code)

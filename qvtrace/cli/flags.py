@@ -1,0 +1,332 @@
+"""Flags that several commands share, in groups: a command takes a group as one argument."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from qvtrace.cli.group import SHOW_TRACEBACK
+from qvtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvtrace.comparison import DiffOptions
+    from qvtrace.models import ModelRequest
+
+MODEL = "Model"
+SAMPLE = "Sample"
+STORED = "What is stored"
+MODULES = "Which modules"
+ROWS = "Which rows"
+OUTPUT = "Output"
+
+
+class Variant(StrEnum):
+    """Which variant of a model runs."""
+
+    FP = "fp"
+    QUANT = "quant"
+
+
+class Format(StrEnum):
+    """How a comparison is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Paths(StrEnum):
+    """Which places of a call are compared."""
+
+    OUTPUT = "output"
+    INPUTS = "inputs"
+    KWARGS = "kwargs"
+    ALL = "all"
+
+
+def option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    """An option with its help, in a panel of `--help`."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    """A switch, in a panel of `--help`."""
+    return option(panel, text, *names, metavar="", **settings)
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of each group that it takes as an argument."""
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
+            groups[parameter.name] = parameter.annotation
+            parameters.extend(_parameters(parameter.annotation))
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        for name, group in groups.items():
+            flags = {field.name: values.pop(field.name) for field in fields(group)}
+            values[name] = group(**flags)
+        command(**values)
+
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _parameters(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(field),
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _remember_traceback(context: typer.Context, wanted: bool) -> bool:
+    context.meta[SHOW_TRACEBACK] = wanted
+    return wanted
+
+
+Force = Annotated[bool, flag(OUTPUT, "Overwrite a file that is there.", "--force")]
+Traceback = Annotated[
+    bool,
+    flag(
+        OUTPUT,
+        "Show where a model raised, not only what.",
+        "--traceback",
+        callback=_remember_traceback,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model runs on which sample."""
+
+    model: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Embedded name, local directory, hub id, or file.py:function (package.module:function) "
+            "that returns a model, or a model and its inputs. (default: qwen3-vl-tiny)",
+            "--model",
+            "-m",
+            metavar="MODEL",
+        ),
+    ] = None
+    quantizer: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "For quant: NAME, NAME:SCHEME, or file.py:function taking and returning a model.  "
+            "[default: torchao:int8-dynamic]",
+            metavar="QUANTIZER",
+        ),
+    ] = None
+    like: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Take model, inputs, seed, dtype, attention and filters from this archive.",
+            metavar="ARCHIVE",
+        ),
+    ] = None
+    from_config: Annotated[
+        bool,
+        flag(MODEL, "Random weights from the model's configuration.", "--from-config"),
+    ] = False
+    num_layers: Annotated[
+        int | None,
+        option(MODEL, "Only the first N layers (text and vision).", metavar="N", min=1),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        option(MODEL, "Float dtype. (default: the checkpoint's)", metavar="DTYPE"),
+    ] = None
+    device: Annotated[
+        str | None, option(MODEL, "Device to run on. (default: cpu)", metavar="DEVICE")
+    ] = None
+    device_map: Annotated[
+        str | None,
+        option(MODEL, "Spread the model as accelerate does: auto, or JSON.", metavar="MAP"),
+    ] = None
+    attn: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Attention implementation. (default: the checkpoint's; eager for the embedded model)",
+            metavar="NAME",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, option(MODEL, "Seed of weights and samples. (default: 42)", metavar="N", min=0)
+    ] = None
+    revision: Annotated[
+        str | None, option(MODEL, "Branch, tag or commit on the hub.", metavar="REVISION")
+    ] = None
+    cache_dir: Annotated[str | None, option(MODEL, "Where downloads are kept.", metavar="DIR")] = (
+        None
+    )
+    hf_token: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Token for the hub; it never reaches a file or a message.",
+            metavar="TOKEN",
+            envvar="HF_TOKEN",
+            show_default=False,
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        flag(MODEL, "Run code that comes with the checkpoint.", "--trust-remote-code"),
+    ] = False
+    prompt: Annotated[str | None, option(SAMPLE, "The text.", metavar="TEXT")] = None
+    image: Annotated[list[str], option(SAMPLE, "A picture file; repeatable.", metavar="FILE")] = (
+        field(default_factory=list)
+    )
+    inputs: Annotated[
+        str | None,
+        option(SAMPLE, "Ready tensors: .safetensors or .json.", "--inputs", metavar="FILE"),
+    ] = None
+    use_cache: Annotated[
+        bool, flag(SAMPLE, "Run the forward with use_cache=True.", "--use-cache")
+    ] = False
+    attention_maps: Annotated[
+        bool,
+        flag(
+            STORED,
+            "Also attention weights that the model returns only on request.",
+            "--attention-maps",
+        ),
+    ] = False
+
+    def request(self, variant: Variant) -> "ModelRequest":
+        """What is asked of the models package."""
+        from qvtrace.models import ModelRequest
+
+        flags = {name: value for name, value in vars(self).items() if name not in _RENAMED}
+        return ModelRequest(
+            variant=variant.value,
+            images=tuple(self.image),
+            inputs_file=self.inputs,
+            **flags,
+        )
+
+
+_RENAMED = frozenset({"image", "inputs", "like"})
+
+
+@dataclass(frozen=True)
+class ModulePatterns:
+    """Which modules, by their names."""
+
+    include: Annotated[
+        list[str],
+        option(MODULES, "Only modules whose name is or fits this; repeatable.", metavar="PATTERN"),
+    ] = field(default_factory=list)
+    exclude: Annotated[
+        list[str],
+        option(MODULES, "No modules that are or fit this; repeatable.", metavar="PATTERN"),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StorageFlags:
+    """What of a call is stored."""
+
+    no_inputs: Annotated[bool, flag(STORED, "Leave out positional inputs.", "--no-inputs")] = False
+    no_kwargs: Annotated[bool, flag(STORED, "Leave out keyword inputs.", "--no-kwargs")] = False
+    caches: Annotated[bool, flag(STORED, "Also the tensors of Cache objects.", "--caches")] = False
+
+
+@dataclass(frozen=True)
+class RowFlags:
+    """Which rows a comparison has, in which order."""
+
+    sort_by: Annotated[
+        str,
+        option(ROWS, "order (of execution), name, or a metric: worst first.", metavar="KEY"),
+    ] = "order"
+    top: Annotated[int | None, option(ROWS, "Only the first N rows.", metavar="N", min=1)] = None
+    path: Annotated[Paths, option(ROWS, "Which places of a call.", "--path")] = Paths.OUTPUT
+    maps: Annotated[
+        list[str],
+        option(
+            ROWS,
+            "Regular expression on candidate names; repeatable.",
+            "--map",
+            metavar="PATTERN=REPLACEMENT",
+        ),
+    ] = field(default_factory=list)
+    map_file: Annotated[
+        str | None,
+        option(ROWS, "File of such lines, applied before --map.", metavar="FILE"),
+    ] = None
+    metrics: Annotated[
+        list[str],
+        option(
+            ROWS, "Columns, separated by commas or repeated.", "--metrics", metavar="METRIC,..."
+        ),
+    ] = field(default_factory=list)
+
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that were asked for."""
+        names = (name.strip() for names in self.metrics for name in names.split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def options(self, patterns: ModulePatterns) -> "DiffOptions":
+        """What is asked of the comparison."""
+        from qvtrace.comparison import DiffOptions
+
+        return DiffOptions(
+            sort_by=self.sort_by,
+            top=self.top,
+            include=tuple(patterns.include),
+            exclude=tuple(patterns.exclude),
+            path=self.path.value,
+            maps=(*_read_maps(self.map_file), *self.maps),
+            metrics=self.metric_names(),
+        )
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """How a comparison is written, and where to."""
+
+    format: Annotated[Format, option(OUTPUT, "How the report is written.", "--format")] = (
+        Format.TABLE
+    )
+    everything: Annotated[
+        bool, flag(OUTPUT, "Also list rows that are folded into another, or equal.", "--all")
+    ] = False
+    output: Annotated[
+        Path | None,
+        option(OUTPUT, "Write the report to a file.", "--output", "-o", metavar="FILE"),
+    ] = None
+
+
+def _read_maps(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--map-file {file}: cannot be read: {error}; give a text file") from error
+    return [line for line in map(str.strip, lines) if line and not line.startswith("#")]

@@ -1,0 +1,82 @@
+"""`qvtrace record`: one variant of one model, run once under the hook."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from qvtrace.cli.flags import (
+    MODEL,
+    OUTPUT,
+    STORED,
+    Force,
+    ModelFlags,
+    ModulePatterns,
+    StorageFlags,
+    Traceback,
+    Variant,
+    flag,
+    option,
+    with_flags,
+)
+from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.terminal import print_next
+
+
+@with_flags
+def record(
+    *,
+    variant: Annotated[Variant, option(MODEL, "Which variant runs.")] = Variant.FP,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+    storage: StorageFlags,
+    dry_run: Annotated[
+        bool,
+        flag(STORED, "Run the forward, store nothing, say how much it would be.", "--dry-run"),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "The archive. (default: traces/VARIANT.st)",
+            "--output",
+            "-o",
+            metavar="FILE",
+        ),
+    ] = None,
+    force: Force = False,
+    traceback: Traceback = False,
+) -> None:
+    """Record every call of every module of a model in an archive.
+
+    Without any option it records the float variant of a small embedded Qwen3-VL.
+    """
+    file = output or TRACES / f"{variant}.st"
+    run_job(Job(model, variant, patterns, storage, file, overwrite=force, dry_run=dry_run))
+    if not dry_run:
+        print_next(next_command(file, variant, model))
+
+
+def next_command(file: Path, variant: Variant, model: ModelFlags) -> str:
+    """What to type after a recording: compare it, or first record what it can be compared with."""
+    reference = model.like if model.like is not None else _reference_of(file, variant)
+    if reference is not None:
+        return _command("diff", reference, str(file), "--sort-by", "peir")
+    other = "fp" if variant is Variant.QUANT else "quant"
+    again = []
+    if model.model is not None and ":" in model.model:  # no archive's word imports a function
+        again += ["--model", model.model]
+    if model.trust_remote_code:
+        again.append("--trust-remote-code")
+    return _command("record", "--variant", other, "--like", str(file), *again)
+
+
+def _reference_of(file: Path, variant: Variant) -> str | None:
+    """A recording of the float variant beside `file`, or where it is by default."""
+    if variant is Variant.FP:
+        return None
+    likely = (file.with_name("fp.st"), TRACES / "fp.st")
+    return next((str(path) for path in likely if path != file and path.exists()), None)
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["qvtrace", *words])

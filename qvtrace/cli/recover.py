@@ -1,0 +1,24 @@
+"""`qvtrace recover`: makes readable what a killed recording left."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from qvtrace.cli.terminal import print_next
+
+
+def recover(
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE.partial", help="The file that the recording left.")
+    ],
+) -> None:
+    """Make readable what a killed recording left."""
+    from qvtrace import archive as archives
+    from qvtrace.reports.formatting import counted, printable
+
+    recovery = archives.recover(archive)
+    found = f"{counted(recovery.calls, 'call')}, {counted(recovery.tensors, 'tensor')}"
+    state = "was readable already" if recovery.was_readable else "is readable again"
+    print(f"{printable(archive)}: {state}: {found}")
+    print_next(shlex.join(["qvtrace", "show", archive]))

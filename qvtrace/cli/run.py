@@ -1,0 +1,87 @@
+"""`qvtrace run`: float and quantized variant recorded, and compared, in one go."""
+
+import gc
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvtrace.cli.flags import (
+    OUTPUT,
+    Force,
+    ModelFlags,
+    ModulePatterns,
+    ReportFlags,
+    RowFlags,
+    StorageFlags,
+    Traceback,
+    Variant,
+    option,
+    with_flags,
+)
+from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+from qvtrace.errors import ArchiveError, ExistingFileError
+
+
+@with_flags
+def run(
+    *,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+    storage: StorageFlags,
+    rows: RowFlags,
+    report: ReportFlags,
+    traces: Annotated[
+        Path, option(OUTPUT, "Where the two archives go.", "--traces", metavar="DIR")
+    ] = TRACES,
+    force: Force = False,
+    traceback: Traceback = False,
+) -> None:
+    """Record the float and the quantized variant, and compare them."""
+    from qvtrace.comparison import diff
+
+    refuse_archive_name(report)
+    options = rows.options(ModulePatterns())
+    reference, candidate = (traces / f"{variant}.st" for variant in Variant)
+    for file in (reference, candidate):
+        _refuse_foreign(file, force=force)
+    job = Job(model, Variant.FP, patterns, storage, reference, overwrite=True, recorded_by="run")
+    _record_both(job, candidate)
+    comparison = diff(reference, candidate, options=options)
+    write_comparison(comparison, report)
+    raise typer.Exit(comparison.verdict.exit_code)
+
+
+def _record_both(job: Job, candidate: Path) -> None:
+    """Run a job for the float variant, and again like it for the quantized one."""
+    run_job(replace(job, model=replace(job.model, quantizer=None)))
+    print(file=sys.stderr)
+    gc.collect()  # a model is full of cycles, and the next one may need its memory
+    like = replace(job.model, like=str(job.file))
+    run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate))
+    print(file=sys.stderr)
+
+
+def _refuse_foreign(file: Path, *, force: bool) -> None:
+    """Raise `ExistingFileError` for an archive that no earlier `run` has left."""
+    from qvtrace.archive.layout import partial_of
+
+    for there in (file, partial_of(file)):
+        if there.exists() and not force and _recorded_by(there) != "run":
+            raise ExistingFileError(
+                f"{there}: was not written by `qvtrace run`; keep it and name another folder with "
+                "--traces, or overwrite it with --force"
+            )
+
+
+def _recorded_by(file: Path) -> str | None:
+    from qvtrace.archive import Archive
+
+    try:
+        with Archive.open(file) as archive:
+            return archive.manifest.recorded_by
+    except ArchiveError:
+        return None

@@ -1,0 +1,105 @@
+"""What reaches the terminal: lines on standard output, progress on standard error."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
+
+    from qvtrace.recorder import Progress
+    from qvtrace.reports.styled import Styled
+
+
+class ShowProgress(Protocol):
+    """Called as a recording goes on."""
+
+    def __call__(self, progress: "Progress", /) -> None: ...
+
+
+def output_width() -> int | None:
+    """The columns of the terminal; None where lines may be as long as they get."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def error_width() -> int | None:
+    """The columns of the terminal that standard error is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+
+
+def shows_blocks() -> bool:
+    """Whether standard output is a terminal that has block characters."""
+    return sys.stdout.isatty() and (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def print_lines(lines: Iterable["Styled"], file: TextIO | None = None) -> None:
+    """Write lines of text, styled where a terminal can show it; a long line is never cut."""
+    stream = file or sys.stdout
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        stream.writelines(f"{line.plain}\n" for line in lines)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1, the code of a failed gate
+            raise BrokenPipeError
+
+    console = Output(file=stream, highlight=False, markup=False, emoji=False)
+    for line in lines:
+        console.print(Text.assemble(*line.pieces), soft_wrap=True)
+
+
+def print_next(command: str) -> None:
+    """Say on standard error what to type next."""
+    from qvtrace.reports.formatting import printable
+
+    print(f"next        {printable(command)}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(variant: str) -> Iterator[ShowProgress]:
+    """A bar on standard error while something is recorded; nothing when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(f"loading {variant}", total=None, bytes="")
+
+        def show(progress: "Progress") -> None:
+            from qvtrace.reports.formatting import byte_size
+
+            bar.update(
+                task,
+                description=f"recording {variant}",
+                completed=progress.modules_done,
+                total=progress.modules_total,
+                bytes=byte_size(progress.bytes_written),
+            )
+
+        yield show
+
+
+def _bar() -> "rich.progress.Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("modules  {task.fields[bytes]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+    )

@@ -1,0 +1,237 @@
+"""What a table says of one pair: the cells of a row, and the lines under it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
+
+from qvtrace.comparison import Row
+from qvtrace.metrics import Nonfinite
+from qvtrace.patterns import shown
+from qvtrace.reports.formatting import counted, number, printable
+from qvtrace.reports.styled import Styled, styled
+
+BAR_WIDTH = 6
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_DECIBELS = frozenset({"sqnr", "token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min"})
+_TITLES = {
+    "max_abs_error": "max|d|",
+    "mean_abs_error": "mean|d|",
+    "min_abs_error": "min|d|",
+    "stddev_abs_error": "stddev|d|",
+    "mean_error": "mean d",
+    "peir": "PEIR",
+    "sqnr": "SQNR",
+    "relative_l2": "rel. L2",
+    "token_sqnr_p50": "token p50",
+    "token_sqnr_p5": "token p5",
+    "token_sqnr_min": "token min",
+}
+_SHARE_OF_WORST = ((0.8, "bold red"), (0.4, "yellow"))  # of the largest PEIR in the table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title and how a row fills it."""
+
+    title: str
+    cell: Callable[[Row], Styled]
+    optional: bool = False  # left out where the line would be too long
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar as long as a PEIR is large beside the largest one in the table."""
+
+    longest: float
+    blocks: bool  # characters in eighths; else `#`, which any file and terminal shows
+
+    def of(self, value: float) -> str:
+        """The bar; something is seen of everything that is above zero."""
+        eighths = max(1, round(BAR_WIDTH * 8 * value / self.longest)) if value > 0 else 0
+        whole, rest = divmod(min(eighths, BAR_WIDTH * 8), 8)
+        if self.blocks:
+            return "█" * whole + _EIGHTHS[rest].strip()
+        return "#" * (whole + (rest > 0))
+
+    def style(self, value: float) -> str:
+        """How a PEIR of this size stands out."""
+        shares = (style for share, style in _SHARE_OF_WORST if value >= share * self.longest)
+        return next(shares, "") if value > 0 else ""
+
+
+def peir_bar(rows: Iterable[Row], *, blocks: bool) -> Bar:
+    """The bar for the PEIR column of these rows."""
+    return Bar(max((row.metrics.peir or 0.0 for row in rows), default=0.0), blocks)
+
+
+def default_columns(bar: Bar) -> list[Column]:
+    """The columns that every table has unless others are asked for."""
+    return [
+        _peir_column(bar),
+        Column("token SQNR p50 / p5", _token_sqnr),
+        metric_column("max_abs_error", bar),
+        replace(metric_column("mean_abs_error", bar), optional=True),
+        Column("worst at", _worst_at),
+    ]
+
+
+def further_columns(bar: Bar) -> list[Column]:
+    """What is shown besides where there is room, the most useful first."""
+    return [
+        metric_column("sqnr", bar),
+        metric_column("cosine", bar),
+        Column("class", _class_names),
+    ]
+
+
+def metric_column(name: str, bar: Bar) -> Column:
+    """The column of one metric."""
+    if name == "peir":
+        return _peir_column(bar)
+    if name == "token_sqnr_min":
+        return Column(_TITLES[name], _token_sqnr_min)
+    return Column(_TITLES.get(name, name), lambda row: _metric(row, name))
+
+
+def row_name(row: Row, *, with_call: bool) -> Styled:
+    """Module, call where there are several, and path where it is not simply the output."""
+    name = styled(printable(shown(row.module)))
+    if with_call:
+        name += styled(f"#{row.call}")
+    if row.path != "output":
+        name += styled(f" {printable(row.path)}", "cyan")
+    return name
+
+
+def message(row: Row) -> Styled | None:
+    """What is said in place of numbers; None where there are numbers."""
+    match row.status:
+        case "ok" | "nonfinite":
+            return _all_undefined(row)
+        case "identical":
+            return styled("identical", "green")
+        case "exact":
+            return styled("equal", "green")
+        case "mismatch":
+            return styled(_mismatch(row), "bold red")
+        case "opaque":
+            return styled(f"not stored: {_reason(row, row.type)}", "yellow")
+        case "shape":
+            return styled(f"shapes differ: {_reason(row, row.shape)}", "yellow")
+    return styled(f"{row.status}: {_reason(row, row.type)}", "yellow")
+
+
+def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
+    """The lines under a row; `dtypes` are those that the head of the table has told already."""
+    lines = []
+    if row.nonfinite is not None and any(astuple(row.nonfinite)):
+        style = "bold red" if row.status == "nonfinite" else "dim"
+        lines.append(styled(_nonfinite(row.nonfinite), style))
+    if row.dtype[0] != row.dtype[1] and row.dtype != dtypes and None not in row.dtype:
+        lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
+    if row.reason is not None and message(row) is None:
+        lines.append(styled(printable(row.reason), "dim"))
+    return lines
+
+
+def _peir_column(bar: Bar) -> Column:
+    def cell(row: Row) -> Styled:
+        value = row.metrics.peir
+        if value is None:
+            return _undefined(row, "peir")
+        return styled(f"{number(value):<8} {bar.of(value)}".rstrip(), bar.style(value))
+
+    return Column("PEIR", cell)
+
+
+def _metric(row: Row, name: str) -> Styled:
+    value = getattr(row.metrics, name)
+    if value is None:
+        return _undefined(row, name)
+    if name == "cosine":  # close to 1, where three digits would say nothing
+        return styled(f"{value:.6f}")
+    return styled(f"{number(value)} dB" if name in _DECIBELS else number(value))
+
+
+def _undefined(row: Row, name: str) -> Styled:
+    return styled(f"- {printable(row.undefined.get(name, ''))}".rstrip(), "dim")
+
+
+def _token_sqnr(row: Row) -> Styled:
+    names = ("token_sqnr_p50", "token_sqnr_p5")
+    if all(getattr(row.metrics, name) is None for name in names):
+        return _undefined(row, names[0])
+    texts = [_metric(row, name).plain.removesuffix(" dB") for name in names]
+    return styled(" / ".join(texts) + " dB")
+
+
+def _token_sqnr_min(row: Row) -> Styled:
+    cell = _metric(row, "token_sqnr_min")
+    if row.worst_token is not None:
+        cell += styled(f" at token {_indices(row.worst_token, _sizes(row))}", "dim")
+    return cell
+
+
+def _worst_at(row: Row) -> Styled:
+    if row.peak is None:
+        return styled("-", "dim")
+    *leading, last = row.peak.index or (0,)
+    if len(row.peak.index) < 2:
+        return styled(f"index {last}" if row.peak.index else "the only element")
+    return styled(f"token {_indices(leading, _sizes(row))}, channel {last}")
+
+
+def _indices(indices: Sequence[int], sizes: Sequence[int]) -> str:
+    """Leading indices; those of axes of size 1 say nothing."""
+    telling = [index for index, size in zip(indices, sizes, strict=False) if size != 1]
+    telling = telling or list(indices[-1:])
+    return str(telling[0]) if len(telling) == 1 else f"({', '.join(map(str, telling))})"
+
+
+def _sizes(row: Row) -> tuple[int, ...]:
+    return row.shape[0] or ()
+
+
+def _class_names(row: Row) -> Styled:
+    return styled(_against(row.type) if row.type[0] != row.type[1] else printable(row.type[0]))
+
+
+def _all_undefined(row: Row) -> Styled | None:
+    if row.metrics.max_abs_error is not None:
+        return None
+    return styled(f"- {printable(row.undefined.get('max_abs_error', 'undefined'))}", "dim")
+
+
+def _mismatch(row: Row) -> str:
+    parts = []
+    if row.shape[0] is not None and row.metrics.mismatches is not None:
+        parts.append(counted(row.metrics.mismatches, "element differs", "elements differ"))
+        if row.metrics.max_abs_error is not None:
+            parts.append(f"by at most {number(row.metrics.max_abs_error)}")
+    if row.reason is not None:
+        parts.append(printable(row.reason))
+    return ", ".join(parts) or "differs"
+
+
+def _reason(row: Row, sides: tuple[object, object]) -> str:
+    return printable(row.reason) if row.reason is not None else _against(sides)
+
+
+def _against(sides: tuple[object, object]) -> str:
+    reference, candidate = map(_side, sides)
+    return printable(f"{reference} against {candidate}")
+
+
+def _side(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _nonfinite(counts: Nonfinite) -> str:
+    common = counts.reference_nan - counts.lost_nan
+    parts = [
+        (counts.new_nan, "new NaN"),
+        (counts.lost_nan, "lost NaN"),
+        (common, "NaN on both sides"),
+        (counts.inf_mismatches, "infinities that differ"),
+        (counts.sentinel_mismatches, "masked on one side only"),
+    ]
+    return ", ".join(f"{count} {what}" for count, what in parts if count)

@@ -1,0 +1,132 @@
+"""What is being compared, as lines of text: both sides, whether they are comparable, coverage."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from qvtrace.comparison import Comparison, Coverage, Place, Side
+from qvtrace.patterns import shown
+from qvtrace.reports.formatting import counted, listed, printable
+from qvtrace.reports.layout import labelled, separated, words
+from qvtrace.reports.styled import Styled, styled
+from qvtrace.trees import Json
+
+_MODULES_LISTED = 8  # unmatched modules that are named without being asked for
+_VERSIONS = ("torch", "transformers", "torchao")
+SEPARATOR = " ·"
+
+
+def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -> Iterator[Styled]:
+    """The head of a comparison; `everything` names each unmatched module."""
+    reference, candidate = comparison.reference, comparison.candidate
+    files = [printable(side.file) for side in (reference, candidate)]
+    longest = max(map(len, files))
+    facts = side_facts(reference)
+    for label, file, telling in (
+        ("reference", files[0], list(facts.values())),
+        ("candidate", files[1], _different_facts(facts, side_facts(candidate))),
+    ):
+        pieces = separated([printable(piece) for piece in telling], SEPARATOR)
+        yield from labelled(label, [styled(file.ljust(longest) + " "), *pieces], width)
+    yield from _comparable_lines(comparison, width)
+    yield from labelled("coverage", words(_coverage(comparison.coverage)), width)
+    yield from _matched_lines(comparison, width)
+    limit = None if everything else _MODULES_LISTED
+    yield from _unmatched_lines(comparison.coverage, limit, width)
+    for side in (reference, candidate):
+        for warning in side.warnings:
+            text = f"{printable(side.file)}: {printable(warning)}"
+            yield from labelled("warning", words(text, "yellow"), width)
+
+
+def side_facts(side: Side) -> dict[str, str]:
+    """What a side is, each fact by its name: model, variant, quantizer, dtype, device, versions."""
+    return model_facts(side.model, side.variant, side.environment)
+
+
+def model_facts(model: Json, variant: Json, environment: Json) -> dict[str, str]:
+    """What ran: model, variant, quantizer, dtype, device, versions, as far as they are known."""
+    facts = {
+        "class": model.get("class"),
+        "model": model.get("name"),
+        "variant": variant.get("name"),
+        "quantizer": variant.get("quantizer"),
+        "dtype": model.get("dtype"),
+        "device": environment.get("device"),
+        **{name: _version(environment, name) for name in _VERSIONS},
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact is not None}
+
+
+def _version(environment: Json, name: str) -> str | None:
+    version = environment.get(name)
+    return None if version is None else f"{name} {version}"
+
+
+def _different_facts(reference: dict[str, str], candidate: dict[str, str]) -> list[str]:
+    """The candidate's facts but for those that the reference's line has told."""
+    same_model = all(reference.get(name) == candidate.get(name) for name in ("class", "model"))
+    telling = ["the same model"] if same_model else []
+    for name, fact in candidate.items():
+        if name == "variant" or reference.get(name) != fact:
+            telling.append(fact)
+    return telling
+
+
+def _comparable_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
+    comparable = comparison.comparable
+    answer, style = ("yes", "green") if comparable.ok else ("no", "bold red")
+    differences = "; ".join(map(printable, comparable.differences))
+    reasons = words(differences or _what_is_the_same(comparison))
+    yield from labelled("comparable", [styled(answer + ":", style), *reasons], width)
+
+
+def _what_is_the_same(comparison: Comparison) -> str:
+    model, environment = comparison.reference.model, comparison.reference.environment
+    same = ["same inputs"]
+    if model.get("seed") is not None:
+        same.append(f"seed {model['seed']}")
+    if environment.get("attention") is not None:
+        same.append(f"{printable(str(environment['attention']))} attention")
+    return ", ".join(same)
+
+
+def _coverage(coverage: Coverage) -> str:
+    return (
+        f"{coverage.modules_compared} of {counted(coverage.modules_reference, 'module')}, "
+        f"{counted(coverage.pairs, 'pair')}: {coverage.identical} identical, "
+        f"{coverage.not_comparable} not comparable"
+    )
+
+
+def _matched_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
+    """By which rules rows were matched, unless names were simply equal."""
+    rules = Counter(row.matched_by for row in comparison.rows)
+    if set(rules) - {"exact"}:
+        pieces = [f"{count} by {printable(rule)}" for rule, count in rules.most_common()]
+        yield from labelled("matched", separated(pieces, ","), width)
+
+
+def _unmatched_lines(coverage: Coverage, limit: int | None, width: int | None) -> Iterator[Styled]:
+    for side, places in (
+        ("reference", coverage.only_in_reference),
+        ("candidate", coverage.only_in_candidate),
+    ):
+        if places:
+            modules = _unmatched_modules(places, set(coverage.wrappers))
+            text = f"{len(modules)} only in the {side}: {listed(modules, limit)}"
+            yield from labelled("unmatched", words(text, "yellow"), width)
+
+
+def _unmatched_modules(places: Iterable[Place], wrappers: set[str]) -> list[str]:
+    """Modules, from which call on when it is not the first, and how many places each has."""
+    of_module: dict[str, list[Place]] = {}
+    for place in places:
+        of_module.setdefault(place.module, []).append(place)
+    modules = []
+    for name, missing in of_module.items():
+        first = min(place.call for place in missing)
+        notes = [f"{len(missing)} places"] if len(missing) > 1 else []
+        notes += ["wraps a compared module"] if name in wrappers else []
+        label = f"{shown(name)}#{first}" if first else shown(name)
+        modules.append(f"{label} ({', '.join(notes)})" if notes else label)
+    return modules

@@ -1,0 +1,88 @@
+"""What became of a recording, as lines of text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qvtrace.manifest import VariantInfo
+from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
+from qvtrace.reports.layout import labelled, words
+from qvtrace.reports.styled import Styled
+
+if TYPE_CHECKING:
+    from qvtrace.recorder import RecordingReport
+
+_MODULES_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a recording, and what is to be said of the model."""
+
+    report: "RecordingReport"
+    variant: VariantInfo
+    warnings: tuple[str, ...] = ()
+
+
+def recording_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
+    """Where the archive is and how large, what was recorded, what was skipped and why."""
+    report = outcome.report
+    archive = (
+        f"{printable(str(report.file))} {byte_size(report.size)}, {counted(report.calls, 'call')} "
+        f"in {duration(report.seconds)}"
+    )
+    yield from labelled("archive", words(archive), width)
+    yield from _module_lines(outcome, width)
+
+
+def dry_run_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
+    """What a recording would store, last the size of the file that it would write."""
+    report = outcome.report
+    yield from _module_lines(outcome, width)
+    for kind, count in report.bytes_by_kind.items():
+        yield from labelled(kind, words(byte_size(count)), width)
+    places = (
+        f"{counted(report.places, 'tensor')} at {counted(report.calls, 'call')}, "
+        f"{byte_size(report.place_bytes)}"
+    )
+    yield from labelled("places", words(places), width)
+    distinct = f"{byte_size(report.distinct_bytes)}, equal contents counted once"
+    yield from labelled("distinct", words(distinct), width)
+    yield from labelled("time", words(duration(report.seconds)), width)
+    yield from labelled("file", words(f"{byte_size(report.size)}, not written"), width)
+
+
+def skipped_lines(
+    reasons: Mapping[str, Sequence[str]], opaque: Mapping[str, int], width: int | None
+) -> Iterator[Styled]:
+    """Which modules and which values were not stored, and why."""
+    for reason, modules in reasons.items():
+        text = (
+            f"{counted(len(modules), 'module')}, {printable(reason)}: "
+            f"{listed(modules, _MODULES_LISTED)}"
+        )
+        yield from labelled("skipped", words(text), width)
+    for reason, count in opaque.items():
+        text = f"{counted(count, 'value')} by type only: {printable(reason)}"
+        yield from labelled("skipped", words(text), width)
+
+
+def quantizer_lines(variant: VariantInfo, width: int | None) -> Iterator[Styled]:
+    """What was quantized, and what of its kind was left float."""
+    if variant.quantizer is None:
+        return
+    text = f"{printable(variant.quantizer)}: {counted(len(variant.quantized), 'module')}"
+    if variant.left_float:
+        left = listed(variant.left_float, _MODULES_LISTED)
+        text += f"; {len(variant.left_float)} left float: {left}"
+    yield from labelled("quantized", words(text), width)
+
+
+def _module_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
+    report = outcome.report
+    modules = f"{report.registered} registered, {report.called} called, {report.recorded} recorded"
+    yield from labelled("modules", words(modules), width)
+    yield from skipped_lines(report.reasons, report.opaque, width)
+    yield from quantizer_lines(outcome.variant, width)
+    for warning in (*outcome.warnings, *report.warnings):
+        yield from labelled("warning", words(printable(warning), "yellow"), width)

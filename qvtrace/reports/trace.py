@@ -1,0 +1,81 @@
+"""What is looked at in one archive: calls of chosen modules, their statistics and elements."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qvtrace.archive import Archive
+from qvtrace.elements import ElementsJson, elements_json
+from qvtrace.errors import DamagedArchiveError
+from qvtrace.manifest import CallEntry, ModuleEntry
+from qvtrace.patterns import require_matches, select
+from qvtrace.statistics import Statistics, statistics
+from qvtrace.trees import Node, TensorLeaf
+
+Part = Literal["inputs", "kwargs", "output"]
+PARTS: tuple[Part, ...] = ("inputs", "kwargs", "output")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which modules of an archive are shown, and of which the elements too."""
+
+    modules: frozenset[str]
+    with_elements: frozenset[str]
+
+    @classmethod
+    def of(cls, archive: Archive, patterns: Sequence[str], values: Sequence[str]) -> "Selection":
+        """What patterns select; no pattern selects every module.
+
+        Raises `UsageError` for a pattern that fits no module.
+        """
+        entries = archive.manifest.modules
+        names = {name for entry in entries for name in (entry.name, *entry.aliases)}
+        names.update(call.module for call in archive.manifest.calls)
+        require_matches(names, patterns, "PATTERN")
+        require_matches(names, values, "--values")
+        chosen = select(names, include=patterns)
+        valued = select(names, include=values) if values else set()
+        return cls(_without_aliases(entries, chosen), _without_aliases(entries, valued))
+
+
+class Trace:
+    """A selection of an archive; each distinct tensor is looked at once."""
+
+    def __init__(self, archive: Archive, selection: Selection) -> None:
+        self.archive = archive
+        self.selection = selection
+        self._statistics: dict[tuple[str, str], Statistics] = {}
+
+    def calls(self) -> Iterator[CallEntry]:
+        """The calls of the selected modules, in order of execution."""
+        for call in self.archive.manifest.calls:
+            if call.module in self.selection.modules:
+                yield call
+
+    def tree(self, call: CallEntry, part: Part) -> Node | None:
+        """A part of a call; raises `DamagedArchiveError` where the file holds something else."""
+        try:
+            return call.tree(part)
+        except ValueError as error:
+            raise DamagedArchiveError(
+                f"{self.archive.file}: {part} of {call.module}#{call.index}: {error}; "
+                "the file is damaged, record again"
+            ) from error
+
+    def statistics(self, leaf: TensorLeaf) -> Statistics:
+        """The statistics of a tensor."""
+        key = (leaf.digest, leaf.dtype)
+        if key not in self._statistics:
+            self._statistics[key] = statistics(self.archive.array(leaf))
+        return self._statistics[key]
+
+    def elements(self, leaf: TensorLeaf, limit: int) -> ElementsJson:
+        """The elements of a tensor, at most `limit` of them."""
+        return elements_json(self.archive.array(leaf), limit)
+
+
+def _without_aliases(entries: Sequence[ModuleEntry], names: set[str]) -> frozenset[str]:
+    """The names under which calls are stored."""
+    name_of_alias = {alias: entry.name for entry in entries for alias in entry.aliases}
+    return frozenset(name_of_alias.get(name, name) for name in names)

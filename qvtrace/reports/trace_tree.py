@@ -1,0 +1,114 @@
+"""A trace as people read it: what ran, the modules as a tree, a line a call."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qvtrace.manifest import CallEntry
+from qvtrace.reports.branches import Branch, branches
+from qvtrace.reports.formatting import number, printable
+from qvtrace.reports.layout import words, wrapped
+from qvtrace.reports.styled import Styled, styled
+from qvtrace.reports.trace import PARTS, Trace
+from qvtrace.reports.trace_head import head_lines
+from qvtrace.reports.values import call_text
+from qvtrace.trees import TensorLeaf, tensor_leaves
+
+MAX_GUIDES = 64  # a tree that is deeper is drawn no further to the right
+ELEMENTS_SHOWN = 64  # of one tensor
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """How a trace is shown."""
+
+    width: int | None = None  # of the terminal; None: lines as long as they get
+    statistics: bool = False
+
+
+def trace_lines(trace: Trace, options: TreeOptions) -> Iterator[Styled]:
+    """The whole view."""
+    yield from head_lines(trace.archive, options.width)
+    yield Styled()
+    calls = defaultdict(list)
+    for call in trace.calls():
+        calls[call.module].append(call)
+    for branch in branches(trace.archive.manifest, trace.selection.modules):
+        yield from _branch_lines(trace, branch, calls[branch.name], options)
+
+
+def _branch_lines(
+    trace: Trace, branch: Branch, calls: Sequence[CallEntry], options: TreeOptions
+) -> Iterator[Styled]:
+    guide = "│ " * min(branch.depth, MAX_GUIDES)
+    title = _title(branch, guide)
+    below = styled(f"{guide}│ ", "dim")
+    if len(calls) == 1:
+        (beside,) = wrapped(title + styled("  "), title, _call_words(trace, calls[0]), None)
+        if options.width is None or beside.width <= options.width:
+            yield beside
+            yield from _tensor_lines(trace, calls[0], below, options)
+            return
+    yield title
+    for call in calls:
+        begin = below + styled(f"#{call.index} " if len(calls) > 1 else "", "bold")
+        further = below + styled("    ")
+        yield from wrapped(begin, further, _call_words(trace, call), options.width)
+        yield from _tensor_lines(trace, call, below, options)
+
+
+def _title(branch: Branch, guide: str) -> Styled:
+    title = styled(guide, "dim") + styled(printable(branch.label), "bold")
+    title += styled(f" {printable(branch.class_name)}", "cyan")
+    if branch.aliases:
+        title += styled(f" also {', '.join(map(printable, branch.aliases))}", "dim")
+    return title
+
+
+def _call_words(trace: Trace, call: CallEntry) -> list[Styled]:
+    parts = {part: trace.tree(call, part) for part in PARTS}
+    text = words(call_text(parts["inputs"], parts["kwargs"], parts["output"]))
+    return text if call.error is None else [*text, *words(printable(call.error), "bold red")]
+
+
+def _tensor_lines(
+    trace: Trace, call: CallEntry, indent: Styled, options: TreeOptions
+) -> Iterator[Styled]:
+    """Statistics and elements of a call's tensors, where they were asked for."""
+    valued = call.module in trace.selection.with_elements
+    for path, leaf in _tensors(trace, call) if valued or options.statistics else ():
+        line = indent + styled(f"  {printable(path)}", "cyan")
+        if options.statistics:
+            line += styled(f"  {_statistics_text(trace, leaf)}")
+        if valued:
+            line += styled(f"  {_elements_text(trace, leaf)}")
+        yield line
+
+
+def _tensors(trace: Trace, call: CallEntry) -> Iterator[tuple[str, TensorLeaf]]:
+    for part in PARTS:
+        node = trace.tree(call, part)
+        if node is not None:
+            yield from tensor_leaves(node, part)
+
+
+def _statistics_text(trace: Trace, leaf: TensorLeaf) -> str:
+    found = trace.statistics(leaf)
+    names = ("mean", "min", "max", "stddev")
+    values = {name: getattr(found, name) for name in names}
+    parts = [f"{name} {'-' if v is None else number(v)}" for name, v in values.items()]
+    counts = {"NaN": found.nan, "inf": found.positive_inf, "-inf": found.negative_inf}
+    parts += [f"{count} {name}" for name, count in counts.items() if count]
+    return ", ".join(parts)
+
+
+def _elements_text(trace: Trace, leaf: TensorLeaf) -> str:
+    elements = trace.elements(leaf, ELEMENTS_SHOWN)
+    cut = f" and {elements.cut} more" if elements.cut else ""
+    return f"{_nested_text(elements.values)}{cut}"
+
+
+def _nested_text(values: object) -> str:
+    if isinstance(values, list):
+        return f"[{', '.join(map(_nested_text, values))}]"
+    return number(values) if isinstance(values, int | float) else str(values)

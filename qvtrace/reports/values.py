@@ -1,0 +1,58 @@
+"""Values of a call in words."""
+
+from qvtrace.reports.formatting import printable
+from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
+
+_TEXT_SHOWN = 40
+
+
+def call_text(inputs: Node | None, kwargs: Node | None, output: Node | None) -> str:
+    """A call in words: `(float32[1,84,64], use_cache=False) -> float32[1,84,64]`.
+
+    What was not stored is `...`; a keyword that is None says nothing.
+    """
+    given = [*_positional(inputs), *_named(kwargs)]
+    return f"({', '.join(given)}) -> {'...' if output is None else node_text(output)}"
+
+
+def _positional(inputs: Node | None) -> list[str]:
+    if not isinstance(inputs, Container):
+        return ["..."]
+    return [node_text(child) for _, child in inputs.items]
+
+
+def _named(node: Node | None) -> list[str]:
+    if not isinstance(node, Container):
+        return []
+    return [f"{printable(name)}={node_text(child)}" for name, child in node.items if _says(child)]
+
+
+def _says(node: Node) -> bool:
+    return not (isinstance(node, ValueLeaf) and node.value is None)
+
+
+def node_text(node: Node) -> str:
+    """A value in words: `float32[1,84,64]`, `(float32[2], None)`, `DynamicCache of 12`."""
+    match node:
+        case TensorLeaf():
+            return f"{printable(node.dtype)}[{','.join(map(str, node.shape))}]"
+        case ValueLeaf():
+            return _shortened(repr(node.value) if node.class_name == "str" else str(node.value))
+        case OpaqueLeaf():
+            return f"<{printable(node.class_name)}>"
+    return _container_text(node)
+
+
+def _container_text(node: Container) -> str:
+    if node.kind == "cache":
+        return f"{printable(node.class_name)} of {node.length}"
+    if node.kind in ("tuple", "list"):
+        left, right = "()" if node.kind == "tuple" else "[]"
+        return f"{left}{', '.join(node_text(child) for _, child in node.items)}{right}"
+    name = "" if node.kind == "dict" else printable(node.class_name)
+    return f"{name}({', '.join(_named(node))})"
+
+
+def _shortened(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}... ({len(text)} characters)"

@@ -1,0 +1,528 @@
+"""The command line as its users meet it: what is printed where, and with which exit code."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import qvtrace.recorder
+from qvtrace.archive import Archive
+from qvtrace.cli import app
+
+FUNCTIONS = """
+import time
+import torch
+from torch import nn
+
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.error = error
+
+    def forward(self, x):
+        self.linear(x)
+        raise self.error
+
+def sequential():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval(), torch.ones(4, 16)
+
+class Prints(nn.Module):
+    def forward(self, x):
+        print("from the model")
+        return x
+
+def printing():
+    return nn.Sequential(nn.Linear(16, 16), Prints()), torch.ones(4, 16)
+
+def raising():
+    return Raises(RuntimeError("no such luck")), torch.ones(2, 4)
+
+def interrupted():
+    return Raises(KeyboardInterrupt()), torch.ones(2, 4)
+
+class Sleeps(nn.Module):
+    def forward(self, x):
+        print("sleeping", flush=True)
+        time.sleep(60)
+
+def sleeping():
+    return nn.Sequential(nn.Linear(4, 4), Sleeps()), torch.ones(2, 4)
+"""
+HOSTILE = "x\x1b[31m[red]"
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(16, 32)
+        self.down = nn.Linear(32, 16)
+
+    def forward(self, x, mask=None, scale=1):
+        return self.down(torch.relu(self.up(x))) * 1
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.register_module(HOSTILE, nn.Identity())
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x, mask=None, scale=2)
+        return {"hidden": self.get_submodule(HOSTILE)(self.blocks[0](x)), "count": x.shape[1]}
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        return self.inner(ids)["count"] * 0.5
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Archives of one model, of the same with another weight, and of that in a wrapper."""
+    folder = tmp_path_factory.mktemp("archives")
+    torch.manual_seed(0)
+    model = Net().eval()
+    ids = torch.arange(12).reshape(1, 12)
+    with torch.no_grad():
+        with qvtrace.recorder.record(model, folder / "fp.st", variant="fp"):
+            model(ids)
+        model.blocks[1].up.weight.mul_(1.01)
+        with qvtrace.recorder.record(model, folder / "quant.st", variant="quant"):
+            model(ids)
+        wrapper = Wrapper(model).eval()
+        with qvtrace.recorder.record(wrapper, folder / "wrapped.st"):
+            wrapper(ids)
+    return folder
+
+
+@pytest.fixture
+def folder(archives, tmp_path, monkeypatch):
+    """An empty working folder with copies of the archives and a file of functions."""
+    for name in ("fp.st", "quant.st", "wrapped.st"):
+        (tmp_path / name).write_bytes((archives / name).read_bytes())
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
+
+
+def record(*arguments):
+    return run("record", "--model", "functions.py:sequential", *arguments)
+
+
+def assert_one_line_error(result, *wanted):
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("qvtrace: ")
+    assert result.stderr.count("\n") == 1
+    for text in wanted:
+        assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["frobnicate"], ["no such command 'frobnicate'", "qvtrace --help"]),
+        (["diff"], ["REFERENCE: missing", "qvtrace diff --help"]),
+        (["diff", "a.st"], ["CANDIDATE: missing"]),
+        (["diff", "a.st", "b.st", "c.st"], ["unexpected extra argument", "c.st"]),
+        (["diff", "a.st", "b.st", "--tpo", "3"], ["--tpo: no such option", "--top"]),
+        (["diff", "a.st", "b.st", "--top", "many"], ["--top: should be a valid integer"]),
+        (["diff", "a.st", "b.st", "--top", "0"], ["--top: should be greater than or equal to 1"]),
+        (["diff", "a.st", "b.st", "--format", "csv"], ["--format", "'table', 'json'"]),
+        (["diff", "a.st", "b.st", "--sort-by", "beauty"], ["--sort-by", "peir"]),
+        (["diff", "a.st", "b.st", "--metrics", "peir,x"], ["--metrics 'x'", "cosine"]),
+        (["diff", "a.st", "b.st", "--path", "weights"], ["--path", "kwargs"]),
+        (["diff", "a.st", "b.st", "--map-file", "no.txt"], ["no.txt"]),
+        (["diff", "a.st", "b.st", "-o", "c.st"], ["--output c.st", "archive"]),
+        (["record", "--variant", "int8"], ["--variant", "'fp', 'quant'"]),
+        (["record", "--num-layers", "0"], ["--num-layers"]),
+        (["record", "--like", "nowhere.st"], ["nowhere.st"]),
+        (["diff", "nowhere.st", "b.st"], ["nowhere.st", "no such file"]),
+        (["show", "functions.py"], ["functions.py"]),
+        (["show", "fp.st", "blocks.7"], ["blocks.7", "none of"]),
+        (["show", "fp.st", "--values", "blocks.7"], ["--values", "none of"]),
+        (["verify", "nowhere.st"], ["nowhere.st"]),
+        (["recover", "nowhere.st.partial"], ["nowhere.st.partial"]),
+        (["run", "-o", "quant.st"], ["--output quant.st", "archive"]),
+    ],
+)
+def test_wrong_usage_is_one_line_on_standard_error(folder, arguments, wanted):
+    assert_one_line_error(run(*arguments), *wanted)
+
+
+def test_no_command_shows_the_help_and_counts_as_wrong_usage():
+    result = run()
+    assert result.exit_code == 2
+    assert "record" in result.stdout
+
+
+def test_help_has_a_line_for_each_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("run", "record", "diff", "show", "verify", "recover"):
+        lines = [line for line in result.stdout.splitlines() if f"│ {command} " in line]
+        assert len(lines) == 1
+
+
+def test_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    result = run("--version")
+    assert result.stdout == f"qvtrace {version('qvtrace')}\n"
+
+
+def test_diff_prints_a_table_and_nothing_on_standard_error(folder):
+    result = run("diff", "fp.st", "quant.st", "--sort-by", "peir")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "blocks.1.up" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("verdict")
+
+
+def test_names_of_a_file_reach_the_terminal_escaped(folder):
+    result = run("diff", "fp.st", "quant.st", "--all")
+    assert r"x\x1b[31m[red]" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_diff_as_json_is_one_object(folder):
+    result = run("diff", "fp.st", "quant.st", "--format", "json")
+    report = json.loads(result.stdout)
+    assert report["reference"]["file"] == "fp.st"
+    assert {row["status"] for row in report["rows"]} == {"ok", "identical", "exact"}
+
+
+def test_top_and_metrics_make_json_incomplete(folder):
+    whole = json.loads(run("diff", "fp.st", "quant.st", "--format", "json").stdout)
+    for cut in (["--top", "1"], ["--metrics", "peir"]):
+        report = json.loads(run("diff", "fp.st", "quant.st", "--format", "json", *cut).stdout)
+        assert (whole["complete"], report["complete"]) == (True, False)
+
+
+def test_a_report_goes_to_a_file_in_a_new_folder(folder):
+    result = run("diff", "fp.st", "quant.st", "-o", "reports/today.txt")
+    assert result.stdout == ""
+    assert "reports/today.txt" in result.stderr
+    assert "verdict" in Path("reports/today.txt").read_text(encoding="utf-8")
+
+
+def test_maps_of_a_file_are_applied(folder):
+    Path("maps.txt").write_text("# the wrapper\n^inner[.]=\n")
+    result = run("diff", "fp.st", "wrapped.st", "--map-file", "maps.txt")
+    assert "8 of 9 modules" in result.stdout
+    assert "^inner[.]=" in next(x for x in result.stdout.splitlines() if x.startswith("matched"))
+
+
+def test_nothing_in_common_is_exit_code_3(folder):
+    result = run("diff", "fp.st", "wrapped.st")
+    assert result.exit_code == 3
+    assert "nothing was comparable" in result.stdout
+
+
+def test_equal_archives_have_nothing_to_list(folder):
+    result = run("diff", "fp.st", "fp.st")
+    assert result.exit_code == 0
+    assert "no difference" in result.stdout
+    assert "identical" in next(x for x in result.stdout.splitlines() if x.startswith("not listed"))
+
+
+def test_show_has_the_modules_as_a_tree_and_a_line_a_call(folder):
+    result = run("show", "fp.st")
+    lines = result.stdout.splitlines()
+    root = next(index for index, line in enumerate(lines) if line.startswith("(root) Net"))
+    assert lines[root + 1].startswith("│ embed Embedding  (int64[1,12]) -> float32[1,12,16]")
+    block = next(index for index, line in enumerate(lines) if line.endswith("│ │ 0 Block"))
+    assert lines[block + 1].endswith("#0 (float32[1,12,16], scale=2) -> float32[1,12,16]")
+    assert "#1 " in lines[block + 2]
+
+
+def test_show_tells_what_ran_and_what_was_recorded(folder):
+    text = run("show", "fp.st").stdout
+    for wanted in ("fp.st", "Net · fp · float32", "torch 2.", "1 root call", "9 recorded"):
+        assert wanted in text
+
+
+def test_show_with_a_pattern_has_these_modules_and_those_above(folder):
+    text = run("show", "fp.st", "blocks.1.up").stdout
+    assert text.split("\n\n")[1].splitlines() == [
+        "(root) Net",
+        "│ blocks ModuleList",
+        "│ │ 1 Block",
+        "│ │ │ up Linear  (float32[1,12,16]) -> float32[1,12,32]",
+    ]
+
+
+def test_show_json_is_one_strict_object_a_line(folder):
+    lines = run("show", "fp.st", "--json").stdout.splitlines()
+    calls = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    with Archive.open("fp.st") as archive:
+        assert len(calls) == len(archive.manifest.calls)
+    (embed,) = (call for call in calls if call["module"] == "embed")
+    assert list(embed) == ["module", "type", "call", "inputs", "kwargs", "output"]
+    assert (embed["type"], embed["call"], embed["kwargs"]) == ("Embedding", 0, {})
+    ids = embed["inputs"]["0"]
+    assert (ids["type"], ids["dtype"], ids["shape"]) == ("Tensor", "int64", [1, 12])
+    assert {"mean", "min", "max", "stddev"} <= set(ids["statistics"])
+    assert (ids["statistics"]["mean"], ids["statistics"]["max"]) == (5.5, 11)
+    assert "values" not in ids
+
+
+def test_show_json_has_plain_values_and_structure(folder):
+    lines = run("show", "fp.st", "--json", "(root)", "blocks.1").stdout.splitlines()
+    block, root = map(json.loads, lines)
+    assert block["kwargs"] == {"mask": None, "scale": 2}
+    assert root["output"]["count"] == 12
+    assert root["output"]["hidden"]["type"] == "Tensor"
+
+
+def test_elements_are_shown_of_the_modules_that_are_asked_for(folder):
+    lines = run("show", "fp.st", "--json", "embed", "blocks.1.up", "--values", "embed").stdout
+    embed, up = map(json.loads, lines.splitlines())
+    assert embed["inputs"]["0"]["values"] == [list(range(12))]
+    assert "values" not in up["output"]
+    text = run("show", "fp.st", "embed", "--values", "embed").stdout
+    assert "inputs.0  [[0, 1, 2," in text
+    assert "and 128 more" in text
+
+
+def test_statistics_are_shown_on_request(folder):
+    text = run("show", "fp.st", "embed", "--stats").stdout
+    assert "inputs.0  mean 5.50, min 0, max 11, stddev 3.45" in text
+
+
+def test_verify_counts_what_it_checked(folder):
+    result = run("verify", "fp.st")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("fp.st: ")
+    assert "every digest matches" in result.stdout
+
+
+def test_verify_names_the_damaged_tensor(folder):
+    with Archive.open("fp.st") as archive:
+        tensor = archive.manifest.tensors[0]
+    data = bytearray(Path("fp.st").read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin] ^= 1
+    Path("fp.st").write_bytes(data)
+    result = run("verify", "fp.st")
+    assert result.exit_code == 2
+    assert result.stdout == f"{tensor.key}\n"
+    assert f"the first is {tensor.key}" in result.stderr
+
+
+def test_record_says_where_the_archive_is_and_what_comes_next(folder):
+    result = record()
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "traces/fp.st" in result.stderr
+    assert "4 registered, 4 called, 4 recorded" in result.stderr
+    follow_up = result.stderr.splitlines()[-1].split()
+    assert follow_up[:2] == ["next", "qvtrace"]
+    assert run(*follow_up[2:]).exit_code == 0
+    assert Path("traces/quant.st").exists()
+
+
+def test_the_command_after_a_quantized_recording_compares(folder):
+    record("-o", "new/fp.st")
+    result = record("--variant", "quant", "--like", "new/fp.st", "-o", "new/quant.st")
+    assert result.stderr.endswith("qvtrace diff new/fp.st new/quant.st --sort-by peir\n")
+    assert "torchao:int8-dynamic: 2 modules" in result.stderr
+    compared = run("diff", "new/fp.st", "new/quant.st")
+    assert compared.exit_code == 0
+    assert "comparable  yes" in compared.stdout
+
+
+def test_the_command_after_a_lone_quantized_recording_records_the_float_variant(folder):
+    result = record("--variant", "quant", "-o", "alone/quant.st")
+    wanted = "record --variant fp --like alone/quant.st --model functions.py:sequential"
+    assert result.stderr.endswith(f"qvtrace {wanted}\n")
+    record("-o", "alone/fp.st")
+    result = record("--variant", "quant", "-o", "alone/quant.st", "--force")
+    assert result.stderr.endswith("qvtrace diff alone/fp.st alone/quant.st --sort-by peir\n")
+
+
+def test_record_overwrites_on_request_only(folder):
+    before = Path("fp.st").read_bytes()
+    assert_one_line_error(record("-o", "fp.st"), "fp.st: already exists", "--force")
+    assert Path("fp.st").read_bytes() == before
+    assert record("-o", "fp.st", "--force").exit_code == 0
+    assert Path("fp.st").read_bytes() != before
+
+
+def test_filters_of_the_archive_that_is_followed_are_taken_over(folder):
+    record("-o", "a.st", "--include", "0", "--include", "2", "--no-inputs")
+    record("-o", "b.st", "--like", "a.st")
+    for name in ("a.st", "b.st"):
+        with Archive.open(name) as archive:
+            calls = archive.manifest.calls
+            assert {call.module for call in calls} == {"0", "2"}
+            assert all(call.inputs is None for call in calls)
+
+
+def test_what_a_model_prints_is_kept_out_of_standard_output(folder):
+    result = run("run", "-m", "functions.py:printing", "--format", "json")
+    assert json.loads(result.stdout)["complete"] is True
+    assert "from the model" in result.stderr
+
+
+def test_a_dry_run_writes_nothing_and_ends_with_the_size(folder):
+    result = record("--dry-run", "-o", "dry/fp.st")
+    assert result.exit_code == 0
+    assert not Path("dry").exists()
+    size = result.stdout.splitlines()[-1].split()
+    record("-o", "dry/fp.st")
+    written = Path("dry/fp.st").stat().st_size
+    assert size[0] == "file"
+    assert float(size[1]) == pytest.approx(written / 1000, rel=0.02)
+
+
+def test_a_model_that_raised_is_one_line_and_its_trace_is_kept(folder):
+    result = run("record", "-m", "functions.py:raising", "-o", "t/fp.st")
+    wanted = ("RuntimeError: no such luck", "t/fp.st.partial", "--traceback")
+    assert_one_line_error(result, *wanted)
+    shown = run("show", "t/fp.st.partial")
+    assert "incomplete" in shown.stdout
+    assert "linear Linear" in shown.stdout
+
+
+def test_traceback_shows_where_a_model_raised(folder):
+    result = run("record", "-m", "functions.py:raising", "-o", "t/fp.st", "--traceback")
+    assert result.exit_code == 2
+    assert "raise self.error" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("qvtrace: ")
+
+
+def test_an_interrupted_recording_is_named_and_kept(folder):
+    result = run("record", "-m", "functions.py:interrupted", "-o", "t/fp.st")
+    assert result.exit_code == 130
+    assert result.stderr.startswith("qvtrace: interrupted; ")
+    assert "t/fp.st.partial" in result.stderr
+    assert run("verify", "t/fp.st.partial").exit_code == 0
+
+
+def test_the_token_reaches_neither_a_message_nor_a_file(folder, monkeypatch):
+    token = "hf_averysecrettoken"
+    monkeypatch.setenv("HF_TOKEN", token)
+    result = record("-o", "a.st", "--hf-token", token)
+    assert result.exit_code == 0
+    assert token not in result.output + run("record", "--help").output
+    assert token.encode() not in Path("a.st").read_bytes()
+
+
+def test_run_records_both_variants_and_compares_them(folder):
+    result = run("run", "-m", "functions.py:sequential", "--sort-by", "peir")
+    assert result.exit_code == 0
+    assert "comparable  yes" in result.stdout
+    assert "torchao:int8-dynamic" in result.stdout
+    assert sorted(path.name for path in Path("traces").glob("*.st")) == ["fp.st", "quant.st"]
+
+
+def test_run_replaces_what_it_wrote_but_not_what_record_wrote(folder):
+    arguments = ["run", "-m", "functions.py:sequential", "--traces", "mine"]
+    assert run(*arguments).exit_code == 0
+    assert run(*arguments, "-o", "report.json", "--format", "json").exit_code == 0
+    assert json.loads(Path("report.json").read_text())["complete"] is True
+    record("-o", "mine/quant.st", "--force")
+    assert_one_line_error(run(*arguments), "mine/quant.st", "--force", "--traces")
+    assert run(*arguments, "--force").exit_code == 0
+
+
+def command(*arguments, **settings):
+    environment = {**os.environ, **settings.pop("environment", {})}
+    words = [sys.executable, "-m", "qvtrace", *arguments]
+    return subprocess.Popen(words, env=environment, **settings)
+
+
+def test_a_killed_recording_can_be_recovered(folder):
+    arguments = ["record", "-m", "functions.py:sleeping", "-o", "t/fp.st"]
+    with command(*arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"sleeping\n"
+        process.send_signal(signal.SIGKILL)
+    assert "recover" in run("show", "t/fp.st.partial").stderr
+    result = run("recover", "t/fp.st.partial")
+    assert result.exit_code == 0
+    assert "is readable again: " in result.stdout
+    assert "0 Linear" in run("show", "t/fp.st.partial").stdout
+
+
+def test_a_reader_that_stops_early_gets_no_complaint(folder):
+    with command(
+        "show", "fp.st", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def screen(*arguments, columns, **environment):
+    """What a command writes to a terminal of so many columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    with command(*arguments, stdout=slave, stderr=slave, environment=environment) as process:
+        os.close(slave)
+        written = b""
+        while chunk := _read(master):
+            written += chunk
+    os.close(master)
+    assert process.returncode == 0
+    return written.decode().replace("\r\n", "\n")
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_a_terminal_gets_colours_and_lines_that_fit(folder):
+    text = screen("diff", "fp.st", "quant.st", columns=80, NO_COLOR="", TERM="xterm-256color")
+    assert "\x1b[" in text
+    assert "█" in text
+
+
+def test_no_color_means_no_escape_codes(folder):
+    text = screen("diff", "fp.st", "quant.st", columns=80, NO_COLOR="1", TERM="xterm-256color")
+    assert "\x1b" not in text
+    assert "blocks.1.up" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_answer_at_once(option):
+    def seconds(words):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    yardstick = min(seconds(["-c", "import rich, typer"]) for _ in range(3))
+    assert min(seconds(["-m", "qvtrace", option]) for _ in range(3)) < max(3 * yardstick, 0.3)
