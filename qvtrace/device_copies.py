@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from qvtrace.archive import Tensor
+from qvtrace.snapshots import flat_bytes
 
 RING_BUFFERS = 4
 BUFFER_BYTES = 8 << 20
@@ -44,7 +45,7 @@ class DeviceCopies:
 
         Takes at most one copy of a tensor that is not contiguous, and a few blocks, on the device.
         """
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        flat = flat_bytes(tensor)
         known = fingerprint(flat)
         if known not in self._digests:
             self._digests[known] = self._store.add_pieces(self._pieces(flat), described)

@@ -3,12 +3,14 @@
 import inspect
 import json
 import platform
+import re
 import sys
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from qvtrace.digests import Hasher, digest_bytes, digest_json
 from qvtrace.manifest import ModelInfo
@@ -34,6 +36,8 @@ _NOT_IDENTITY = frozenset(
         "output_attentions",
     }
 )
+# What torch.compile and DataParallel put into names: the weights are the same.
+_PARALLEL_OR_COMPILED = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _QUANTIZERS = (
     "torchao",
     "bitsandbytes",
@@ -63,7 +67,7 @@ def describe_model(model: nn.Module, *, weights: bool) -> ModelInfo:
 
 
 def describe_environment(model: nn.Module) -> Json:
-    """Versions, device, threads and attention implementation."""
+    """Versions, device, threads, attention implementation, and place among processes."""
     environment: Json = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -79,7 +83,18 @@ def describe_environment(model: nn.Module) -> Json:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if isinstance(attention, str):
         environment["attention"] = attention
+    place = process_place()
+    if place is not None:
+        environment["rank"], environment["world_size"] = place
     return environment
+
+
+def process_place() -> tuple[int, int] | None:
+    """The rank of this process and the size of its group; None where it is the only one."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    size = torch.distributed.get_world_size()
+    return (torch.distributed.get_rank(), size) if size > 1 else None
 
 
 def config_digest(model: nn.Module) -> str | None:
@@ -101,11 +116,12 @@ def weights_digest(model: nn.Module) -> str | None:
     """
     hasher = Hasher()
     try:
-        weights = sorted(model.state_dict(keep_vars=True).items())
+        named = model.state_dict(keep_vars=True).items()
     except (NotImplementedError, RuntimeError, TypeError):
         return None
-    for name, weight in weights:
-        if not isinstance(weight, torch.Tensor) or not _is_plain(weight):
+    weights = {_PARALLEL_OR_COMPILED.sub("", name): weight for name, weight in named}
+    for name, weight in sorted(weights.items()):
+        if not isinstance(weight, torch.Tensor) or is_lazy(weight) or not _is_plain(weight):
             return None
         digest = digest_bytes(host_bytes(weight.detach()))
         hasher.update(f"{name} {weight.dtype} {tuple(weight.shape)} {digest}\n".encode())
@@ -116,7 +132,7 @@ def model_dtype(model: nn.Module) -> str | None:
     """The dtype of most float weights."""
     counts: dict[str, int] = {}
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and not is_lazy(parameter):
             name = str(parameter.dtype).removeprefix("torch.")
             counts[name] = counts.get(name, 0) + parameter.numel()
     return max(counts, key=lambda name: counts[name], default=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from inspect import getattr_static
 
 from torch import nn
 
@@ -25,7 +26,9 @@ class NamedModule:
     @property
     def is_container(self) -> bool:
         """Whether it only holds other modules: a `ModuleList` has no forward to be called."""
-        forward = getattr(type(self.module), "forward", None)
+        if "forward" in vars(self.module):
+            return False
+        forward = getattr_static(type(self.module), "forward", None)
         return forward is None or forward is nn.Module.forward
 
 

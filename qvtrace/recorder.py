@@ -33,6 +33,7 @@ from qvtrace.identity import (
     describe_environment,
     describe_model,
     positional_parameters,
+    process_place,
     version,
 )
 from qvtrace.manifest import (
@@ -54,7 +55,6 @@ CONTAINER = "only holds other modules"
 NEVER_CALLED = "never called"
 BYPASSED = "ran without being called (.forward() or its weights used directly)"
 UNSEEN = "created during forward, not seen"
-UNHOOKABLE = "takes no hooks"
 
 _PROGRESS_SECONDS = 0.1
 
@@ -168,11 +168,13 @@ class _Frame:
 
 
 class _Thread(threading.local):
-    """The calls of one thread that have not returned, and the time that hooks took."""
+    """The calls of one thread that have not returned, and what its hooks are doing."""
 
     def __init__(self) -> None:
         self.frames: list[_Frame] = []
-        self.overhead = 0.0
+        self.overhead = 0.0  # seconds that hooks took
+        self.entered = 0.0  # when the latest hook began
+        self.kind = "output"  # of the places that are being stored
 
 
 class Recording(AbstractContextManager["Recording"]):
@@ -189,7 +191,6 @@ class Recording(AbstractContextManager["Recording"]):
         self._path = _ranked(path)
         self._options = options
         self._hooked: dict[int, _Hooked] = {}
-        self._unhookable: list[NamedModule] = []
         self._bypassed: set[str] = set()
         self._lock = threading.Lock()
         self._thread = _Thread()
@@ -227,19 +228,23 @@ class Recording(AbstractContextManager["Recording"]):
     ) -> Literal[False]:
         self._active = False
         self._hooks.close()
+        if os.getpid() != self._process:  # a forked child leaves the block: the file is not its own
+            return False
         manifest = self._ending(error or self._failure)
         try:
-            file = self._writer.close(manifest)
+            ending = self._writer.close(manifest)
         except QvtraceError as trouble:
             if error is None:
                 raise
             error.add_note(f"qvtrace: {trouble}")
             return False
-        self.report = self._report(manifest, file)
-        if error is None and self._failure is not None:
+        complete = ending.error is None
+        manifest = replace(manifest, complete=complete, error=ending.error)
+        self.report = self._report(manifest, ending.file)
+        if error is None and not complete:
             raise RecordingError(
-                f"{self._path}: the recording ended early: {manifest.error}; "
-                f"what was recorded until then is in {file}"
+                f"{self._path}: the recording ended early: {ending.error}; "
+                f"what was recorded until then is in {ending.file}"
             ) from self._failure
         return False
 
@@ -292,37 +297,46 @@ class Recording(AbstractContextManager["Recording"]):
     def _hook_one(self, hooked: _Hooked) -> None:
         module = hooked.module.module
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._active and os.getpid() == self._process:
+        def before(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._is_ours(caller, module):
                 self._guarded(self._before, hooked, args, kwargs)
 
-        def after(_: nn.Module, args: object, kwargs: object, output: object) -> None:
-            if self._active and os.getpid() == self._process:
+        def after(caller: nn.Module, args: object, kwargs: object, output: object) -> None:
+            if self._is_ours(caller, module):
                 self._guarded(self._after, hooked, output)
 
-        try:
-            pre = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
-            self._hooks.callback(pre.remove)
-            post = module.register_forward_hook(after, with_kwargs=True, always_call=True)
-            self._hooks.callback(post.remove)
-        except (AttributeError, RuntimeError):  # some scripted modules
-            self._unhookable.append(hooked.module)
         self._hooked[id(module)] = hooked
+        with ExitStack() as hooks:
+            # By their class: a scripted module hides the method, yet runs what it registers.
+            pre = nn.Module.register_forward_pre_hook(
+                module, before, with_kwargs=True, prepend=True
+            )
+            hooks.callback(pre.remove)
+            post = nn.Module.register_forward_hook(
+                module, after, with_kwargs=True, always_call=True
+            )
+            hooks.callback(post.remove)
+            self._hooks.push(hooks.pop_all())
+
+    def _is_ours(self, caller: nn.Module, module: nn.Module) -> bool:
+        """Not of a copy, which has the hooks of its original, nor of a forked child."""
+        return self._active and caller is module and os.getpid() == self._process
 
     def _guarded(self, hook: Callable[..., None], *arguments: object) -> None:
         """Run a hook; the model never sees what it raises."""
-        started = time.perf_counter()
+        entered = self._thread.entered = time.perf_counter()
         try:
             hook(*arguments)
         except Exception as error:
             self._active = False
             self._failure = error
-        self._thread.overhead += time.perf_counter() - started
+        self._thread.overhead += time.perf_counter() - entered
 
     def _before(self, hooked: _Hooked, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frames = self._thread.frames
         if not frames:
-            self._hook(walk_modules(self._model))
+            with self._lock:
+                self._hook(walk_modules(self._model))
         elif not hooked.calls:
             self._note_bypass(hooked.module, frames)
         with self._lock:
@@ -336,8 +350,8 @@ class Recording(AbstractContextManager["Recording"]):
         number = self._begin_call(hooked, index, taken, args) if hooked.recorded else None
         frame = _Frame(hooked, index, number, sys.exception())
         frames.append(frame)
-        frame.overhead = self._thread.overhead
         frame.started = time.perf_counter()
+        frame.overhead = self._thread.overhead + frame.started - self._thread.entered
 
     def _take_inputs(
         self,
@@ -409,11 +423,11 @@ class Recording(AbstractContextManager["Recording"]):
         self._writer.end_call(number, {"output": output, "seconds": rounded, "error": error})
 
     def _tree(self, value: object, place: str, part: str) -> Json:
-        self._counted.kind = part
+        self._thread.kind = part
         return trees.to_json(self._snapshots.take(value, place, part))
 
     def _store(self, tensor: torch.Tensor, described: Any) -> str:
-        self._counted.add(tensor.numel() * tensor.element_size())
+        self._counted.add(self._thread.kind, tensor.numel() * tensor.element_size())
         if tensor.device.type == "cuda":
             return self._device_copies.store(tensor, described)
         return self._writer.add_tensor(host_bytes(tensor.cpu()), described)
@@ -473,8 +487,6 @@ class Recording(AbstractContextManager["Recording"]):
             return CONTAINER
         if hooked is None:
             return UNSEEN
-        if module in self._unhookable:
-            return UNHOOKABLE
         if not hooked.calls:
             return BYPASSED if self._ran_without_call(module, working) else NEVER_CALLED
         return None if hooked.recorded else EXCLUDED
@@ -524,7 +536,6 @@ class Recording(AbstractContextManager["Recording"]):
 class _Counts:
     """What was met so far."""
 
-    kind: str = "output"
     calls: int = 0
     places: int = 0
     shown: float = 0.0
@@ -532,9 +543,9 @@ class _Counts:
         default_factory=lambda: {"inputs": 0, "kwargs": 0, "output": 0}
     )
 
-    def add(self, nbytes: int) -> None:
+    def add(self, kind: str, nbytes: int) -> None:
         self.places += 1
-        self.bytes_by_kind[self.kind] += nbytes
+        self.bytes_by_kind[kind] += nbytes
 
 
 def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
@@ -556,11 +567,10 @@ def _eager_stance() -> AbstractContextManager[object]:
 
 def _ranked(path: Path | None) -> Path | None:
     """Under torch.distributed each process writes its own file."""
-    if path is None or not torch.distributed.is_available():
+    place = process_place()
+    if path is None or place is None:
         return path
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return path
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, size = place
     return path.with_name(f"{path.stem}.rank{rank}-of-{size}{path.suffix}")
 
 
@@ -581,7 +591,7 @@ def _contents(options: RecordOptions) -> tuple[str, ...]:
 
 def _key_name(name: str) -> str:
     """A module's name in a key: its first unescaped `#` ends it."""
-    return name.replace("\\", "\\\\").replace("#", "\\#")
+    return trees.escape_name(name.replace("\\", "\\\\").replace("#", "\\#"))
 
 
 def _root_call(module: str, index: int, inputs: Json | None, kwargs: Json | None) -> RootCall:
@@ -603,7 +613,12 @@ def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _described(error: BaseException) -> str:
-    lines = str(error).splitlines()
+    if isinstance(error, QvtraceError) and error.__cause__ is not None:
+        error = error.__cause__  # what the model raised, without advice for a terminal
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # an exception of the user's
+        lines = []
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
@@ -611,7 +626,7 @@ def _warnings(reasons: dict[str, tuple[str, ...]], recorded: int) -> tuple[str, 
     warnings = []
     if not recorded:
         warnings.append("no call was recorded: nothing called the model while it was recorded")
-    for reason in (BYPASSED, UNSEEN, UNHOOKABLE):
+    for reason in (BYPASSED, UNSEEN):
         if names := reasons.get(reason):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
             warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {shown}")

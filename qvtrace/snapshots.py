@@ -8,6 +8,7 @@ import enum
 import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from qvtrace.archive import Tensor
 from qvtrace.archive.layout import DTYPES
+from qvtrace.errors import ArchiveError
 from qvtrace.trees import (
     MAX_DEPTH,
     Container,
@@ -56,6 +58,14 @@ class Snapshots:
         return self._node(value, place, path, ())
 
     def _node(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
+        try:
+            return self._known(value, place, path, above)
+        except (OSError, ArchiveError):
+            raise
+        except Exception as error:  # a class of the user's whose methods raise
+            return self._opaque(value, _described_error(error))
+
+    def _known(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
         if isinstance(value, torch.Tensor):
             return self._tensor(value, place + path)
         if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
@@ -101,13 +111,12 @@ class Snapshots:
 
         Generators and iterators are no containers here: looking at them would use them up.
         """
-        try:
-            if _is_cache(value):
-                return "cache", self._cache_items(value), _cached_length(value)
-            kind = _kind(value)
-            return None if kind is None else (kind, list(_items(value, kind)), None)
-        except Exception:  # a class of the user's whose attributes raise
+        if _is_cache(value):
+            return "cache", self._cache_items(value), _cached_length(value)
+        kind = _kind(value)
+        if kind is None:
             return None
+        return kind, list(islice(_items(value, kind), MAX_ITEMS + 1)), None
 
     def _cache_items(self, cache: Any) -> list[tuple[object, object]]:
         return list(_cache_parts(cache)) if self._caches else []
@@ -129,10 +138,12 @@ class Snapshots:
         try:
             with torch.no_grad():
                 return self._stored(tensor, key)
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            return self._opaque(tensor, _first_line(error))
+        except (OSError, ArchiveError):
+            raise
         except MemoryError:
             return self._opaque(tensor, "no memory for a copy")
+        except Exception as error:  # what a subclass or a backend without storage may raise
+            return self._opaque(tensor, _described_error(error))
 
     def _stored(self, tensor: torch.Tensor, key: str) -> Leaf:
         original = None
@@ -197,14 +208,23 @@ class Snapshots:
         return None
 
     def _as_part(self, part: torch.Tensor, key: str) -> TensorLeaf | None:
+        """A scale or zero point; one that is quantized itself is not described any further."""
+        if type(part) not in _PLAIN_TENSORS:
+            part = part.dequantize().as_subclass(torch.Tensor)
         leaf = self._tensor(part, key)
         return leaf if isinstance(leaf, TensorLeaf) else None
 
 
 def host_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a plain tensor in host memory, copied only where they are not contiguous."""
-    flat = tensor.contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data)
+    return memoryview(flat_bytes(tensor).numpy().data)
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a plain tensor in one dimension, copied only where they are not contiguous."""
+    contiguous = tensor.contiguous()
+    # Empty tensors and those of one element are contiguous whatever their strides say.
+    return contiguous.as_strided((contiguous.numel(),), (1,)).view(torch.uint8)
 
 
 def _plain_value(value: object) -> ValueLeaf:
@@ -243,7 +263,7 @@ def _items(value: Any, kind: ContainerKind) -> Iterator[tuple[object, object]]:
     elif kind == "dict":
         yield from value.items()
     else:
-        yield from enumerate(value)
+        yield from ((str(index), item) for index, item in enumerate(value))
 
 
 def _is_cache(value: object) -> bool:
@@ -322,6 +342,9 @@ def _stored_form(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:120]
+def _described_error(error: Exception) -> str:
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # an exception of the user's
+        lines = []
+    return lines[0][:120] if lines else type(error).__name__

@@ -21,6 +21,7 @@ ContainerKind = Literal[
 
 _CONTAINER_KINDS = frozenset(get_args(ContainerKind))
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\./#"})
+_FLOATS = frozenset({"float", "float16", "float32", "float64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,21 @@ def path_component(key: object) -> str:
     string that would look like one has its bracket escaped, so that no two places share a path.
     """
     if isinstance(key, str):
-        escaped = key.translate(_SPECIAL)
+        escaped = escape_name(key.translate(_SPECIAL))
         return "\\" + escaped if escaped.startswith("[") else escaped
-    text = repr(key)
+    try:
+        text = repr(key)
+    except Exception:  # a class of the user's
+        text = type(key).__name__
     if " at 0x" in text:  # the default repr: an address would differ from run to run
         text = type(key).__name__
-    return f"[{text.translate(_SPECIAL)}]"
+    return f"[{escape_name(text.translate(_SPECIAL))}]"
+
+
+def escape_name(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate, which safetensors readers refuse in a name, is
+    written `\\udxxx`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def join_path(base: str, component: str) -> str:
@@ -155,7 +165,7 @@ def from_json(json: object, *, depth: int = 0) -> Node:
 
     Raises `ValueError` for anything that it could not have written: a file is not to be trusted.
     """
-    if depth > MAX_DEPTH:
+    if depth > MAX_DEPTH + 1:  # the scale of a tensor at the deepest place
         raise ValueError(f"a tree nested deeper than {MAX_DEPTH} levels")
     if not isinstance(json, dict):
         raise ValueError(f"a tree node that is {type(json).__name__}, not an object")
@@ -167,7 +177,7 @@ def from_json(json: object, *, depth: int = 0) -> Node:
     if kind == "opaque":
         reason = json.get("reason")
         return OpaqueLeaf(_text(json, "class"), None if reason is None else _text(json, "reason"))
-    if kind not in _CONTAINER_KINDS:
+    if not isinstance(kind, str) or kind not in _CONTAINER_KINDS:
         raise ValueError(f"a tree node of the unknown type {kind!r}")
     return Container(
         cast(ContainerKind, kind),
@@ -233,9 +243,16 @@ def _value_from_json(json: Json) -> ValueLeaf:
     class_name = _text(json, "class")
     if not isinstance(value, PlainValue):
         raise ValueError(f"a value that is {type(value).__name__}")
-    if class_name == "float" and not isinstance(value, bool) and value is not None:
-        value = float(value)
+    if class_name in _FLOATS and not isinstance(value, bool) and value is not None:
+        value = _float(value)
     return ValueLeaf(value, class_name)
+
+
+def _float(value: int | float | str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("a float beyond the range of floats") from error
 
 
 def _items_from_json(items: object, depth: int) -> Iterator[tuple[str, Node]]:

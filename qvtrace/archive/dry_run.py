@@ -2,9 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-from qvtrace.archive.ending import header_bound, manifest_text, metadata_of, start_of_data
+from qvtrace.archive.ending import Ending, header_bound, manifest_text, metadata_of, start_of_data
 from qvtrace.archive.layout import LENGTH, encode_json, nbytes, reserve_for, tensor_header_entry
 from qvtrace.archive.writer import Tensor
 from qvtrace.digests import Hasher, digest_bytes
@@ -58,13 +57,13 @@ class DryWriter:
         with self._lock:
             self._manifest_bytes += len(encode_json(end)) - 1
 
-    def close(self, manifest: Manifest) -> Path | None:
+    def close(self, manifest: Manifest) -> Ending:
         """Compute `size`; there is no file."""
         header = header_bound(metadata_of(manifest), self._header_bytes)
         start = start_of_data(self._reserved, header)
         fixed = sum(map(len, manifest_text(manifest, (), (), ())))
         self.size = start + self.distinct_bytes + self._manifest_bytes + fixed
-        return None
+        return Ending(None, manifest.error)
 
     def discard(self) -> None:
         """There is nothing to take away."""

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from qvtrace.archive.layout import (
 from qvtrace.digests import DIGEST_LENGTH, Hasher
 from qvtrace.errors import ArchiveError
 from qvtrace.manifest import Manifest, head_to_json, module_to_json
-from qvtrace.trees import Json
+from qvtrace.trees import Json, escape_name
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
-LOST = "lost when the disk was full"
+LOST = "lost when the recording ended early"
 
 _BUFFER_BYTES = 1 << 20
 _MOVE_STEP = 1 << 16
@@ -43,6 +43,23 @@ class Data:
     end: int  # bytes of contents, counted from `start`
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What became of a file."""
+
+    file: Path | None
+    error: str | None  # why the archive is not complete
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One stored tensor: where its bytes lie among the contents."""
+
+    digest: str
+    begin: int
+    end: int
+
+
 def metadata_of(manifest: Manifest) -> dict[str, str]:
     """What a person sees at a glance in the safetensors header."""
     known = {
@@ -54,24 +71,35 @@ def metadata_of(manifest: Manifest) -> dict[str, str]:
         "qvtrace": str(manifest.format),
         "version": manifest.qvtrace,
         "recorded_by": manifest.recorded_by,
-        **{name: value for name, value in known.items() if value is not None},
+        **{name: escape_name(value) for name, value in known.items() if value is not None},
     }
 
 
-def finish(descriptor: int, journal: Path, data: Data, manifest: Manifest) -> None:
+def finish(
+    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
+) -> Manifest:
     """Write manifest and header behind and before the contents; the file is then readable.
 
-    `manifest` comes without calls, tensors and root calls: those are in the journal. When the
-    disk is full, as many of the last tensors are given up as the manifest needs room, and their
-    places say so. Raises `OSError` when even that is not enough.
+    Returns the manifest as it was written.
+
+    `manifest` comes without calls, tensors and root calls: those are in the journal. `lost` are
+    the digests of contents that are there no more. When the disk is full, as many of the last
+    tensors are given up as the manifest needs room; their places say so, and the trace is not
+    complete. Raises `OSError` when even that would not be enough: nothing is given up then.
     """
-    lost: set[str] = set()
     while True:
         try:
-            return _write_ending(descriptor, journal, data, manifest, lost)
+            _write_ending(descriptor, journal, data, manifest, lost)
+            return manifest
         except OSError as error:
-            if error.errno not in DISK_FULL or not _give_up_tail(descriptor, journal, data, lost):
+            if error.errno not in DISK_FULL:
                 raise
+            reason = manifest.error or f"{type(error).__name__}: {error}"
+            manifest = replace(manifest, complete=False, error=reason)
+            given_up = _give_up_tail(descriptor, journal, data, manifest, lost)
+            if given_up is None:
+                raise
+            lost = given_up
 
 
 def resume_move(descriptor: int, journal: Path, data: Data, move: Json) -> None:
@@ -79,11 +107,31 @@ def resume_move(descriptor: int, journal: Path, data: Data, move: Json) -> None:
     _move(descriptor, journal, data, int(move["to"]), int(move["remaining"]))
 
 
+def lost_tail(descriptor: int, journal: Path, data: Data) -> frozenset[str]:
+    """The digests of the last tensors whose bytes are not there: the file was cut short, or they
+    were given up when the disk was full. `data` then ends before them."""
+    lost = set()
+    for stored in reversed(list(_stored(journal, frozenset()))):
+        if _is_there(descriptor, data.start, stored):
+            break
+        lost.add(stored.digest)
+        data.end = stored.begin
+    return frozenset(lost)
+
+
+def _is_there(descriptor: int, start: int, stored: Stored) -> bool:
+    hasher = Hasher()
+    for begin in range(stored.begin, stored.end, _BUFFER_BYTES):
+        length = min(_BUFFER_BYTES, stored.end - begin)
+        hasher.update(os.pread(descriptor, length, start + begin))
+    return str(hasher.hexdigest()) == stored.digest
+
+
 def _write_ending(
-    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: set[str]
+    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
 ) -> None:
     metadata = metadata_of(manifest)
-    room = header_bound(metadata, sum(len(entry) + 1 for _, entry in _tensors(journal, lost)))
+    room = _header_room(journal, manifest, lost)
     if room > MAX_HEADER_BYTES:
         raise ArchiveError(
             f"{journal.stem}: more tensors than a safetensors header can name; "
@@ -94,14 +142,23 @@ def _write_ending(
         _make_room(descriptor, journal, data, start)
     os.lseek(descriptor, data.start + data.end, os.SEEK_SET)
     output = _Output(descriptor)
-    tensors = (described for described, _ in _tensors(journal, lost))
-    calls = _calls(journal, lost)
-    for text in manifest_text(manifest, _root_calls(journal, lost), calls, tensors):
+    for text in _texts(journal, manifest, lost):
         output.write(text)
     output.flush()
     os.ftruncate(descriptor, data.start + data.end + output.written)
     metadata["manifest_digest"] = output.hasher.hexdigest()
     _write_header(descriptor, journal, data, metadata, lost, output.written)
+
+
+def _header_room(journal: Path, manifest: Manifest, lost: frozenset[str]) -> int:
+    entries = sum(len(entry) + 1 for _, entry in _tensors(journal, lost))
+    return header_bound(metadata_of(manifest), entries)
+
+
+def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[str]:
+    """The manifest of what the journal names, but for what is lost."""
+    tensors = (described for described, _ in _tensors(journal, lost))
+    return manifest_text(manifest, _root_calls(journal, lost), _calls(journal, lost), tensors)
 
 
 class _Output:
@@ -154,11 +211,11 @@ def _joined(items: Iterable[str]) -> Iterator[str]:
         separator = ",\n"
 
 
-def _root_calls(journal: Path, lost: set[str]) -> Iterator[str]:
+def _root_calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:
     return (_without(lost, payload) for tag, payload in read_journal(journal) if tag == "R")
 
 
-def _calls(journal: Path, lost: set[str]) -> Iterator[str]:
+def _calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:
     """Each call in the order in which they returned, those that never did at the end."""
     open_calls: dict[str, str] = {}
     for tag, payload in read_journal(journal):
@@ -173,7 +230,7 @@ def _calls(journal: Path, lost: set[str]) -> Iterator[str]:
         yield _without(lost, f"{beginning[:-1]},{unfinished[1:]}")
 
 
-def _tensors(journal: Path, lost: set[str]) -> Iterator[tuple[str, str]]:
+def _tensors(journal: Path, lost: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Each stored tensor: as in the manifest, and as in the header."""
     for tag, payload in read_journal(journal):
         if tag == "T":
@@ -182,14 +239,22 @@ def _tensors(journal: Path, lost: set[str]) -> Iterator[tuple[str, str]]:
                 yield described, entry
 
 
-def _without(lost: set[str], text: str) -> str:
+def _stored(journal: Path, lost: frozenset[str]) -> Iterator[Stored]:
+    for described, entry in _tensors(journal, lost):
+        ((begin, end),) = (
+            known["data_offsets"] for known in json.loads("{" + entry + "}").values()
+        )
+        yield Stored(json.loads(described)["digest"], begin, end)
+
+
+def _without(lost: frozenset[str], text: str) -> str:
     """A call's JSON in which tensors that had to be given up are opaque leaves."""
     if not lost:
         return text
     return encode_json(_replaced(json.loads(text), lost))
 
 
-def _replaced(value: Any, lost: set[str]) -> Any:
+def _replaced(value: Any, lost: frozenset[str]) -> Any:
     if isinstance(value, list):
         return [_replaced(item, lost) for item in value]
     if not isinstance(value, dict):
@@ -225,7 +290,7 @@ def _write_header(
     journal: Path,
     data: Data,
     metadata: dict[str, str],
-    lost: set[str],
+    lost: frozenset[str],
     manifest_bytes: int,
 ) -> None:
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -290,17 +355,25 @@ def _pwrite_all(descriptor: int, block: bytes, offset: int) -> None:
     write_all(descriptor, block)
 
 
-def _give_up_tail(descriptor: int, journal: Path, data: Data, lost: set[str]) -> bool:
-    """Give up the last tensors, as many as the manifest needs room; False when none is left."""
-    needed = journal.stat().st_size + _MOVE_STEP
-    entries = [json.loads("{" + entry + "}") for _, entry in _tensors(journal, lost)]
-    digests = [json.loads(described)["digest"] for described, _ in _tensors(journal, lost)]
-    target = data.end - needed
-    for entry, digest in zip(reversed(entries), reversed(digests), strict=True):
-        (described,) = entry.values()
-        if data.end <= target:
-            break
-        data.end = min(data.end, described["data_offsets"][0])
-        lost.add(digest)
+def _give_up_tail(
+    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
+) -> frozenset[str] | None:
+    """Give up the last tensors, as few as leave room for the manifest before the file's present
+    end; returns the digests of all that is lost, or None when giving up all is not enough."""
+    room = os.fstat(descriptor).st_size
+    tensors = list(_stored(journal, lost))
+    given_up = set(lost)
+    end, target = data.end, data.end - 1
+    while end > target:
+        while end > target and tensors:
+            last = tensors.pop()
+            given_up.add(last.digest)
+            end = last.begin
+        if end > target:
+            return None
+        header = _header_room(journal, manifest, frozenset(given_up))
+        texts = _texts(journal, manifest, frozenset(given_up))
+        target = room - start_of_data(data.start, header) - sum(map(len, texts))
+    data.end = end
     os.ftruncate(descriptor, data.start + data.end)
-    return bool(entries)
+    return frozenset(given_up)

@@ -26,19 +26,34 @@ class Journal:
     """Appends lines, each with one write to the system, so that a kill loses none of them."""
 
     def __init__(self, file: Path, *, append: bool = False) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+        """Begin a journal, or go on with one behind its last whole line."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self.file = file
         self._descriptor = os.open(file, flags, 0o666)
+        self._end = _whole_bytes(file) if append else 0
+        os.ftruncate(self._descriptor, self._end)
 
     def append(self, tag: str, payload: str) -> None:
-        """Write one line; raises `OSError` when the disk is full."""
-        write_all(self._descriptor, f"{tag} {payload}\n".encode())
+        """Write one line, or nothing of it; raises `OSError` when the disk is full."""
+        line = f"{tag} {payload}\n".encode()
+        try:
+            write_all(self._descriptor, line)
+        except BaseException:  # also Ctrl-C, which comes when the line is already there
+            os.ftruncate(self._descriptor, self._end)
+            raise
+        self._end += len(line)
 
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _whole_bytes(file: Path) -> int:
+    """How far the file reaches without a last line that was cut off."""
+    with file.open("rb") as lines:
+        return sum(len(line) for line in lines if line.endswith(b"\n"))
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -23,6 +23,11 @@ MANIFEST_KEY = "qvtrace.manifest"
 METADATA_KEY = "__metadata__"
 RECORDING = "recording"  # the state that the header of an unfinished file names
 
+# JSON values that a reader takes in. A call takes about 65: half a million calls fit.
+MAX_MANIFEST_NODES = 32_000_000
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_HEADER_NODES = 12_000_000
+
 _RESERVE = 16 << 10
 _RESERVE_PER_MODULE = 1 << 10
 
@@ -91,6 +96,11 @@ def manifest_copy_of(file: Path) -> Path:
     """The readable copy of the manifest beside an archive."""
     stem = file.stem if file.suffix in (".st", ".safetensors") else file.name
     return file.with_name(stem + ".manifest.json")
+
+
+def count_nodes(text: bytes) -> int:
+    """At least as many as there are values in this JSON."""
+    return text.count(b"{") + text.count(b"[") + text.count(b",")
 
 
 def encode_json(value: object) -> str:

@@ -1,5 +1,6 @@
 """Reads an archive: maps the file, and believes nothing that it says before checking it."""
 
+import gc
 import json
 import math
 import mmap
@@ -7,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +21,13 @@ from qvtrace.archive.layout import (
     LENGTH,
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
+    MAX_HEADER_NODES,
+    MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_NODES,
     METADATA_KEY,
     NAME_OF_CODE,
     RECORDING,
+    count_nodes,
     nbytes,
 )
 from qvtrace.digests import digest_bytes
@@ -38,8 +44,6 @@ from qvtrace.errors import (
 from qvtrace.manifest import FORMAT_VERSION, Manifest, manifest_from_json
 from qvtrace.trees import TensorLeaf
 
-# A manifest of a hundred thousand calls has about three million of these; more is no trace.
-MAX_NODES = 32_000_000
 MAX_DIMENSIONS = 64
 
 
@@ -94,13 +98,19 @@ class Archive:
         extent = self._extent_of_digest.get(leaf.digest)
         if extent is None:
             self._damaged(f"no tensor has the digest {leaf.digest!r}")
-        if leaf.file_dtype not in DTYPES or extent.end - extent.begin != nbytes(
-            leaf.file_dtype, leaf.file_shape
+        as_it_is = (leaf.file_dtype, leaf.file_shape) == (leaf.dtype, leaf.shape)
+        if (
+            leaf.file_dtype not in DTYPES
+            or (leaf.dtype in DTYPES and not as_it_is)
+            or extent.end - extent.begin != nbytes(leaf.file_dtype, leaf.file_shape)
         ):
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} is not what is stored for it")
-        stored = self._elements(extent.begin, leaf.file_dtype, leaf.file_shape)
-        if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
-            return _as_complex(stored, leaf.shape)
+        try:
+            stored = self._elements(extent.begin, leaf.file_dtype, leaf.file_shape)
+            if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
+                return _as_complex(stored, leaf.shape)
+        except (ValueError, OverflowError) as error:  # a shape that numpy cannot have
+            self._damaged(f"{leaf.dtype} {list(leaf.shape)} cannot be read ({error})")
         return stored
 
     def manifest_bytes(self) -> bytes:
@@ -154,13 +164,17 @@ class Archive:
         return np.frombuffer(self._mapped, known.numpy, count, offset).reshape(shape)
 
     def _read_manifest(self) -> Manifest:
+        extent = self._header.tensors[MANIFEST_KEY]
+        if extent.end - extent.begin > MAX_MANIFEST_BYTES:
+            self._damaged("the manifest is larger than any trace needs")
         data = self.manifest_bytes()
         if digest_bytes(data) != self._header.metadata.get("manifest_digest"):
             self._damaged("the manifest does not match its digest")
-        if data.count(b"{") + data.count(b"[") + data.count(b",") > MAX_NODES:
+        if count_nodes(data) > MAX_MANIFEST_NODES:
             self._damaged("the manifest describes more than any model can do")
         try:
-            return manifest_from_json(_parse(data))
+            with _without_collector():
+                return manifest_from_json(json.loads(data, parse_constant=_refuse_constant))
         except (ValueError, RecursionError) as error:
             raise DamagedArchiveError(
                 f"{self.file}: the manifest is damaged ({error}); record again"
@@ -239,6 +253,8 @@ def _map(file: Path) -> mmap.mmap:
                 "record again"
             )
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ArchiveError(f"{file}: cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
 
@@ -259,15 +275,29 @@ def _header_json(file: Path, mapped: mmap.mmap) -> tuple[int, dict[str, Any]]:
         header = _parse(text)
     except (ValueError, RecursionError) as error:
         raise NotSafetensorsError(
-            f"{file}: not a safetensors file: its header is no JSON; record again"
+            f"{file}: not a safetensors file: its header cannot be read ({error}); record again"
         ) from error
     assert isinstance(header, dict)  # it starts with a brace
     return length, header
 
 
 def _parse(data: bytes) -> Any:
-    """Strict JSON: no name twice in one object, no NaN."""
+    """Strict JSON: no name twice in one object, no NaN, no more than a header has to say."""
+    if count_nodes(data) > MAX_HEADER_NODES:
+        raise ValueError("it names more tensors than there can be")
     return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the garbage collector from looking again and again at a growing manifest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

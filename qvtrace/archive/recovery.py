@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qvtrace.archive.ending import Data, finish, resume_move
+from qvtrace.archive.ending import Data, finish, lost_tail, resume_move
 from qvtrace.archive.journal import read_journal
 from qvtrace.archive.layout import journal_of
 from qvtrace.archive.reader import Archive
@@ -24,6 +24,7 @@ class Recovery:
     file: Path
     calls: int
     tensors: int
+    lost: int = 0  # tensors that were cut off
     was_readable: bool = False  # there was nothing to do
 
 
@@ -60,7 +61,7 @@ def recover(file: str | os.PathLike[str]) -> Recovery:
     try:
         if not lock(descriptor):
             raise ArchiveError(f"{partial}: is still being recorded; wait until that has ended")
-        _finish(descriptor, partial, journal)
+        lost = _finish(descriptor, partial, journal)
     except OSError as error:
         raise ArchiveError(
             f"{partial}: cannot be finished: {error.strerror}; make room and run this again"
@@ -69,7 +70,8 @@ def recover(file: str | os.PathLike[str]) -> Recovery:
         os.close(descriptor)
     with Archive.open(partial) as archive:
         journal.unlink()
-        return Recovery(partial, len(archive.manifest.calls), len(archive.manifest.tensors))
+        manifest = archive.manifest
+        return Recovery(partial, len(manifest.calls), len(manifest.tensors), lost)
 
 
 def _without_journal(partial: Path, journal: Path) -> Recovery:
@@ -86,25 +88,33 @@ def _without_journal(partial: Path, journal: Path) -> Recovery:
         ) from error
 
 
-def _finish(descriptor: int, partial: Path, journal: Path) -> None:
+def _finish(descriptor: int, partial: Path, journal: Path) -> int:
+    """Write the ending; returns how many tensors were lost."""
     try:
         found = _read(journal)
         manifest = _manifest(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        data = Data(found.start, found.end)
+        _end_move(descriptor, journal, data, found.move)
+        lost = lost_tail(descriptor, journal, data)
+        if lost and not data.end:
+            raise DamagedArchiveError(
+                f"{partial}: holds none of the tensors that its journal {journal.name} names; "
+                "they do not belong together, record again"
+            )
+        finish(descriptor, journal, data, manifest, lost)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedArchiveError(
             f"{journal}: was not written by a recording ({error}); record again"
         ) from error
-    data = Data(found.start, found.end)
-    if found.move is not None and found.move["remaining"]:
-        resume_move(descriptor, journal, data, found.move)
-    elif found.move is not None:
-        data.start = found.move["to"]
-    if os.fstat(descriptor).st_size < data.start + data.end:
-        raise DamagedArchiveError(
-            f"{partial}: is shorter than its journal {journal.name} says; they do not belong "
-            "together, or the file was cut short"
-        )
-    finish(descriptor, journal, data, manifest)
+    return len(lost)
+
+
+def _end_move(descriptor: int, journal: Path, data: Data, move: dict[str, Any] | None) -> None:
+    """Bring the contents where they were being moved to, if they were."""
+    if move is not None and move["remaining"]:
+        resume_move(descriptor, journal, data, move)
+    elif move is not None:
+        data.start = move["to"]
 
 
 def _read(journal: Path) -> _Found:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvtrace.archive.ending import Data, finish, metadata_of
+from qvtrace.archive.ending import Data, Ending, finish, metadata_of
 from qvtrace.archive.journal import Journal, write_all
 from qvtrace.archive.layout import (
     LENGTH,
     MAX_HEADER_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_NODES,
+    count_nodes,
     encode_json,
     journal_of,
     manifest_copy_of,
@@ -35,6 +38,7 @@ from qvtrace.manifest import (
 from qvtrace.trees import Json
 
 _HEADER_MARGIN = 1 << 20
+_MANIFEST_MARGIN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,12 @@ class ArchiveWriter:
         self.size = 0
         self._known: set[bytes] = set()
         self._header_bytes = 0
+        self._manifest_bytes = 0
+        self._manifest_nodes = 0
         self._calls = 0
         self._lock = threading.Lock()
         if not overwrite:
-            _refuse_existing(file)
+            refuse_existing(file)
         self._descriptor = _create(self.partial)
         reserve = reserve_for(len(manifest.modules))
         try:
@@ -146,19 +152,20 @@ class ArchiveWriter:
         """Note what the call returned."""
         self._append_line("L", f"{number}\t{encode_json(end)}")
 
-    def close(self, manifest: Manifest) -> Path:
-        """Finish the file and return its name: `FILE` if the trace is complete, else
-        `FILE.partial`.
+    def close(self, manifest: Manifest) -> Ending:
+        """Finish the file: `FILE` if the trace is complete, else `FILE.partial`.
 
         Raises `ArchiveError` when the disk is so full that not even the index fits; the journal
         then stays, and `recover` can finish the file when there is room.
         """
-        self._journal.close()
+        with self._lock:  # a thread that still runs the model must not write to a closed file
+            self._journal.close()
+            descriptor, self._descriptor = self._descriptor, -1
         journal = journal_of(self.partial)
         try:
             data = Data(self._start, self.distinct_bytes)
-            finish(self._descriptor, journal, data, manifest)
-            self.size = os.fstat(self._descriptor).st_size
+            manifest = finish(descriptor, journal, data, manifest, frozenset())
+            self.size = os.fstat(descriptor).st_size
             if manifest.complete:
                 self.partial.replace(self.file)
             journal.unlink(missing_ok=True)
@@ -168,11 +175,11 @@ class ArchiveWriter:
                 f"make room, then run: qvtrace recover {self.partial}"
             ) from error
         finally:
-            os.close(self._descriptor)
+            os.close(descriptor)
         if not manifest.complete:
-            return self.partial
+            return Ending(self.partial, manifest.error)
         _copy_manifest(self.file)
-        return self.file
+        return Ending(self.file, None)
 
     def discard(self) -> None:
         """Take the file away again: the recording never began."""
@@ -192,14 +199,17 @@ class ArchiveWriter:
         """Count in what was just written: only now is it part of the archive."""
         begin = self.distinct_bytes
         entry = tensor_header_entry(tensor.key, tensor.dtype, tensor.shape, begin)
+        described = encode_json(tensor.to_json(digest))
+        self._count(described)
         self._header_bytes += len(entry) + 1
         if self._header_bytes > MAX_HEADER_BYTES - _HEADER_MARGIN:
             raise ArchiveError(
                 f"{self.file}: more tensors than a safetensors header can name; "
                 "record fewer modules with --include"
             )
-        self._journal.append("T", f"{encode_json(tensor.to_json(digest))}\t{entry}")
-        self.distinct_bytes = begin + nbytes(tensor.dtype, tensor.shape)
+        end = begin + nbytes(tensor.dtype, tensor.shape)
+        self._journal.append("T", f"{described}\t{entry}")
+        self.distinct_bytes = end  # at once: what Ctrl-C takes back must not have its line
         self._known.add(bytes.fromhex(digest))
 
     def _rewind(self) -> None:
@@ -210,10 +220,25 @@ class ArchiveWriter:
 
     def _append_line(self, tag: str, payload: str) -> None:
         with self._lock:
+            self._count(payload)
             self._journal.append(tag, payload)
 
+    def _count(self, text: str) -> None:
+        """Stop before the manifest says more than a reader would take in."""
+        self._manifest_bytes += len(text)
+        self._manifest_nodes += count_nodes(text.encode())
+        if (
+            self._manifest_bytes > MAX_MANIFEST_BYTES - _MANIFEST_MARGIN
+            or self._manifest_nodes > MAX_MANIFEST_NODES - _MANIFEST_MARGIN
+        ):
+            raise ArchiveError(
+                f"{self.file}: more calls than an archive can hold; "
+                "record fewer steps, or fewer modules with --include"
+            )
 
-def _refuse_existing(file: Path) -> None:
+
+def refuse_existing(file: Path) -> None:
+    """Raise `ExistingFileError` where writing an archive would overwrite any file of one."""
     for there in (file, manifest_copy_of(file)):
         if there.exists():
             raise ExistingFileError(

@@ -14,7 +14,7 @@ from qvtrace.cli.terminal import (
     print_lines,
     progress_bar,
 )
-from qvtrace.errors import ExistingFileError, ModelError
+from qvtrace.errors import ModelError
 
 if TYPE_CHECKING:
     from qvtrace.archive import Archive
@@ -41,21 +41,15 @@ class Job:
 
 def run_job(job: Job) -> None:
     """Record, and say what came of it: on standard error, or on standard output for a dry run."""
+    from qvtrace.archive import refuse_existing
     from qvtrace.reports.recording import dry_run_lines, recording_lines
 
     if job.dry_run:
         print_lines(dry_run_lines(_record(job), output_width()))
         return
-    refuse_existing(job.file, overwrite=job.overwrite)
+    if not job.overwrite:
+        refuse_existing(job.file)  # before a model is loaded in vain
     print_lines(recording_lines(_record(job), error_width()), sys.stderr)
-
-
-def refuse_existing(file: Path, *, overwrite: bool) -> None:
-    """Raise `ExistingFileError` before a model is loaded in vain."""
-    if file.exists() and not overwrite:
-        raise ExistingFileError(
-            f"{file}: already exists; choose another name with -o, or overwrite it with --force"
-        )
 
 
 def _record(job: Job) -> "Outcome":

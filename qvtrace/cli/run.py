@@ -57,6 +57,9 @@ def run(
 
 def _record_both(job: Job, candidate: Path) -> None:
     """Run a job for the float variant, and again like it for the quantized one."""
+    from qvtrace.models.quantizers import choose
+
+    choose(job.model.quantizer)  # what is wrong with it is said before the first recording
     run_job(replace(job, model=replace(job.model, quantizer=None)))
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory

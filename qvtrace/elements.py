@@ -1,0 +1,161 @@
+"""What the elements of an array are: their kind, their masking constants, their values as float64
+and as JSON."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Floats: TypeAlias = NDArray[np.floating[Any]]  # float32 or float64
+Flags: TypeAlias = NDArray[np.bool_]
+Kind = Literal["float", "integer", "complex"]
+
+_ROOT_OF_LARGEST = math.sqrt(sys.float_info.max)
+# Real activations can be larger than half of float16's largest value, so only its ends are masks.
+_SENTINEL_FROM_HALF = frozenset({"float32", "bfloat16", "float64"})
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What one dtype can hold. Of a complex dtype: its parts; a bool is an integer."""
+
+    kind: Kind
+    name: str  # of the dtype
+    largest: float = 0.0  # of floats
+    epsilon: float = 0.0
+    sentinel: float = math.inf  # magnitudes from here on are masking constants
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the square of a value may leave the range of float64."""
+        return self.largest > _ROOT_OF_LARGEST
+
+    @property
+    def fits_float32(self) -> bool:
+        """Whether every value is one of float32, and as quickly read."""
+        return self.name in ("float32", "bfloat16")
+
+    def sentinels(self, values: Floats) -> Flags:
+        """Which finite values are masking constants."""
+        magnitude = np.abs(values)
+        return np.isfinite(magnitude) & (magnitude >= self.sentinel)
+
+
+@lru_cache
+def format_of(dtype: np.dtype[Any]) -> Format:
+    """What `dtype` can hold. Raises `TypeError` when it is no dtype of numbers."""
+    if dtype.kind in "biu":
+        return Format("integer", dtype.name)
+    if dtype.kind == "c":
+        part = format_of(_part_dtype(dtype))
+        return Format("complex", dtype.name, part.largest, part.epsilon, part.sentinel)
+    try:
+        limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return _small_integer(dtype)
+    largest = float(limits.max)
+    sentinel = math.inf
+    if dtype.name in _SENTINEL_FROM_HALF:
+        sentinel = largest / 2
+    elif dtype.name == "float16":
+        sentinel = largest
+    return Format("float", dtype.name, largest, float(limits.eps), sentinel)
+
+
+def _small_integer(dtype: np.dtype[Any]) -> Format:
+    try:
+        ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    except ValueError:
+        raise TypeError(f"{dtype} is no dtype of numbers") from None
+    return Format("integer", dtype.name)
+
+
+def _part_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(f"f{dtype.itemsize // 2}")
+
+
+Reader: TypeAlias = Callable[[int, int], Array]
+
+
+def reader(array: Array) -> Reader:
+    """A function from a range of flat indices to the elements there, a view where possible."""
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        return lambda start, stop: flat[start:stop]
+    return lambda start, stop: array.flat[start:stop]
+
+
+def part_reader(array: Array) -> Reader:
+    """A reader of an array as complex numbers; each is two reals, so that indices are doubled."""
+    read = reader(array)
+
+    def read_parts(start: int, stop: int) -> Array:
+        elements = read(start // 2, stop // 2)
+        if elements.dtype.kind != "c":
+            elements = elements.astype(np.float64).astype(np.complex128)
+        return elements.view(_part_dtype(elements.dtype))
+
+    return read_parts
+
+
+def upcast(elements: Array, into: Floats) -> None:
+    """Write one-dimensional elements into a wider float (exact, but for integers beyond 2^53)."""
+    if elements.dtype.itemsize == 1 and elements.dtype.kind not in "biu":
+        # ml_dtypes converts one element at a time; a table of 256 is seven times as fast.
+        np.take(_values_of_bytes(elements.dtype), elements.view(np.uint8), out=into, mode="clip")
+    else:
+        np.copyto(into, elements)
+
+
+@lru_cache
+def _values_of_bytes(dtype: np.dtype[Any]) -> Floats:
+    return np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
+
+
+JsonNumber: TypeAlias = int | float | str
+
+
+def number_json(value: float) -> JsonNumber:
+    """The number itself, or `NaN`, `Infinity` or `-Infinity` as text: JSON has no other way."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+@dataclass(frozen=True, slots=True)
+class ElementsJson:
+    """Elements as JSON: nested as the array is, or a flat list of the first ones where `cut` says
+    how many were left out. A complex element is a pair."""
+
+    values: Any
+    cut: int = 0
+
+
+def elements_json(array: Array, limit: int) -> ElementsJson:
+    """The elements of `array`, at most `limit` of them."""
+    if array.size <= limit:
+        return ElementsJson(_nested_json(_python_values(array)))
+    return ElementsJson(_nested_json(_python_values(reader(array)(0, limit))), array.size - limit)
+
+
+def _python_values(array: Array) -> Any:
+    if format_of(array.dtype).kind == "float":
+        array = array.astype(np.float64)
+    elif array.dtype.kind == "V":
+        array = array.astype(np.int64)
+    return array.tolist()
+
+
+def _nested_json(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_nested_json(value) for value in values]
+    if isinstance(values, complex):
+        return [number_json(values.real), number_json(values.imag)]
+    return number_json(values)

@@ -1,0 +1,128 @@
+"""One tensor in numbers: its range, mean and spread, and what in it is not finite."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qvtrace.blocks import Block, cut, run, scratch
+from qvtrace.elements import Array, Floats, format_of, part_reader, reader, upcast
+from qvtrace.norms import exact_total, mean, norm, pooled_mean
+
+_LARGE = 2.0**900  # from here on, sums of differences can leave the range of float64
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Statistics over the finite elements, in float64; those of a complex tensor are its parts.
+
+    `min` and `max` of integers are exact. Where no element is finite, all four are None.
+    """
+
+    count: int  # of all elements
+    min: float | int | None
+    max: float | int | None
+    mean: float | None
+    stddev: float | None  # population
+    nan: int = 0
+    positive_inf: int = 0
+    negative_inf: int = 0
+    zeros: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Strict JSON: every number is finite; counts of what is not are left out where 0."""
+        core = {"mean": self.mean, "min": self.min, "max": self.max, "stddev": self.stddev}
+        counts = {
+            "nan": self.nan,
+            "positive_inf": self.positive_inf,
+            "negative_inf": self.negative_inf,
+            "zeros": self.zeros,
+        }
+        return core | {name: count for name, count in counts.items() if count}
+
+
+def statistics(array: Array) -> Statistics:
+    """The statistics of an array of any dtype of numbers; `TypeError` for others."""
+    return run([_Elements(array)])[0]
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one block says of its finite elements."""
+
+    finite: int
+    low: float | int
+    high: float | int
+    mean: float
+    stddev: float
+    nan: int
+    positive_inf: int
+    negative_inf: int
+    zeros: int
+
+
+class _Elements:
+    """The elements of one array, complex ones as two reals."""
+
+    def __init__(self, array: Array) -> None:
+        kind = format_of(array.dtype).kind
+        self._is_integer = kind == "integer"
+        is_complex = kind == "complex"
+        self._count = array.size
+        self._read = part_reader(array) if is_complex else reader(array)
+        self.blocks = cut(1, array.size * (1 + is_complex))
+
+    def part(self, block: Block) -> _Part:
+        with np.errstate(all="ignore"):
+            elements = self._read(block.start, block.stop)
+            values = scratch.wide[0][: block.size]
+            upcast(elements, values)
+            finite = np.isfinite(values)
+            part = _part(values if finite.all() else values[finite])
+            part.positive_inf = int(np.count_nonzero(values == math.inf))
+            part.negative_inf = int(np.count_nonzero(values == -math.inf))
+        part.nan = block.size - part.finite - part.positive_inf - part.negative_inf
+        if self._is_integer:
+            part.low, part.high = _exact_range(elements)
+        return part
+
+    def result(self, parts: Sequence[_Part]) -> Statistics:
+        counted = [part for part in parts if part.finite]
+        counts = [part.finite for part in counted]
+        weights = [math.sqrt(count / sum(counts)) for count in counts]
+        center = pooled_mean([part.mean for part in counted], counts)
+        spreads = [weight * part.stddev for weight, part in zip(weights, counted, strict=True)]
+        shifts = [
+            weight * (part.mean - center) for weight, part in zip(weights, counted, strict=True)
+        ]
+        return Statistics(
+            count=self._count,
+            min=min((part.low for part in counted), default=None),
+            max=max((part.high for part in counted), default=None),
+            mean=center if counted else None,
+            stddev=math.hypot(*spreads, *shifts) if counted else None,
+            nan=sum(part.nan for part in parts),
+            positive_inf=sum(part.positive_inf for part in parts),
+            negative_inf=sum(part.negative_inf for part in parts),
+            zeros=sum(part.zeros for part in parts),
+        )
+
+
+def _part(values: Floats) -> _Part:
+    """Of finite values; the counts of others are still to be set."""
+    if not values.size:
+        return _Part(0, math.inf, -math.inf, 0.0, 0.0, 0, 0, 0, 0)
+    low, high = float(values.min()), float(values.max())
+    center = mean(exact_total(values), values, values.size)
+    unit = 2.0**-64 if max(high, -low) > _LARGE else 1.0
+    deviation = norm(values * unit - center * unit, wide=True) / math.sqrt(values.size) / unit
+    zeros = values.size - int(np.count_nonzero(values))
+    return _Part(values.size, low, high, center, deviation, 0, 0, 0, zeros)
+
+
+def _exact_range(elements: Array) -> tuple[int, int]:
+    if elements.dtype.kind not in "biu":  # ml_dtypes' small integers cannot be reduced
+        elements = elements.astype(np.int64)
+    return int(elements.min()), int(elements.max())
