@@ -377,10 +377,10 @@ def pool(differences: Iterable[Difference]) -> Metrics:
     """The figures of several pairs as one, such as all calls of a module.
 
     The maximum of `max_abs_error` and `peir`, the minimum of `min_abs_error` and `token_sqnr_min`,
-    the sum of `mismatches`; everything else as if the pairs were one, but for the percentiles, which
-    cannot be pooled. Identical pairs were not read: they count in means, but not in `sqnr`, `cosine`
-    and `relative_l2`, which without them are never better than the truth. A PEIR that is undefined in
-    one pair is undefined for all, so that no finding hides.
+    the sum of `mismatches`; everything else as if the pairs were one, but for the percentiles,
+    which cannot be pooled. Identical pairs were not read: they count in means, but not in `sqnr`,
+    `cosine` and `relative_l2`, which without them are never better than the truth. A PEIR that is
+    undefined in one pair is undefined for all, so that no finding hides.
     """
     together = tuple(differences)
     outcomes = _pooled_extremes(together)
@@ -451,8 +451,8 @@ def _pooled_norms(pairs: _Pairs) -> dict[str, Outcome]:
 def badness(metric: str, value: float | None, reason: str | None) -> tuple[int, float]:
     """A key that sorts worst last; `reason` says why `value` is None.
 
-    Undefined is worse than any number, `identical` better, and what does not apply to a pair (a PEIR
-    of integers) comes before everything. `mean_error` counts by its absolute value.
+    Undefined is worse than any number, `identical` better, and what does not apply to a pair (a
+    PEIR of integers) comes before everything. `mean_error` counts by its absolute value.
     """
     if value is not None:
         return 0, -value if metric in HIGHER_IS_BETTER else abs(value)

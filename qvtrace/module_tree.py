@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from inspect import getattr_static
+from inspect import getattr_static, unwrap
 
 from torch import nn
 
@@ -26,10 +26,11 @@ class NamedModule:
     @property
     def is_container(self) -> bool:
         """Whether it only holds other modules: a `ModuleList` has no forward to be called."""
-        if "forward" in vars(self.module):
-            return False
-        forward = getattr_static(type(self.module), "forward", None)
-        return forward is None or forward is nn.Module.forward
+        forward = vars(self.module).get("forward") or getattr_static(
+            type(self.module), "forward", None
+        )
+        forward = unwrap(forward)  # what moves weights around wraps forward, of containers too
+        return getattr(forward, "__func__", forward) in (None, nn.Module.forward)
 
 
 def walk_modules(root: nn.Module) -> list[NamedModule]:

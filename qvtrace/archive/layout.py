@@ -23,10 +23,10 @@ MANIFEST_KEY = "qvtrace.manifest"
 METADATA_KEY = "__metadata__"
 RECORDING = "recording"  # the state that the header of an unfinished file names
 
-# JSON values that a reader takes in. A call takes about 65: half a million calls fit.
-MAX_MANIFEST_NODES = 32_000_000
+# JSON values that a reader takes in. A call takes about 65: a quarter of a million fit.
+MAX_MANIFEST_NODES = 16_000_000
 MAX_MANIFEST_BYTES = 1 << 30
-MAX_HEADER_NODES = 12_000_000
+MAX_HEADER_NODES = 6_000_000
 
 _RESERVE = 16 << 10
 _RESERVE_PER_MODULE = 1 << 10

@@ -20,5 +20,7 @@ def recover(
     recovery = archives.recover(archive)
     found = f"{counted(recovery.calls, 'call')}, {counted(recovery.tensors, 'tensor')}"
     state = "was readable already" if recovery.was_readable else "is readable again"
+    if recovery.lost:
+        found += f", {counted(recovery.lost, 'tensor')} lost with the end of the file"
     print(f"{printable(archive)}: {state}: {found}")
     print_next(shlex.join(["qvtrace", "show", archive]))

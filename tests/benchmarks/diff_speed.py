@@ -2,11 +2,11 @@
 
     python tests/benchmarks/diff_speed.py [--pairs 7]
 
-The plain side has every tensor of both traces in memory and computes, for each place, the absolute
-difference, its mean, minimum, maximum and standard deviation, and the reference's interval. `diff` reads two
-files and computes every metric, each distinct pair of contents once. Prints the median ratio of their
-times over interleaved pairs, the memory of `diff` without mapped pages, and the time of a `diff` of one
-archive with itself against the time of its imports.
+The plain side has every tensor of both traces in memory and computes, for each place, the
+absolute difference, its mean, minimum, maximum and standard deviation, and the reference's
+interval. `diff` reads two files and computes every metric, each distinct pair of contents once.
+Prints the median ratio of their times over interleaved pairs, the memory of `diff` without mapped
+pages, and the time of a `diff` of one archive with itself against the time of its imports.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def record_both(folder: Path) -> tuple[Path, Path]:
 
 
 def places(file: Path) -> list[torch.Tensor]:
-    """Every float tensor of a trace, once for each place where it stands; equal ones share memory."""
+    """Every float tensor of a trace, once for each place; equal ones share memory."""
     loaded: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
     found = []
     with qvtrace.load(file) as archive:

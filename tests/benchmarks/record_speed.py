@@ -119,8 +119,8 @@ def compare_memory(folder: Path) -> None:
             peaks.append(queue.get())
             process.join()
         print(
-            f"{forwards} forwards: peak memory above a bare run {(peaks[1] - peaks[0]) / MEBIBYTE:.0f} "
-            f"MiB (largest tensor {largest:.0f} MiB)"
+            f"{forwards} forwards: peak memory above a bare run "
+            f"{(peaks[1] - peaks[0]) / MEBIBYTE:.0f} MiB (largest tensor {largest:.0f} MiB)"
         )
 
 
