@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         RecordingError,
         UsageError,
     )
-    from qvtrace.recorder import Recording, RecordingReport, record
+    from qvtrace.recorder import Recording, record
+    from qvtrace.recording import RecordingReport
 
 _HOMES = {
     "Archive": "qvtrace.archive",
@@ -32,7 +33,7 @@ _HOMES = {
     "QvtraceError": "qvtrace.errors",
     "Recording": "qvtrace.recorder",
     "RecordingError": "qvtrace.errors",
-    "RecordingReport": "qvtrace.recorder",
+    "RecordingReport": "qvtrace.recording",
     "Row": "qvtrace.comparison",
     "UsageError": "qvtrace.errors",
     "diff": "qvtrace.comparison",

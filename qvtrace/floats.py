@@ -1,8 +1,8 @@
 """Two arrays compared as floats: everything that metrics are made of, from one pass over both.
 
-Large arrays of float32 or bfloat16 are worked on in float32, block by block. In float64 are done: a
-block that is beyond float32's range, a result that would lose digits, small arrays, other dtypes.
-There, only float64's own extremes need care (`wide`), and so sums of squares are kept as their roots.
+Large arrays of float32 or bfloat16 are worked on in float32, block by block. A block beyond its
+range, a result that would lose digits, small arrays and other dtypes are done in float64. There,
+only float64's own extremes need care (`wide`): sums of squares are handed on as their roots.
 """
 
 import math

@@ -39,7 +39,6 @@ from qvtrace.identity import (
 from qvtrace.manifest import (
     InputsInfo,
     Manifest,
-    ModelInfo,
     ModuleEntry,
     RootCall,
     Skipped,
@@ -47,67 +46,12 @@ from qvtrace.manifest import (
 )
 from qvtrace.module_tree import NamedModule, walk_modules
 from qvtrace.patterns import require_matches, select
+from qvtrace.recording import Progress, RecordingReport, RecordOptions
+from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.trees import Json
 
-EXCLUDED = "left out by --include or --exclude"
-CONTAINER = "only holds other modules"
-NEVER_CALLED = "never called"
-BYPASSED = "ran without being called (.forward() or its weights used directly)"
-UNSEEN = "created during forward, not seen"
-
 _PROGRESS_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a recording is."""
-
-    modules_done: int
-    modules_total: int
-    bytes_written: int
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """What to record, and what the manifest is to say of it."""
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    overwrite: bool = False
-    inputs: bool = True
-    kwargs: bool = True
-    caches: bool = False
-    dry_run: bool = False
-    recorded_by: str = "library"
-    model: ModelInfo | None = None
-    variant: VariantInfo | None = None
-    source: Json = field(default_factory=dict)
-    environment: Json = field(default_factory=dict)
-    settings: Json = field(default_factory=dict)
-    progress: Callable[[Progress], None] | None = None
-
-
-@dataclass(frozen=True)
-class RecordingReport:
-    """What a recording has done. Bytes of places count equal contents each time they are met."""
-
-    file: Path | None
-    size: int  # bytes of the archive
-    registered: int
-    called: int
-    recorded: int
-    calls: int
-    places: int
-    place_bytes: int
-    bytes_by_kind: dict[str, int]  # `inputs`, `kwargs`, `output`
-    distinct_bytes: int
-    reasons: dict[str, tuple[str, ...]]
-    opaque: dict[str, int]
-    warnings: tuple[str, ...]
-    seconds: float
-    complete: bool
-    error: str | None
 
 
 def record(
@@ -146,20 +90,10 @@ def record(
 
 
 @dataclass(eq=False)
-class _Hooked:
-    """A module under the hook."""
-
-    module: NamedModule
-    recorded: bool
-    calls: int = 0
-    parameters: tuple[str | None, ...] | None = None
-
-
-@dataclass(eq=False)
 class _Frame:
     """A call that has not returned."""
 
-    hooked: _Hooked
+    hooked: HookedModule
     index: int
     number: int | None  # in the archive; None when the call is not recorded
     exception_before: BaseException | None
@@ -190,7 +124,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._model = model
         self._path = _ranked(path)
         self._options = options
-        self._hooked: dict[int, _Hooked] = {}
+        self._hooked: dict[int, HookedModule] = {}
         self._bypassed: set[str] = set()
         self._lock = threading.Lock()
         self._thread = _Thread()
@@ -292,9 +226,9 @@ class Recording(AbstractContextManager["Recording"]):
         for module in modules:
             if id(module.module) not in self._hooked and not module.is_container:
                 recorded = not chosen.isdisjoint((module.name, *module.aliases))
-                self._hook_one(_Hooked(module, recorded))
+                self._hook_one(HookedModule(module, recorded))
 
-    def _hook_one(self, hooked: _Hooked) -> None:
+    def _hook_one(self, hooked: HookedModule) -> None:
         module = hooked.module.module
 
         def before(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -332,7 +266,7 @@ class Recording(AbstractContextManager["Recording"]):
             self._failure = error
         self._thread.overhead += time.perf_counter() - entered
 
-    def _before(self, hooked: _Hooked, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, hooked: HookedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frames = self._thread.frames
         if not frames:
             with self._lock:
@@ -355,7 +289,7 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _take_inputs(
         self,
-        hooked: _Hooked,
+        hooked: HookedModule,
         place: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -372,7 +306,7 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _begin_call(
         self,
-        hooked: _Hooked,
+        hooked: HookedModule,
         index: int,
         taken: tuple[Json | None, Json | None],
         args: tuple[Any, ...],
@@ -391,7 +325,7 @@ class Recording(AbstractContextManager["Recording"]):
             }
         )
 
-    def _after(self, hooked: _Hooked, output: object) -> None:
+    def _after(self, hooked: HookedModule, output: object) -> None:
         now = time.perf_counter()
         frame = self._pop(hooked)
         if frame is None or frame.number is None:
@@ -405,7 +339,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._end_call(frame.number, self._tree(output, place, "output"), seconds, None)
         self._show_progress()
 
-    def _pop(self, hooked: _Hooked) -> _Frame | None:
+    def _pop(self, hooked: HookedModule) -> _Frame | None:
         """The frame of the call that returns; calls above it were left by Ctrl-C and the like."""
         frames = self._thread.frames
         if not any(frame.hooked is hooked for frame in frames):
@@ -454,7 +388,7 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _ending(self, error: BaseException | None) -> Manifest:
         modules = walk_modules(self._model)
-        reasons = self._reasons(modules)
+        reasons = skip_reasons(modules, self._hooked, self._bypassed)
         calls = {key: hooked.calls for key, hooked in self._hooked.items()}
         recorded = sum(1 for h in self._hooked.values() if h.recorded and h.calls)
         return replace(
@@ -468,47 +402,9 @@ class Recording(AbstractContextManager["Recording"]):
                 recorded=recorded,
                 reasons=reasons,
                 opaque=dict(sorted(self._snapshots.opaque.items())),
-                warnings=_warnings(reasons, recorded),
+                warnings=skip_warnings(reasons, recorded),
             ),
         )
-
-    def _reasons(self, modules: list[NamedModule]) -> dict[str, tuple[str, ...]]:
-        reasons: dict[str, list[str]] = {}
-        working = self._working_parameters(modules)
-        for module in modules:
-            reason = self._reason(module, working)
-            if reason is not None:
-                reasons.setdefault(reason, []).append(module.name)
-        return {reason: tuple(names) for reason, names in sorted(reasons.items())}
-
-    def _reason(self, module: NamedModule, working: set[int]) -> str | None:
-        hooked = self._hooked.get(id(module.module))
-        if module.is_container:
-            return CONTAINER
-        if hooked is None:
-            return UNSEEN
-        if not hooked.calls:
-            return BYPASSED if self._ran_without_call(module, working) else NEVER_CALLED
-        return None if hooked.recorded else EXCLUDED
-
-    def _working_parameters(self, modules: list[NamedModule]) -> set[int]:
-        """Parameters of modules that were called: a tied weight is at work there."""
-        called = (m.module for m in modules if self._calls_of(m))
-        return {id(parameter) for module in called for parameter in _own_parameters(module)}
-
-    def _calls_of(self, module: NamedModule) -> int:
-        hooked = self._hooked.get(id(module.module))
-        return 0 if hooked is None else hooked.calls
-
-    def _ran_without_call(self, module: NamedModule, working: set[int]) -> bool:
-        if module.name in self._bypassed:
-            return True
-        above = module.parent
-        while above is not None and above.is_container:
-            above = above.parent
-        own = _own_parameters(module.module)
-        used = bool(own) and not any(id(parameter) in working for parameter in own)
-        return used and above is not None and self._calls_of(above) > 0
 
     def _report(self, manifest: Manifest, file: Path | None) -> RecordingReport:
         skipped = manifest.skipped
@@ -600,16 +496,12 @@ def _root_call(module: str, index: int, inputs: Json | None, kwargs: Json | None
     return RootCall(module, index, inputs, kwargs, digest_json([inputs, kwargs]))
 
 
-def _parameters(hooked: _Hooked, count: int) -> list[str | None]:
+def _parameters(hooked: HookedModule, count: int) -> list[str | None]:
     """The names that forward's signature gives to its positional inputs."""
     if hooked.parameters is None:
         hooked.parameters = positional_parameters(hooked.module.module)
     known = hooked.parameters[:count]
     return [*known, *[None] * (count - len(known))]
-
-
-def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters(recurse=False))
 
 
 def _described(error: BaseException) -> str:
@@ -620,14 +512,3 @@ def _described(error: BaseException) -> str:
     except Exception:  # an exception of the user's
         lines = []
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _warnings(reasons: dict[str, tuple[str, ...]], recorded: int) -> tuple[str, ...]:
-    warnings = []
-    if not recorded:
-        warnings.append("no call was recorded: nothing called the model while it was recorded")
-    for reason in (BYPASSED, UNSEEN):
-        if names := reasons.get(reason):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {shown}")
-    return tuple(warnings)

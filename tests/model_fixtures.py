@@ -10,7 +10,8 @@ import tiny_models
 from qvtrace.archive import Archive
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.chatter import quiet
-from qvtrace.recorder import Recording, RecordOptions
+from qvtrace.recorder import Recording
+from qvtrace.recording import RecordOptions
 
 TOY = """
 import torch

@@ -16,7 +16,8 @@ from qvtrace.comparison import Comparison, Row, diff
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import DamagedArchiveError, MissingArchiveError, UsageError
 from qvtrace.manifest import VariantInfo
-from qvtrace.recorder import Recording, RecordOptions, record
+from qvtrace.recorder import Recording, record
+from qvtrace.recording import RecordOptions
 
 Recorder = Callable[..., Path]
 

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive, writer
 from qvtrace.errors import ExistingFileError, RecordingError, UsageError
-from qvtrace.recorder import BYPASSED, record
+from qvtrace.recorder import record
+from qvtrace.skips import BYPASSED
 from qvtrace.trees import OpaqueLeaf
 
 

@@ -25,17 +25,9 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
-from qvtrace.recorder import (
-    BYPASSED,
-    CONTAINER,
-    EXCLUDED,
-    NEVER_CALLED,
-    UNSEEN,
-    Progress,
-    Recording,
-    RecordOptions,
-    record,
-)
+from qvtrace.recorder import Recording, record
+from qvtrace.recording import Progress, RecordOptions
+from qvtrace.skips import BYPASSED, CONTAINER, EXCLUDED, NEVER_CALLED, UNSEEN
 from qvtrace.trees import TensorLeaf, ValueLeaf, leaves
 
 

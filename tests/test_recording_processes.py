@@ -13,7 +13,8 @@ from recordings import Adding, Mlp, only, seeded, tensors_of
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.recorder import Recording, RecordOptions, record
+from qvtrace.recorder import Recording, record
+from qvtrace.recording import RecordOptions
 
 
 def fork_while_recording(file: Path) -> None:

@@ -19,7 +19,8 @@ from qvtrace.errors import ModelError
 if TYPE_CHECKING:
     from qvtrace.archive import Archive
     from qvtrace.models import PreparedModel
-    from qvtrace.recorder import Recording, RecordOptions
+    from qvtrace.recorder import Recording
+    from qvtrace.recording import RecordOptions
     from qvtrace.reports.recording import Outcome
 
 TRACES = Path("traces")  # where archives go unless a name is given
@@ -86,7 +87,7 @@ def _opened(like: str | None) -> AbstractContextManager["Archive | None"]:
 def _options(
     job: Job, prepared: "PreparedModel", like: "Archive | None", progress: ShowProgress
 ) -> "RecordOptions":
-    from qvtrace.recorder import RecordOptions
+    from qvtrace.recording import RecordOptions
 
     settings = {} if like is None else like.manifest.settings
     return RecordOptions(

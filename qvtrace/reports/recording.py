@@ -10,7 +10,7 @@ from qvtrace.reports.layout import labelled, words
 from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
-    from qvtrace.recorder import RecordingReport
+    from qvtrace.recording import RecordingReport
 
 _MODULES_LISTED = 4
 

@@ -1,7 +1,7 @@
 """How fast two arrays are compared, against the arithmetic of TICO in torch on the same pairs.
 
-TICO computes five numbers of each pair; ours are all metrics. Its side counts every place of a trace
-of a 12-layer Llama, ours each distinct pair of contents once. Run as a script; torch uses 2 threads.
+TICO computes five numbers of each pair; ours are all metrics. Its side counts every place of a
+trace of a 12-layer Llama, ours each distinct pair of contents once. Both have two threads.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qvtrace.metrics import compare
+from qvtrace.metrics import compare, compare_all
 
 LAYERS = 12
 HIDDEN, INTERMEDIATE, VOCABULARY = (1, 512, 768), (1, 512, 2048), (1, 512, 32000)
@@ -96,7 +96,7 @@ def report_trace(repetitions: int) -> None:
         places += [pairs[use % contents] for use in range(uses)]
     theirs, ours = interleaved_medians(
         lambda: [tico_arithmetic(pair) for pair in places],
-        lambda: [compare(*pair.arrays) for pair in distinct],
+        lambda: compare_all(pair.arrays for pair in distinct),
         repetitions,
     )
     sizes = [sum(pair.nbytes for pair in pairs) / 2e6 for pairs in (places, distinct)]

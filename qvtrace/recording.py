@@ -1,0 +1,59 @@
+"""What goes into a recording and what comes out of it, beside the archive."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qvtrace.manifest import ModelInfo, VariantInfo
+from qvtrace.trees import Json
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a recording is."""
+
+    modules_done: int
+    modules_total: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What to record, and what the manifest is to say of it."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    overwrite: bool = False
+    inputs: bool = True
+    kwargs: bool = True
+    caches: bool = False
+    dry_run: bool = False
+    recorded_by: str = "library"
+    model: ModelInfo | None = None
+    variant: VariantInfo | None = None
+    source: Json = field(default_factory=dict)
+    environment: Json = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class RecordingReport:
+    """What a recording has done. Bytes of places count equal contents each time they are met."""
+
+    file: Path | None
+    size: int  # bytes of the archive
+    registered: int
+    called: int
+    recorded: int
+    calls: int
+    places: int
+    place_bytes: int
+    bytes_by_kind: dict[str, int]  # `inputs`, `kwargs`, `output`
+    distinct_bytes: int
+    reasons: dict[str, tuple[str, ...]]
+    opaque: dict[str, int]
+    warnings: tuple[str, ...]
+    seconds: float
+    complete: bool
+    error: str | None

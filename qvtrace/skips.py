@@ -1,0 +1,100 @@
+"""Why modules that are registered were not recorded, each by name: nothing disappears silently."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from qvtrace.module_tree import NamedModule
+
+EXCLUDED = "left out by --include or --exclude"
+CONTAINER = "only holds other modules"
+NEVER_CALLED = "never called"
+BYPASSED = "ran without being called (.forward() or its weights used directly)"
+UNSEEN = "created during forward, not seen"
+
+
+@dataclass(eq=False)
+class HookedModule:
+    """A module under the hook, and what became of it."""
+
+    module: NamedModule
+    recorded: bool  # False: it is left out, only its calls are counted
+    calls: int = 0
+    parameters: tuple[str | None, ...] | None = None  # of its forward, once they were asked for
+
+
+def skip_reasons(
+    modules: Sequence[NamedModule],
+    hooked: Mapping[int, HookedModule],
+    bypassed: Collection[str],
+) -> dict[str, tuple[str, ...]]:
+    """Each reason with the modules that it holds for.
+
+    `hooked` are those under the hook, by `id` of the module; `bypassed` the names of those whose
+    children were seen to run below a module further up.
+    """
+    evidence = _Evidence(modules, hooked, bypassed)
+    reasons: dict[str, list[str]] = {}
+    for module in modules:
+        reason = evidence.reason(module)
+        if reason is not None:
+            reasons.setdefault(reason, []).append(module.name)
+    return {reason: tuple(names) for reason, names in sorted(reasons.items())}
+
+
+def skip_warnings(reasons: Mapping[str, Sequence[str]], recorded: int) -> tuple[str, ...]:
+    """What a person should know of: modules whose work was not seen."""
+    warnings = []
+    if not recorded:
+        warnings.append("no call was recorded: nothing called the model while it was recorded")
+    for reason in (BYPASSED, UNSEEN):
+        if names := reasons.get(reason):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {shown}")
+    return tuple(warnings)
+
+
+class _Evidence:
+    """What tells one reason from another."""
+
+    def __init__(
+        self,
+        modules: Sequence[NamedModule],
+        hooked: Mapping[int, HookedModule],
+        bypassed: Collection[str],
+    ) -> None:
+        self._hooked = hooked
+        self._bypassed = bypassed
+        called = (module.module for module in modules if self._calls_of(module))
+        # A tied weight is at work where it is called, so that its other place is not suspicious.
+        self._working = {id(weight) for module in called for weight in _own_parameters(module)}
+
+    def reason(self, module: NamedModule) -> str | None:
+        """Why the module was not recorded; None when it was."""
+        if module.is_container:
+            return CONTAINER
+        hooked = self._hooked.get(id(module.module))
+        if hooked is None:
+            return UNSEEN
+        if not hooked.calls:
+            return BYPASSED if self._ran_without_call(module) else NEVER_CALLED
+        return None if hooked.recorded else EXCLUDED
+
+    def _ran_without_call(self, module: NamedModule) -> bool:
+        if module.name in self._bypassed:
+            return True
+        above = module.parent
+        while above is not None and above.is_container:
+            above = above.parent
+        own = _own_parameters(module.module)
+        used = bool(own) and not any(id(weight) in self._working for weight in own)
+        return used and above is not None and self._calls_of(above) > 0
+
+    def _calls_of(self, module: NamedModule) -> int:
+        hooked = self._hooked.get(id(module.module))
+        return 0 if hooked is None else hooked.calls
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
