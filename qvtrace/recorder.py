@@ -9,10 +9,11 @@ recording, not the forward.
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -160,10 +161,17 @@ class Recording(AbstractContextManager["Recording"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[False]:
+        with _interrupts_put_off() as pressed:
+            self._close(error)
+        if pressed and error is None:
+            raise KeyboardInterrupt
+        return False
+
+    def _close(self, error: BaseException | None) -> None:
         self._active = False
         self._hooks.close()
         if os.getpid() != self._process:  # a forked child leaves the block: the file is not its own
-            return False
+            return
         manifest = self._ending(error or self._failure)
         try:
             ending = self._writer.close(manifest)
@@ -171,7 +179,7 @@ class Recording(AbstractContextManager["Recording"]):
             if error is None:
                 raise
             error.add_note(f"qvtrace: {trouble}")
-            return False
+            return
         complete = ending.error is None
         manifest = replace(manifest, complete=complete, error=ending.error)
         self.report = self._report(manifest, ending.file)
@@ -180,12 +188,11 @@ class Recording(AbstractContextManager["Recording"]):
                 f"{self._path}: the recording ended early: {ending.error}; "
                 f"what was recorded until then is in {ending.file}"
             ) from self._failure
-        return False
 
     def _beginning(self, modules: list[NamedModule]) -> Manifest:
         options = self._options
         variant = options.variant or VariantInfo()
-        model = options.model or describe_model(self._model, weights=variant.name == "fp")
+        model = options.model or describe_model(self._model, weights=variant.name in (None, "fp"))
         return Manifest(
             qvtrace=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -459,6 +466,20 @@ def _eager_stance() -> AbstractContextManager[object]:
         return contextlib.nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextlib.contextmanager
+def _interrupts_put_off() -> Iterator[list[int]]:
+    """Note Ctrl-C and go on: pressed twice, it would leave a file that only `recover` can read."""
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
 
 
 def _ranked(path: Path | None) -> Path | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qvtrace.module_tree import NamedModule
+from qvtrace.patterns import shown
 
 EXCLUDED = "left out by --include or --exclude"
 CONTAINER = "only holds other modules"
@@ -46,12 +47,15 @@ def skip_reasons(
 def skip_warnings(reasons: Mapping[str, Sequence[str]], recorded: int) -> tuple[str, ...]:
     """What a person should know of: modules whose work was not seen."""
     warnings = []
-    if not recorded:
+    if not recorded and reasons.get(EXCLUDED):
+        warnings.append("no call was recorded: --include and --exclude leave no module that ran")
+    elif not recorded:
         warnings.append("no call was recorded: nothing called the model while it was recorded")
     for reason in (BYPASSED, UNSEEN):
         if names := reasons.get(reason):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {shown}")
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            named = ", ".join(map(shown, names[:3])) + more
+            warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {named}")
     return tuple(warnings)
 
 

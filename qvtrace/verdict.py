@@ -38,12 +38,14 @@ class Evidence:
 
 def judge(evidence: Evidence) -> Verdict:
     """What is to be said, the loudest first."""
+    name = _Names(evidence.rows)
     parts = [
         *_doubts(evidence),
-        *_nonfinite(evidence.rows),
-        *_worst(evidence.rows),
-        *_mismatches(evidence.rows),
-        *_not_comparable(evidence.rows),
+        *_nonfinite(evidence.rows, name),
+        *_first(evidence.rows, name),
+        *_worst(evidence.rows, name),
+        *_mismatches(evidence.rows, name),
+        *_not_comparable(evidence.rows, name),
         _modules(evidence),
     ]
     exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
@@ -58,7 +60,7 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     elif 2 * coverage.modules_compared < coverage.modules_reference:
         yield (
             f"ONLY {coverage.modules_compared} of {coverage.modules_reference} modules compared: "
-            "if the candidate names its modules otherwise, map them with --map"
+            f"{_why_few(evidence.candidate)}"
         )
     if not evidence.comparable.ok:
         yield f"not comparable: {evidence.comparable.differences[0]}"
@@ -68,6 +70,14 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     variant = evidence.candidate.variant
     if variant.quantizer is not None and not variant.quantized:
         yield f"the quantizer {variant.quantizer} changed NO module"
+
+
+def _why_few(candidate: Manifest) -> str:
+    if not candidate.complete:
+        return "the candidate's recording ended early"
+    if candidate.settings.get("include") or candidate.settings.get("exclude"):
+        return "the candidate was recorded with --include or --exclude"
+    return "if the candidate names its modules otherwise, map them with --map"
 
 
 def _why_nothing(evidence: Evidence) -> str:
@@ -85,55 +95,66 @@ def _why_nothing(evidence: Evidence) -> str:
     return "neither side holds what was asked for"
 
 
-def _nonfinite(rows: Sequence[Row]) -> Iterator[str]:
+def _nonfinite(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     found = [row for row in rows if row.status == "nonfinite"]
     introduced = [(row, count) for row in found if (count := _new_nan(row))]
     if introduced:
         first, count = introduced[0]
         yield (
-            f"NaN introduced, first in {_name(first)} ({_counted(count, 'element')}), "
+            f"NaN introduced, first in {name(first)} ({_counted(count, 'element')}), "
             f"in {_counted(len(introduced), 'row')}"
         )
     elif found:
         rows_found = _counted(len(found), "row")
-        yield f"NaN, infinities or masks differ, first in {_name(found[0])}, in {rows_found}"
+        yield f"NaN, infinities or masks differ, first in {name(found[0])}, in {rows_found}"
 
 
 def _new_nan(row: Row) -> int:
     return 0 if row.nonfinite is None else row.nonfinite.new_nan
 
 
-def _worst(rows: Sequence[Row]) -> Iterator[str]:
+def _first(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+    """Where the two begin to differ; the worst place is told anyway."""
+    different = [row for row in rows if row.status in ("ok", "nonfinite") and not _is_exact(row)]
+    if len(different) > 1:
+        yield f"first difference: {name(different[0])}"
+
+
+def _is_exact(row: Row) -> bool:
+    return row.status == "ok" and row.metrics.max_abs_error == 0
+
+
+def _worst(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     measured = [(row, peir) for row in rows if (peir := row.metrics.peir) is not None]
     undefined = [
         row for row in rows if row.status in ("ok", "nonfinite") and row.metrics.peir is None
     ]
     worst, peir = max(measured, key=lambda pair: pair[1], default=(None, 0.0))
     if worst is not None and peir > 0:
-        yield f"worst: {_name(worst)}, PEIR {peir:.3g}"
+        yield f"worst: {name(worst)}, PEIR {peir:.3g}"
     elif rows and all(row.status in ("identical", "exact") for row in rows):
         yield "no difference in any pair"
     elif measured:
         yield "no difference between floating-point values"
     if undefined:
-        yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {_name(undefined[0])}"
+        yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
     if (measured or undefined) and not any(map(_new_nan, rows)):
         yield "no NaN introduced"
 
 
-def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
+def _mismatches(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     found = [row for row in rows if row.status == "mismatch"]
     if found:
         what = "integers or plain values differ"
-        yield f"{what} in {_counted(len(found), 'row')}, first in {_name(found[0])}"
+        yield f"{what} in {_counted(len(found), 'row')}, first in {name(found[0])}"
 
 
-def _not_comparable(rows: Sequence[Row]) -> Iterator[str]:
+def _not_comparable(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     """Opaque objects of one type are no finding: nobody could compare them."""
     found = [row for row in rows if row.status not in COMPARED and row.status != "opaque"]
     if found:
         pairs = _counted(len(found), "pair")
-        yield f"{pairs} not comparable, first {_name(found[0])} ({found[0].reason})"
+        yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
 
 
 def _modules(evidence: Evidence) -> str:
@@ -143,10 +164,16 @@ def _modules(evidence: Evidence) -> str:
     return f"{coverage.modules_compared} of {modules} compared{filters}"
 
 
-def _name(row: Row) -> str:
-    call = f"#{row.call}" if row.call else ""
-    path = f" {row.path}" if row.path != "output" else ""
-    return f"{shown(row.module)}{call}{path}"
+class _Names:
+    """Names of rows: with the call where a module has several, with the path where it tells."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._several = {row.module for row in rows if row.call}
+
+    def __call__(self, row: Row) -> str:
+        call = f"#{row.call}" if row.module in self._several else ""
+        path = f" {row.path}" if row.path != "output" else ""
+        return f"{shown(row.module)}{call}{path}"
 
 
 def _counted(count: int, noun: str) -> str:

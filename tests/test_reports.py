@@ -23,7 +23,7 @@ from qvtrace.reports.formatting import byte_size, number, printable
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
 
-MODEL = {"class": "Net", "name": "net", "dtype": "float32", "seed": 42}
+MODEL = {"weights_digest": "a" * 32, "class": "Net", "name": "net", "dtype": "float32", "seed": 42}
 ENVIRONMENT = {"torch": "2.13.0", "device": "cpu", "attention": "eager"}
 LONG = "model.language_model.layers.17.mlp.experts.127.gate_proj_with_a_name_of_its_own"
 

@@ -55,7 +55,7 @@ def test_the_largest_values_of_float64_have_finite_statistics() -> None:
     found = statistics(np.array([1.7e308, -1.7e308, 1.7e308]))
 
     assert found.mean == pytest.approx(1.7e308 / 3)
-    assert found.stddev == pytest.approx(1.7e308 * math.sqrt(8) / 3)
+    assert found.stddev == pytest.approx(1.7e308 * (math.sqrt(8) / 3))
 
 
 def test_what_is_not_finite_is_counted_and_left_out() -> None:
@@ -166,11 +166,8 @@ def test_elements_keep_their_nesting_and_their_kind(array: np.ndarray, values: A
     assert found.cut == 0
 
 
-@pytest.mark.parametrize(
-    "array", [np.arange(6).reshape(2, 3), np.array([[0, 1, 2], [3, 4, 5]]).T.T]
-)
-def test_elements_beyond_the_limit_are_cut_and_counted(array: np.ndarray) -> None:
-    found = elements_json(array, 4)
+def test_elements_beyond_the_limit_are_cut_and_counted() -> None:
+    found = elements_json(np.arange(6).reshape(2, 3), 4)
 
     assert found.values == [0, 1, 2, 3]
     assert found.cut == 2

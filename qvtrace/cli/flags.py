@@ -251,8 +251,22 @@ class ModulePatterns:
 class StorageFlags:
     """What of a call is stored."""
 
-    no_inputs: Annotated[bool, flag(STORED, "Leave out positional inputs.", "--no-inputs")] = False
-    no_kwargs: Annotated[bool, flag(STORED, "Leave out keyword inputs.", "--no-kwargs")] = False
+    no_inputs: Annotated[
+        bool,
+        flag(
+            STORED,
+            "Leave out positional inputs; the model's own stay, --like needs them.",
+            "--no-inputs",
+        ),
+    ] = False
+    no_kwargs: Annotated[
+        bool,
+        flag(
+            STORED,
+            "Leave out keyword inputs; the model's own stay, --like needs them.",
+            "--no-kwargs",
+        ),
+    ] = False
     caches: Annotated[bool, flag(STORED, "Also the tensors of Cache objects.", "--caches")] = False
 
 
@@ -264,7 +278,15 @@ class RowFlags:
         str,
         option(ROWS, "order (of execution), name, or a metric: worst first.", metavar="KEY"),
     ] = "order"
-    top: Annotated[int | None, option(ROWS, "Only the first N rows.", metavar="N", min=1)] = None
+    top: Annotated[
+        int | None,
+        option(
+            ROWS,
+            "Only the N worst rows: by PEIR, or by the metric of --sort-by.",
+            metavar="N",
+            min=1,
+        ),
+    ] = None
     path: Annotated[Paths, option(ROWS, "Which places of a call.", "--path")] = Paths.OUTPUT
     maps: Annotated[
         list[str],

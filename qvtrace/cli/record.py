@@ -60,7 +60,8 @@ def next_command(file: Path, variant: Variant, model: ModelFlags) -> str:
     """What to type after a recording: compare it, or first record what it can be compared with."""
     reference = model.like if model.like is not None else _reference_of(file, variant)
     if reference is not None:
-        return _command("diff", reference, str(file), "--sort-by", "peir")
+        sides = (reference, str(file)) if variant is Variant.QUANT else (str(file), reference)
+        return _command("diff", *sides, "--sort-by", "peir")
     other = "fp" if variant is Variant.QUANT else "quant"
     again = []
     if model.model is not None and ":" in model.model:  # no archive's word imports a function

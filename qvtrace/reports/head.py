@@ -21,9 +21,10 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
     files = [printable(side.file) for side in (reference, candidate)]
     longest = max(map(len, files))
     facts = side_facts(reference)
+    same = _sameness(comparison)
     for label, file, telling in (
         ("reference", files[0], list(facts.values())),
-        ("candidate", files[1], _different_facts(facts, side_facts(candidate))),
+        ("candidate", files[1], [*same, *_different_facts(facts, side_facts(candidate))]),
     ):
         pieces = separated([printable(piece) for piece in telling], SEPARATOR)
         yield from labelled(label, [styled(file.ljust(longest) + " "), *pieces], width)
@@ -64,12 +65,18 @@ def _version(environment: Json, name: str) -> str | None:
 
 def _different_facts(reference: dict[str, str], candidate: dict[str, str]) -> list[str]:
     """The candidate's facts but for those that the reference's line has told."""
-    same_model = all(reference.get(name) == candidate.get(name) for name in ("class", "model"))
-    telling = ["the same model"] if same_model else []
-    for name, fact in candidate.items():
-        if name == "variant" or reference.get(name) != fact:
-            telling.append(fact)
-    return telling
+    return [
+        fact for name, fact in candidate.items() if name == "variant" or reference.get(name) != fact
+    ]
+
+
+def _sameness(comparison: Comparison) -> list[str]:
+    """`the same model` where the digests of weights say so, else what is known to be equal."""
+    models = comparison.reference.model, comparison.candidate.model
+    digests = [model.get("weights_digest") for model in models]
+    if digests[0] is not None and digests[0] == digests[1]:
+        return ["the same model"]
+    return ["the same class"] if models[0].get("class") == models[1].get("class") else []
 
 
 def _comparable_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvtrace.manifest import VariantInfo
+from qvtrace.patterns import shown
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
 from qvtrace.reports.styled import Styled
@@ -59,7 +60,7 @@ def skipped_lines(
     for reason, modules in reasons.items():
         text = (
             f"{counted(len(modules), 'module')}, {printable(reason)}: "
-            f"{listed(modules, _MODULES_LISTED)}"
+            f"{listed(list(map(shown, modules)), _MODULES_LISTED)}"
         )
         yield from labelled("skipped", words(text), width)
     for reason, count in opaque.items():
