@@ -5,6 +5,8 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Callable
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -140,8 +142,14 @@ def model_dtype(model: nn.Module) -> str | None:
 
 def positional_parameters(module: nn.Module) -> tuple[str | None, ...]:
     """The names of forward's positional parameters, up to a `*args`."""
+    forward = module.forward
+    return _positional_parameters(getattr(forward, "__func__", forward), inspect.ismethod(forward))
+
+
+@lru_cache(maxsize=4096)
+def _positional_parameters(forward: Callable[..., Any], is_bound: bool) -> tuple[str, ...]:
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = list(inspect.signature(forward).parameters.values())[is_bound:]
     except (TypeError, ValueError):
         return ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

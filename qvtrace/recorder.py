@@ -192,7 +192,7 @@ class Recording(AbstractContextManager["Recording"]):
     def _beginning(self, modules: list[NamedModule]) -> Manifest:
         options = self._options
         variant = options.variant or VariantInfo()
-        model = options.model or describe_model(self._model, weights=variant.name in (None, "fp"))
+        model = options.model or describe_model(self._model, weights=variant.name == "fp")
         return Manifest(
             qvtrace=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,6 +8,7 @@ import enum
 import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -136,8 +137,10 @@ class Snapshots:
 
     def _tensor(self, tensor: torch.Tensor, key: str) -> Leaf:
         try:
+            if type(tensor) in _PLAIN_TENSORS and _is_strided(tensor):
+                return self._leaf(tensor.detach(), key, None)
             with torch.no_grad():
-                return self._stored(tensor, key)
+                return self._plain_leaf(tensor, key)
         except (OSError, ArchiveError):
             raise
         except MemoryError:
@@ -145,13 +148,11 @@ class Snapshots:
         except Exception as error:  # what a subclass or a backend without storage may raise
             return self._opaque(tensor, _described_error(error))
 
-    def _stored(self, tensor: torch.Tensor, key: str) -> Leaf:
-        original = None
-        if type(tensor) not in _PLAIN_TENSORS or not _is_strided(tensor):
-            tensor, original = self._plain(tensor, key)
+    def _leaf(self, tensor: torch.Tensor, key: str, original: Original | None) -> Leaf:
         if tensor.is_meta:
             return self._opaque(tensor, "on the meta device, without data")
-        tensor = tensor.detach().resolve_conj().resolve_neg()
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
         dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
         stored = _storable(tensor)
         stored_dtype, stored_shape = _stored_form(stored)
@@ -164,6 +165,10 @@ class Snapshots:
             stored_shape if stored_shape != shape else None,
             original,
         )
+
+    def _plain_leaf(self, tensor: torch.Tensor, key: str) -> Leaf:
+        plain, original = self._plain(tensor, key)
+        return self._leaf(plain.detach(), key, original)
 
     def _plain(self, tensor: torch.Tensor, key: str) -> tuple[torch.Tensor, Original | None]:
         """A subclass, a quantized or a sparse tensor as a plain one, and what it was."""
@@ -322,7 +327,12 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name_of(tensor.dtype)
+
+
+@cache
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _storable(tensor: torch.Tensor) -> torch.Tensor:

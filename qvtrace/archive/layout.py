@@ -32,6 +32,9 @@ _RESERVE = 16 << 10
 _RESERVE_PER_MODULE = 1 << 10
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 @dataclass(frozen=True)
 class Dtype:
     """How one dtype stands in a safetensors header, and what numpy calls it."""
@@ -105,7 +108,7 @@ def count_nodes(text: bytes) -> int:
 
 def encode_json(value: object) -> str:
     """Strict JSON on one line, in ASCII: what is written is never refused by a reader."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def tensor_header_entry(key: str, dtype: str, shape: tuple[int, ...], begin: int) -> str:

@@ -24,7 +24,6 @@ from qvtrace.archive.layout import (
     reserve_for,
     tensor_header_entry,
 )
-from qvtrace.archive.reader import Archive
 from qvtrace.digests import Hasher, digest_bytes
 from qvtrace.errors import ArchiveError, ExistingFileError
 from qvtrace.manifest import (
@@ -39,6 +38,7 @@ from qvtrace.trees import Json
 
 _HEADER_MARGIN = 1 << 20
 _MANIFEST_MARGIN = 1 << 20
+_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class ArchiveWriter:
         self._descriptor = _create(self.partial)
         reserve = reserve_for(len(manifest.modules))
         try:
-            os.ftruncate(self._descriptor, 0)
+            # Some file systems flush a file that was ever truncated when it is closed.
+            if os.fstat(self._descriptor).st_size:
+                os.ftruncate(self._descriptor, 0)
             write_all(self._descriptor, placeholder_header(reserve, metadata_of(manifest)))
             self._journal = Journal(journal_of(self.partial))
             self.describe(manifest, start=LENGTH.size + reserve)
@@ -168,6 +170,7 @@ class ArchiveWriter:
             self.size = os.fstat(descriptor).st_size
             if manifest.complete:
                 self.partial.replace(self.file)
+                _copy_manifest(descriptor, data.start + data.end, manifest_copy_of(self.file))
             journal.unlink(missing_ok=True)
         except OSError as error:
             raise ArchiveError(
@@ -178,7 +181,6 @@ class ArchiveWriter:
             os.close(descriptor)
         if not manifest.complete:
             return Ending(self.partial, manifest.error)
-        _copy_manifest(self.file)
         return Ending(self.file, None)
 
     def discard(self) -> None:
@@ -279,13 +281,15 @@ def lock(descriptor: int) -> bool:
     return True
 
 
-def _copy_manifest(file: Path) -> None:
-    """Write the readable copy of the manifest; an archive is whole without it."""
-    copy = manifest_copy_of(file)
+def _copy_manifest(descriptor: int, begin: int, copy: Path) -> None:
+    """Write the readable copy of the manifest, which reaches from `begin` to the end of the file;
+    an archive is whole without it."""
     unfinished = partial_of(copy)
     try:
-        with Archive.open(file) as archive, unfinished.open("wb") as output:
-            output.write(archive.manifest_bytes())
+        with unfinished.open("wb") as output:
+            while block := os.pread(descriptor, _COPY_BYTES, begin):
+                output.write(block)
+                begin += len(block)
         unfinished.replace(copy)
     except OSError:
         unfinished.unlink(missing_ok=True)
