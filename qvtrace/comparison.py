@@ -116,18 +116,16 @@ class Comparison:
     verdict: Verdict
     complete: bool = True  # False when rows or metrics were cut
     options: DiffOptions = field(default_factory=DiffOptions)
-    folds: tuple[Row, ...] = field(default=(), repr=False)  # cut, but the same as one of `rows`
 
     def worst(self, metric: str, n: int) -> list[Row]:
-        """The `n` rows that are worst by a metric, worst first; rows that are the same as an
-        earlier one (a block whose output is its last child's) are left out.
+        """The `n` rows that are worst by a metric, worst first.
 
         A row whose metric is undefined comes before any number, an identical one after; rows that
         the metric does not apply to (integers have no PEIR) come last. Raises `UsageError` for an
         unknown metric.
         """
         _require_known("worst", metric, METRICS)
-        return _worst_first(_distinct(self.rows), metric)[: max(n, 0)]
+        return _worst_first(self.rows, metric)[: max(n, 0)]
 
 
 def diff(
@@ -158,7 +156,6 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
     evidence = Evidence(built.rows, coverage, comparability, *manifests, options.filters)
     ordered = _sorted(built.rows, options.sort_by)
     rows = ordered if options.top is None else _top(ordered, options)
-    kept = {row.place for row in rows}
     return Comparison(
         _side(reference),
         _side(candidate, alignment.warnings),
@@ -168,7 +165,6 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
         judge(evidence),
         complete=len(rows) == len(built.rows) and not options.metrics,
         options=options,
-        folds=tuple(row for row in ordered if row.same_as in kept and row.place not in kept),
     )
 
 
@@ -237,12 +233,8 @@ def _badness(row: Row, metric: str) -> tuple[int, float]:
 def _top(rows: list[Row], options: DiffOptions) -> list[Row]:
     """The worst of the rows, in the order that they are in."""
     metric = "peir" if options.sort_by in _ORDERS else options.sort_by
-    worst = {row.place for row in _worst_first(_distinct(rows), metric)[: options.top]}
+    worst = {row.place for row in _worst_first(rows, metric)[: options.top]}
     return [row for row in rows if row.place in worst]
-
-
-def _distinct(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row.same_as is None]
 
 
 def _side(archive: Archive, warnings: Sequence[str] = ()) -> Side:

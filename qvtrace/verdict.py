@@ -42,8 +42,8 @@ def judge(evidence: Evidence) -> Verdict:
     parts = [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
-        *_first(evidence.rows, name),
         *_worst(evidence.rows, name),
+        *_first(evidence.rows, name),
         *_mismatches(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
         _modules(evidence),

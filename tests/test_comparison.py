@@ -452,7 +452,7 @@ def test_the_verdict_names_the_worst_module_in_three_digits(two):
 
     assert re.fullmatch(
         rf"worst: {re.escape(worst.module)}, PEIR 0\.0\d\d\d?; no NaN introduced; "
-        "8 of 8 modules compared",
+        r"first difference: 0\.up; 8 of 8 modules compared",
         comparison.verdict.text,
     )
     assert f"{worst.metrics.peir:.3g}" in comparison.verdict.text

@@ -63,9 +63,8 @@ class _Rows:
         """Sort the rows of a comparison."""
         if everything:
             return cls(comparison.rows, {}, Counter())
-        together = (*comparison.rows, *comparison.folds)
         kinds = Counter(kind for row in comparison.rows if (kind := _hidden_kind(row)) is not None)
-        seen = [row for row in together if _hidden_kind(row) is None]
+        seen = [row for row in comparison.rows if _hidden_kind(row) is None]
         places = {row.place for row in seen if row.same_as is None}
         listed = []
         folded = defaultdict(list)
@@ -154,6 +153,6 @@ def _hidden_lines(comparison: Comparison, rows: _Rows, width: int | None) -> Ite
     if hidden:
         pieces = [*separated(hidden, ","), styled("(--all lists them)", "dim")]
         yield from labelled("not listed", pieces, width)
-    cut = comparison.coverage.pairs - len(comparison.rows) - len(comparison.folds)
+    cut = comparison.coverage.pairs - len(comparison.rows)
     if cut:
         yield from labelled("not listed", words(f"{counted(cut, 'row')} beyond --top"), width)
