@@ -29,7 +29,7 @@ from recordings import (
 )
 from torch import Tensor, nn
 
-from qvtrace.archive import Archive, writer
+from qvtrace.archive import Archive, ArchiveWriter, writer
 from qvtrace.errors import ExistingFileError, RecordingError, UsageError
 from qvtrace.recorder import record
 from qvtrace.skips import BYPASSED
@@ -569,3 +569,21 @@ def test_a_cache_is_recorded_at_every_step_by_its_length(file: Path) -> None:
         kwargs = container(tree_of(archive, "model.layers.0.self_attn", "kwargs", index))
         lengths.append(container(dict(kwargs.items)["past_key_values"]).length)
     assert lengths == [0, inputs["input_ids"].shape[1]]
+
+
+def test_ctrl_c_while_the_archive_is_closed_waits_until_it_is_whole(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = ArchiveWriter.close
+
+    def close_while_pressed(writer: ArchiveWriter, *arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return close(writer, *arguments)
+
+    monkeypatch.setattr(ArchiveWriter, "close", close_while_pressed)
+    model = nn.Linear(2, 2)
+    with pytest.raises(KeyboardInterrupt), record(model, file):
+        model(torch.ones(1, 2))
+
+    with Archive.open(file) as archive:
+        assert archive.manifest.complete

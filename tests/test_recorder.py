@@ -561,3 +561,13 @@ def test_progress_is_told_while_modules_return(file: Path, monkeypatch: Any) -> 
     assert [progress.modules_done for progress in told] == [2, 3, 3]
     assert {progress.modules_total for progress in told} == {3}
     assert told[-1].bytes_written == 120
+
+
+def test_filters_that_leave_nothing_are_not_taken_for_a_model_that_did_not_run(file: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with record(model, file, exclude=["*"]) as recording:
+        model(torch.ones(1, 2))
+
+    assert recording.report is not None
+    (warning,) = recording.report.warnings
+    assert warning.startswith("no call was recorded: --include and --exclude leave")

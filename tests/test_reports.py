@@ -117,6 +117,14 @@ def test_the_head_says_what_is_common_once():
     assert line_with(text, "candidate").endswith("the same model · quant · torchao:int8-dynamic")
 
 
+def test_models_are_the_same_only_where_the_digests_of_their_weights_say_so():
+    unknown = Side("quant.st", {**MODEL, "weights_digest": None}, {"name": "quant"}, ENVIRONMENT)
+    text = table(compared(row(), candidate=unknown))
+
+    assert "the same class" in line_with(text, "candidate")
+    assert "the same model" not in text
+
+
 def test_every_difference_that_makes_runs_incomparable_is_named():
     differences = ("inputs differ", "seed 1 in the reference, 2 in the candidate")
     text = table(compared(row(), comparable=Comparable(False, differences)))
