@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from qvtrace.alignment import unwrapped
 from qvtrace.archive import Archive
@@ -50,10 +50,14 @@ def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
             f"inputs differ: {len(calls[0])} calls of the model in the reference, "
             f"{len(calls[1])} in the candidate"
         )
-    for call, other in zip(*calls, strict=False):
-        if call.digest != other.digest:
-            pairs = pair_arguments(_arguments(reference, call), _arguments(candidate, other))
-            yield from _different_places(call, pairs)
+    different = [pair for pair in zip(*calls, strict=False) if pair[0].digest != pair[1].digest]
+    parameters = [_parameters(archive) if different else {} for archive in (reference, candidate)]
+    for call, other in different:
+        pairs = pair_arguments(
+            _arguments(reference, call, parameters[0]),
+            _arguments(candidate, other, parameters[1]),
+        )
+        yield from _different_places(call, pairs)
 
 
 def _different_places(call: RootCall, pairs: Iterator[LeafPair]) -> Iterator[str]:
@@ -69,7 +73,14 @@ def _different_places(call: RootCall, pairs: Iterator[LeafPair]) -> Iterator[str
         yield f"inputs differ in call {call.index} of {shown(call.module)}: {named}{more}"
 
 
-def _arguments(archive: Archive, call: RootCall) -> Arguments:
+_Parameters: TypeAlias = dict[tuple[str, int], tuple[str | None, ...]]
+
+
+def _parameters(archive: Archive) -> _Parameters:
+    return {(entry.module, entry.index): entry.parameters for entry in archive.manifest.calls}
+
+
+def _arguments(archive: Archive, call: RootCall, parameters: _Parameters) -> Arguments:
     try:
         inputs, kwargs = call.input_trees()
     except ValueError as error:
@@ -77,10 +88,7 @@ def _arguments(archive: Archive, call: RootCall) -> Arguments:
             f"{archive.file}: the inputs of {call.module!r}, call {call.index}: {error}; "
             "the file is damaged, record again"
         ) from error
-    of_call = (call.module, call.index)
-    entries = (entry for entry in archive.manifest.calls if (entry.module, entry.index) == of_call)
-    entry = next(entries, None)
-    return Arguments(inputs, kwargs, () if entry is None else entry.parameters)
+    return Arguments(inputs, kwargs, parameters.get((call.module, call.index), ()))
 
 
 def _different_classes(reference: Manifest, candidate: Manifest) -> Iterator[str]:
@@ -135,7 +143,7 @@ def _settings(manifest: Manifest) -> Iterator[tuple[str, Any]]:
     yield "revision", model.revision
     yield "seed", model.seed
     yield "dtype", model.dtype
-    yield from _flat(model.modifications)
+    yield from (item for item in _flat(model.modifications) if item[0] != "dtype")
     yield from _flat(manifest.environment)
     yield "qvtrace", manifest.qvtrace
 

@@ -5,6 +5,7 @@ Trees of calls stay JSON until somebody asks for them, so that a hundred thousan
 quickly.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import UnionType
 from typing import Any, cast
@@ -14,6 +15,8 @@ from qvtrace.trees import Json, Node
 
 # 1 - the first
 FORMAT_VERSION = 1
+
+_MAX_FREE_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,12 @@ def manifest_from_json(json: object) -> Manifest:
         model=_model_from_json(fields.section("model")),
         variant=_variant_from_json(fields.section("variant")),
         inputs=InputsInfo(
-            inputs.object("source"), tuple(map(_root_call_from_json, inputs.list("root_calls")))
+            inputs.free_object("source"),
+            tuple(map(_root_call_from_json, inputs.list("root_calls"))),
         ),
         contains=fields.texts("contains"),
-        environment=fields.object("environment"),
-        settings=fields.object("settings"),
+        environment=fields.free_object("environment"),
+        settings=fields.free_object("settings"),
         modules=tuple(map(_module_from_json, fields.list("modules"))),
         calls=tuple(map(_call_from_json, fields.list("calls"))),
         tensors=tuple(map(_tensor_from_json, fields.list("tensors"))),
@@ -249,6 +253,16 @@ class _Fields:
     def object(self, name: str) -> Json:
         return cast(Json, self._get(name, dict))
 
+    def free_object(self, name: str) -> Json:
+        """An object of any content, but not so deep that nobody could walk it."""
+        value = self.object(name)
+        level: Sequence[Any] = [value]
+        for _ in range(_MAX_FREE_DEPTH):
+            level = [child for item in level for child in _children(item)]
+            if not level:
+                return value
+        raise ValueError(f"{name!r} of the {self.what} is nested too deeply")
+
     def optional_object(self, name: str) -> Json | None:
         return cast(Json | None, self._get(name, dict | None))
 
@@ -260,6 +274,12 @@ class _Fields:
 
     def section(self, name: str) -> "_Fields":
         return _Fields(self.object(name), name)
+
+
+def _children(value: object) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _texts(values: object, name: str) -> tuple[str, ...]:
@@ -278,7 +298,7 @@ def _model_from_json(fields: _Fields) -> ModelInfo:
         config_digest=fields.optional_text("config_digest"),
         weights_digest=fields.optional_text("weights_digest"),
         training=fields.flag("training"),
-        modifications=fields.object("modifications"),
+        modifications=fields.free_object("modifications"),
     )
 
 
@@ -286,7 +306,7 @@ def _variant_from_json(fields: _Fields) -> VariantInfo:
     return VariantInfo(
         name=fields.optional_text("name"),
         quantizer=fields.optional_text("quantizer"),
-        settings=fields.object("settings"),
+        settings=fields.free_object("settings"),
         quantized=fields.texts("quantized"),
         left_float=fields.texts("left_float"),
     )

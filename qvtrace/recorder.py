@@ -48,6 +48,7 @@ from qvtrace.manifest import (
 from qvtrace.module_tree import NamedModule, walk_modules
 from qvtrace.patterns import require_matches, select
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
+from qvtrace.redaction import without_secrets
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.trees import Json
@@ -127,6 +128,8 @@ class Recording(AbstractContextManager["Recording"]):
         self._options = options
         self._hooked: dict[int, HookedModule] = {}
         self._bypassed: set[str] = set()
+        # By name: a module that replaces another one goes on with its count.
+        self._indices: dict[str, int] = {}
         self._lock = threading.Lock()
         self._thread = _Thread()
         self._process = os.getpid()
@@ -281,7 +284,8 @@ class Recording(AbstractContextManager["Recording"]):
         elif not hooked.calls:
             self._note_bypass(hooked.module, frames)
         with self._lock:
-            index = hooked.calls
+            index = self._indices.get(hooked.module.name, 0)
+            self._indices[hooked.module.name] = index + 1
             hooked.calls += 1
         place = f"{_key_name(hooked.module.name)}#{index}/"
         is_root = not frames
@@ -532,4 +536,6 @@ def _described(error: BaseException) -> str:
         lines = str(error).splitlines()
     except Exception:  # an exception of the user's
         lines = []
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {without_secrets(lines[0])[:200]}"

@@ -571,3 +571,26 @@ def test_filters_that_leave_nothing_are_not_taken_for_a_model_that_did_not_run(f
     assert recording.report is not None
     (warning,) = recording.report.warnings
     assert warning.startswith("no call was recorded: --include and --exclude leave")
+
+
+def test_a_module_that_replaces_another_one_goes_on_with_its_count(file: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with record(model, file):
+        model(torch.ones(1, 2))
+        model[0] = nn.Linear(2, 2)
+        model(torch.ones(1, 2))
+
+    with Archive.open(file) as archive:
+        calls = [(call.module, call.index) for call in archive.manifest.calls]
+    assert calls == [("0", 0), ("", 0), ("0", 1), ("", 1)]
+
+
+def test_a_token_in_what_the_model_raised_is_not_written(file: Path) -> None:
+    class Refused(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            raise RuntimeError("401 for hf_ABCDEFGHIJKLMN12345")
+
+    with pytest.raises(RuntimeError), record(Refused(), file):
+        Refused.forward(Refused(), torch.ones(1))
+
+    assert b"hf_ABCDEFGHIJKLMN12345" not in file.with_name("fp.st.partial").read_bytes()

@@ -2,11 +2,20 @@
 
 import os
 
-from qvtrace.archive.reader import Archive
+from qvtrace.archive.reader import Archive, recorded_by
 from qvtrace.archive.recovery import Recovery, recover
 from qvtrace.archive.writer import ArchiveWriter, Tensor, refuse_existing
 
-__all__ = ["Archive", "ArchiveWriter", "Recovery", "Tensor", "load", "recover", "refuse_existing"]
+__all__ = [
+    "Archive",
+    "ArchiveWriter",
+    "Recovery",
+    "Tensor",
+    "load",
+    "recorded_by",
+    "recover",
+    "refuse_existing",
+]
 
 
 def load(file: str | os.PathLike[str]) -> Archive:

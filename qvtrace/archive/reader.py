@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -208,6 +208,17 @@ class Header:
     data_start: int
 
 
+def recorded_by(file: Path) -> str | None:
+    """What recorded a file, whole or not; None where that cannot be told."""
+    try:
+        with _map(file) as mapped:
+            _, json_header = _header_json(file, mapped)
+    except ArchiveError:
+        return None
+    metadata = json_header.get(METADATA_KEY)
+    return metadata.get("recorded_by") if _is_archive(metadata) else None
+
+
 def read_header(file: Path, mapped: mmap.mmap) -> Header:
     """The header, when everything in it agrees with the file; raises children of `ArchiveError`."""
     length, json_header = _header_json(file, mapped)
@@ -311,7 +322,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} in JSON")
 
 
-def _is_archive(metadata: object) -> bool:
+def _is_archive(metadata: object) -> TypeGuard[dict[str, str]]:
     return (
         isinstance(metadata, dict)
         and all(isinstance(value, str) for value in metadata.values())

@@ -24,7 +24,7 @@ def diff(
     """Compare two archives module by module; the first is the reference."""
     from qvtrace.comparison import diff as compare
 
-    refuse_archive_name(report)
+    refuse_archive_name(report, reference, candidate)
     comparison = compare(reference, candidate, options=rows.options(patterns))
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

@@ -14,7 +14,7 @@ from qvtrace.cli.terminal import (
     print_lines,
     progress_bar,
 )
-from qvtrace.errors import ModelError
+from qvtrace.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from qvtrace.archive import Archive
@@ -45,6 +45,8 @@ def run_job(job: Job) -> None:
     from qvtrace.archive import refuse_existing
     from qvtrace.reports.recording import dry_run_lines, recording_lines
 
+    if not job.file.name or job.file.is_dir():
+        raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
     if job.dry_run:
         print_lines(dry_run_lines(_record(job), output_width()))
         return

@@ -27,8 +27,15 @@ def write_comparison(comparison: "Comparison", report: ReportFlags) -> None:
         print_lines(_lines(comparison, report, terminal=True))
 
 
-def refuse_archive_name(report: ReportFlags) -> None:
-    """Raise `UsageError` where a report would be written over an archive."""
+def refuse_archive_name(report: ReportFlags, *archives: str) -> None:
+    """Raise `UsageError` where a report would be written over one of these or another archive."""
+    if report.output is not None and report.output.exists():
+        for archive in map(Path, archives):
+            if archive.exists() and report.output.samefile(archive):
+                raise UsageError(
+                    f"--output {report.output}: is {archive}, which is compared; "
+                    "choose another name"
+                )
     if report.output is not None and report.output.suffix in _ARCHIVE_SUFFIXES:
         raise UsageError(
             f"--output {report.output}: is the name of an archive, and this writes a report; "

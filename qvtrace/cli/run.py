@@ -23,7 +23,7 @@ from qvtrace.cli.flags import (
 )
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
-from qvtrace.errors import ArchiveError, ExistingFileError
+from qvtrace.errors import ExistingFileError
 
 
 @with_flags
@@ -70,21 +70,12 @@ def _record_both(job: Job, candidate: Path) -> None:
 
 def _refuse_foreign(file: Path, *, force: bool) -> None:
     """Raise `ExistingFileError` for an archive that no earlier `run` has left."""
+    from qvtrace.archive import recorded_by
     from qvtrace.archive.layout import partial_of
 
     for there in (file, partial_of(file)):
-        if there.exists() and not force and _recorded_by(there) != "run":
+        if there.exists() and not force and recorded_by(there) != "run":
             raise ExistingFileError(
                 f"{there}: was not written by `qvtrace run`; keep it and name another folder with "
                 "--traces, or overwrite it with --force"
             )
-
-
-def _recorded_by(file: Path) -> str | None:
-    from qvtrace.archive import Archive
-
-    try:
-        with Archive.open(file) as archive:
-            return archive.manifest.recorded_by
-    except ArchiveError:
-        return None

@@ -2,11 +2,12 @@
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from qvtrace.redaction import without_secrets
 
 LIBRARIES = (
     "accelerate",
@@ -27,8 +28,6 @@ _AT_IMPORT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 _LONGEST = 400
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @contextmanager
@@ -66,11 +65,3 @@ def one_line(error: BaseException, *secrets: str | None) -> str:
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def without_secrets(text: str, *secrets: str | None) -> str:
-    """`text` with each Hugging Face token in it replaced."""
-    for secret in (*secrets, *map(os.environ.get, _SECRET_VARIABLES)):
-        if secret:
-            text = text.replace(secret, "[token]")
-    return _SECRET.sub("[token]", text)

@@ -12,7 +12,7 @@ from qvtrace.archive import Archive
 from qvtrace.errors import QvtraceError
 from qvtrace.identity import describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
-from qvtrace.models.chatter import quiet, without_secrets
+from qvtrace.models.chatter import quiet
 from qvtrace.models.checks import check
 from qvtrace.models.inputs import make_inputs
 from qvtrace.models.likeness import resembling
@@ -22,6 +22,7 @@ from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, 
 from qvtrace.models.request import ModelRequest, PreparedModel, Sample, map_tensors
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
+from qvtrace.redaction import without_secrets
 from qvtrace.trees import Json
 
 _HINT = "--traceback shows where"

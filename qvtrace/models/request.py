@@ -75,7 +75,7 @@ class PreparedModel:
                 self.model(*self.args, **self.kwargs)
         except QvtraceError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             message = f"{self.info.name}: the model raised {one_line(error)}; {self.hint}"
             raise ModelError(message) from error
 

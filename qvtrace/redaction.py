@@ -1,0 +1,15 @@
+"""Keeps tokens out of files and messages."""
+
+import os
+import re
+
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def without_secrets(text: str, *secrets: str | None) -> str:
+    """`text` with each Hugging Face token in it replaced."""
+    for secret in (*secrets, *map(os.environ.get, _SECRET_VARIABLES)):
+        if secret:
+            text = text.replace(secret, "[token]")
+    return _SECRET.sub("[token]", text)
