@@ -206,6 +206,7 @@ def _built(reference: Archive, candidate: Archive, alignment: Alignment, path: s
         built.add_only_in_reference(call)
     for call in alignment.only_in_candidate:
         built.add_only_in_candidate(call)
+    built.compare()
     return built
 
 

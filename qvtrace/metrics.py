@@ -14,10 +14,11 @@ import numpy as np
 
 from qvtrace.blocks import Job, run
 from qvtrace.elements import Array, Floats, format_of
-from qvtrace.floats import FloatPair, FloatSums
+from qvtrace.floats import FloatPair
 from qvtrace.integers import IntegerPair, IntegerSums
 from qvtrace.nonfinite import NOTHING_FOUND, Nonfinite
 from qvtrace.norms import pooled_cosine, pooled_deviation_norm, pooled_mean
+from qvtrace.sums import FloatSums
 
 __all__ = [
     "HIGHER_IS_BETTER",

@@ -1,7 +1,6 @@
 """Products, norms and means of vectors, with digits enough and within range, and parts pooled.
 
-Vectors are contiguous, of float32 or float64. Sums are float64; of float32, 256 products at a time
-are summed as such, which costs less than 1e-6 of a norm at the very worst and near 1e-8 as a rule.
+Vectors are contiguous and of float64.
 """
 
 import math
@@ -14,10 +13,9 @@ from qvtrace.elements import Floats
 # From 10 000 elements on BLAS starts threads of its own, and numpy holds the interpreter's lock in
 # a call of fewer than 500 vectors: so vectors are short.
 _SEGMENT = 256
-_ONES = {np.dtype(kind): np.ones(_SEGMENT, kind) for kind in (np.float32, np.float64)}
-_SAFE_SQUARES = 2.0**-900, 2.0**1000  # a sum of float64 squares outside may have lost digits
-_SMALLEST_FLOAT32_SQUARES = 2.0**-80  # and one of float32 squares below
-LARGEST_FLOAT32 = 2.0**59  # the largest value whose squares can be summed as float32
+_ONES = np.ones(_SEGMENT)
+_SAFE_SQUARES = 2.0**-900, 2.0**1000  # a sum of squares outside may have lost digits
+CANCELLED = 0.05  # a sum that is a smaller share of its terms needs more digits than they have
 
 
 def total(vector: Floats) -> float:
@@ -25,13 +23,13 @@ def total(vector: Floats) -> float:
     whole = vector.size - vector.size % _SEGMENT
     if not whole:
         return float(np.add.reduce(vector, dtype=np.float64))
-    segments = np.vecdot(vector[:whole].reshape(-1, _SEGMENT), _ONES[vector.dtype])
+    segments = np.vecdot(vector[:whole].reshape(-1, _SEGMENT), _ONES)
     summed = float(np.add.reduce(segments, dtype=np.float64))
     return summed if whole == vector.size else summed + total(vector[whole:])
 
 
 def exact_total(vector: Floats) -> float:
-    """The sum of all elements, each one made a float64 first: for sums whose terms cancel."""
+    """The sum of all elements, one after the other, for sums whose terms cancel."""
     return float(np.einsum("i->", vector, dtype=np.float64))
 
 
@@ -73,10 +71,6 @@ def row_norms(rows: Floats, *, wide: bool = False) -> tuple[Floats, float]:
     squares = row_products(rows, rows)
     if wide:
         return _wide_norms(rows, squares)
-    if rows.dtype == np.float32 and np.minimum.reduce(squares) < _SMALLEST_FLOAT32_SQUARES:
-        doubtful = squares < _SMALLEST_FLOAT32_SQUARES
-        exact = rows[doubtful].astype(np.float64)
-        squares[doubtful] = row_products(exact, exact)
     return np.sqrt(squares), math.sqrt(np.add.reduce(squares))
 
 
@@ -92,10 +86,9 @@ def _wide_norms(rows: Floats, squares: Floats) -> tuple[Floats, float]:
 
 def norm(vector: Floats, *, wide: bool = False) -> float:
     """The Euclidean norm of a vector; `wide` where squares may leave the range of float64."""
-    squares = product(vector, vector)
-    if wide or (vector.dtype == np.float32 and squares < _SMALLEST_FLOAT32_SQUARES):
+    if wide:
         return row_norms(vector.reshape(1, -1), wide=wide)[1]
-    return math.sqrt(squares)
+    return math.sqrt(product(vector, vector))
 
 
 def cosine_of(
@@ -103,8 +96,6 @@ def cosine_of(
 ) -> float:
     """The scalar product over the product of both norms; 0 when one of them is 0."""
     scale = norms[0] * norms[1]
-    if left.dtype == np.float32 and scale < _SMALLEST_FLOAT32_SQUARES:
-        left, right = left.astype(np.float64), right.astype(np.float64)
     if wide and not _SAFE_SQUARES[0] <= scale <= _SAFE_SQUARES[1]:
         exponents = [math.frexp(size)[1] for size in norms]
         left = np.ldexp(left, -exponents[0])

@@ -1,13 +1,14 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeGuard
 
 from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
+from qvtrace.elements import Array
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.leaves import (
     Arguments,
@@ -47,6 +48,8 @@ NOT_STORED = "not stored"
 TYPES_DIFFER = "types differ"
 SHAPES_DIFFER = "shapes differ"
 STRUCTURE_DIFFERS = "structure differs"
+
+_TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
 # Values of these types are no contents of a prompt or a file, so that they can be shown.
 _HARMLESS = frozenset({"bool", "int", "float", "dtype", "device", "layout", "range", "slice"})
@@ -111,11 +114,11 @@ _Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...]]
 
 
 class RowBuilder:
-    """Compares call by call; equal pairs of contents are computed once, whatever their places."""
+    """Takes calls pair by pair, then compares all of them at once, so that no thread waits for
+    another; equal pairs of contents are computed once, whatever their places."""
 
     def __init__(self, reference: Archive, candidate: Archive, path: str) -> None:
         """`path` is a key of `PARTS`."""
-        self.rows: list[Row] = []
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -123,18 +126,21 @@ class RowBuilder:
         self._candidate = candidate
         self._parts = PARTS[path]
         self._classes = _classes(reference), _classes(candidate)
+        self.rows: list[Row] = []
+        self._planned: list[tuple[Pair, LeafPair]] = []
+        self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
         self._outcomes: dict[_Contents, _Outcome] = {}
         self._identical_outcomes: dict[str, _Outcome] = {}
         self._first: dict[tuple[str, str, str, str, bool], Place] = {}
 
     def add(self, pair: Pair) -> None:
-        """Append the rows of two calls, and the places that one side did not store.
+        """Take in two calls: what their rows will be, and the places that one side did not store.
 
-        Raises `DamagedArchiveError` for a tree that no writer writes, or contents that are missing.
+        Raises `DamagedArchiveError` for a tree that no writer writes.
         """
         for leaves in self._leaf_pairs(pair):
             if leaves.stored:
-                self.rows.append(self._row(pair, leaves))
+                self._plan(pair, leaves)
                 self.candidate_modules.add(pair.candidate.module)
             elif leaves.candidate is None:
                 self.only_in_reference.append(_place(pair.reference, leaves.path))
@@ -148,6 +154,42 @@ class RowBuilder:
     def add_only_in_candidate(self, call: CallEntry) -> None:
         """Append the places of a call that the reference does not have."""
         self.only_in_candidate += self._places(self._candidate, call)
+
+    def compare(self) -> None:
+        """Set `rows`, in the order in which their pairs were added.
+
+        Raises `DamagedArchiveError` for contents that are missing.
+        """
+        wanted = list(self._wanted.items())
+        for start in range(0, len(wanted), _TOGETHER):
+            self._compare_contents(wanted[start : start + _TOGETHER])
+        self.rows = [self._row(pair, leaves) for pair, leaves in self._planned]
+
+    def _plan(self, pair: Pair, leaves: LeafPair) -> None:
+        self._planned.append((pair, leaves))
+        reference, candidate = leaves.reference, leaves.candidate
+        if (
+            isinstance(reference, TensorLeaf)
+            and isinstance(candidate, TensorLeaf)
+            and reference.shape == candidate.shape
+            and not same_contents(reference, candidate)
+        ):
+            self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
+
+    def _compare_contents(
+        self, wanted: Sequence[tuple[_Contents, tuple[TensorLeaf, TensorLeaf]]]
+    ) -> None:
+        """Set the outcomes of contents that have to be read."""
+        sides: dict[_Contents, tuple[Array, Array]] = {}
+        for contents, (reference, candidate) in wanted:
+            arrays = self._reference.array(reference), self._candidate.array(candidate)
+            if arrays[0].shape == arrays[1].shape:
+                sides[contents] = arrays
+            else:
+                forms = f"stored as {list(arrays[0].shape)} against {list(arrays[1].shape)}"
+                self._outcomes[contents] = _not_comparable("shape", SHAPES_DIFFER, forms)
+        differences = metrics.compare_all(sides.values())
+        self._outcomes.update(zip(sides, map(_measured, differences), strict=True))
 
     def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
         """At least one, so that the call is told of."""
@@ -233,10 +275,10 @@ class RowBuilder:
         if reference.shape != candidate.shape:
             shapes = f"{list(reference.shape)} against {list(candidate.shape)}"
             return _not_comparable("shape", SHAPES_DIFFER, shapes)
-        if (reference.digest, reference.dtype) == (candidate.digest, candidate.dtype):
+        if same_contents(reference, candidate):
             outcome = self._identical(reference)
         else:
-            outcome = self._different(reference, candidate)
+            outcome = self._outcomes[_contents(reference, candidate)]
         reason = _dequantized(reference, candidate)
         return outcome if reason is None else replace(outcome, reason=reason)
 
@@ -249,26 +291,6 @@ class RowBuilder:
             self._identical_outcomes[leaf.dtype] = outcome
         return outcome
 
-    def _different(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
-        key = (
-            reference.digest,
-            candidate.digest,
-            reference.dtype,
-            candidate.dtype,
-            reference.shape,
-        )
-        outcome = self._outcomes.get(key)
-        if outcome is None:
-            outcome = self._outcomes[key] = self._compare(reference, candidate)
-        return outcome
-
-    def _compare(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
-        array, other = self._reference.array(reference), self._candidate.array(candidate)
-        if array.shape != other.shape:
-            forms = f"stored as {list(array.shape)} against {list(other.shape)}"
-            return _not_comparable("shape", SHAPES_DIFFER, forms)
-        return _measured(metrics.compare(array, other))
-
 
 def same_contents(reference: Node | None, candidate: Node | None) -> bool:
     """Whether two leaves are told equal without a look at any element."""
@@ -278,6 +300,12 @@ def same_contents(reference: Node | None, candidate: Node | None) -> bool:
     if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
         return _equal(reference, candidate)
     return reference == candidate
+
+
+def _contents(reference: TensorLeaf, candidate: TensorLeaf) -> _Contents:
+    """What two leaves have in common with all that are compared alike."""
+    dtypes = reference.dtype, candidate.dtype
+    return reference.digest, candidate.digest, *dtypes, reference.shape
 
 
 def _classes(archive: Archive) -> dict[str, str]:
