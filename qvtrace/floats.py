@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qvtrace.blocks import Block, cut, scratch
-from qvtrace.elements import Array, Floats, format_of, part_reader, reader, upcast
+from qvtrace.elements import Floats, Readable, format_of, part_reader, reader, upcast
 from qvtrace.float32 import LARGEST, float32_sums
 from qvtrace.float64 import Counted
 from qvtrace.nonfinite import findings
@@ -25,7 +25,7 @@ _SAFE_VALUES = 2.0**-400, 2.0**900  # beyond, the norm of a float64 vector can b
 class FloatPair:
     """Two arrays of one shape, cut into rows along the last dimension where those are tokens."""
 
-    def __init__(self, reference: Array, candidate: Array, *, by_token: bool) -> None:
+    def __init__(self, reference: Readable, candidate: Readable, *, by_token: bool) -> None:
         """Complex numbers become pairs of reals. Without `by_token`, everything is one row."""
         self.formats = format_of(reference.dtype), format_of(candidate.dtype)
         self.is_complex = any(side.kind == "complex" for side in self.formats)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvtrace.blocks import Block, cut
-from qvtrace.elements import Array, reader
+from qvtrace.elements import Array, Readable, reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class IntegerSums:
 class IntegerPair:
     """Two arrays of integers or bools of one shape."""
 
-    def __init__(self, reference: Array, candidate: Array) -> None:
+    def __init__(self, reference: Readable, candidate: Readable) -> None:
         self._readers = reader(reference), reader(candidate)
         self.blocks = cut(1, reference.size)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qvtrace.blocks import Job, run
-from qvtrace.elements import Array, Floats, format_of
+from qvtrace.elements import Floats, Readable, format_of, reader
 from qvtrace.floats import FloatPair
 from qvtrace.integers import IntegerPair, IntegerSums
 from qvtrace.nonfinite import NOTHING_FOUND, Nonfinite
@@ -132,7 +132,7 @@ class Difference:
     sums: Sums | None = None
 
 
-def compare(reference: Array, candidate: Array) -> Difference:
+def compare(reference: Readable, candidate: Readable) -> Difference:
     """The difference of two arrays of one shape, of any dtypes of numbers.
 
     Two arrays of integers or bools are compared exactly, everything else as floats, complex numbers
@@ -142,12 +142,12 @@ def compare(reference: Array, candidate: Array) -> Difference:
     return compare_all([(reference, candidate)])[0]
 
 
-def compare_all(pairs: Iterable[tuple[Array, Array]]) -> list[Difference]:
+def compare_all(pairs: Iterable[tuple[Readable, Readable]]) -> list[Difference]:
     """The difference of each pair, as `compare` says it; faster than one by one."""
     return run([_comparison(reference, candidate) for reference, candidate in pairs])
 
 
-def _comparison(reference: Array, candidate: Array) -> Job[Difference]:
+def _comparison(reference: Readable, candidate: Readable) -> Job[Difference]:
     if reference.shape != candidate.shape:
         raise ValueError(f"shapes {reference.shape} and {candidate.shape} differ")
     kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
@@ -252,7 +252,7 @@ def _decibels(ratio: float) -> Outcome:
 class _IntegerComparison:
     """The difference of two arrays of integers or bools."""
 
-    def __init__(self, reference: Array, candidate: Array) -> None:
+    def __init__(self, reference: Readable, candidate: Readable) -> None:
         self._sides = reference, candidate
         self._pair = IntegerPair(reference, candidate)
         self.blocks = self._pair.blocks
@@ -263,13 +263,17 @@ class _IntegerComparison:
             outcomes: dict[str, Outcome] = {"max_abs_error": Undefined.EMPTY, "mismatches": 0}
             return _difference("exact", outcomes, Undefined.INTEGER)
         sums = self._pair.sums(parts)
-        index = _position(sums.peak_index, self._sides[0].shape)
+        values = (_integer(_element(side, sums.peak_index)) for side in self._sides)
         return _difference(
             "mismatch" if sums.mismatches else "exact",
             {"max_abs_error": sums.peak_error, "mismatches": sums.mismatches},
             Undefined.INTEGER,
-            peak=Peak(index, *(_integer(side[index]) for side in self._sides)),
+            peak=Peak(_position(sums.peak_index, self._sides[0].shape), *values),
         )
+
+
+def _element(side: Readable, flat: int) -> Any:
+    return reader(side)(flat, flat + 1)[0]
 
 
 def _integer(element: Any) -> int | bool:
@@ -279,10 +283,10 @@ def _integer(element: Any) -> int | bool:
 class _FloatComparison:
     """The difference of two arrays of which one at least is no integer."""
 
-    def __init__(self, reference: Array, candidate: Array) -> None:
+    def __init__(self, reference: Readable, candidate: Readable) -> None:
         self._sides = reference, candidate
         self._shape = reference.shape
-        self._by_token = reference.ndim >= 2 and reference.shape[-1] >= SHORTEST_TOKEN
+        self._by_token = len(self._shape) >= 2 and self._shape[-1] >= SHORTEST_TOKEN
         self._pair = FloatPair(reference, candidate, by_token=self._by_token)
         self.blocks = self._pair.blocks
         self.part = self._pair.part
@@ -321,10 +325,10 @@ class _FloatComparison:
         """`flat` counts reals: two to an element of a complex pair."""
         if not self._pair.is_complex:
             index = _position(flat, self._shape)
-            return Peak(index, *(float(side[index]) for side in self._sides))
+            return Peak(index, *(float(_element(side, flat)) for side in self._sides))
         index = _position(flat // 2, self._shape)
         part = np.imag if flat % 2 else np.real
-        return Peak(index, *(float(part(side[index])) for side in self._sides))
+        return Peak(index, *(float(part(_element(side, flat // 2))) for side in self._sides))
 
 
 def _is_near_zero_decibels(found: Metrics) -> bool:

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, TypeGuard
 from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
-from qvtrace.elements import Array
+from qvtrace.elements import Array, Readable
 from qvtrace.errors import DamagedArchiveError
+from qvtrace.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.leaves import (
     Arguments,
     LeafPair,
@@ -49,6 +50,8 @@ TYPES_DIFFER = "types differ"
 SHAPES_DIFFER = "shapes differ"
 STRUCTURE_DIFFERS = "structure differs"
 
+# Below, in dB, elements of equal shapes may be in other places.
+_UNLIKE = 3.0
 _TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
 # Values of these types are no contents of a prompt or a file, so that they can be shown.
@@ -82,7 +85,7 @@ class Row:
     reason: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
     undefined: dict[str, str] = field(default_factory=dict)
-    layout: str | None = None
+    layout: str | None = None  # what gives the candidate the reference's, as methods of torch
     scale_factor: float | None = None
     residual_peir: float | None = None
     residual_sqnr: float | None = None
@@ -108,9 +111,10 @@ class _Outcome:
     undefined: dict[str, str] = field(default_factory=dict)
     peak: Peak | None = None
     difference: Difference | None = None
+    layout: Layout | None = None
 
 
-_Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...]]
+_Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 
 
 class RowBuilder:
@@ -131,7 +135,7 @@ class RowBuilder:
         self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
         self._outcomes: dict[_Contents, _Outcome] = {}
         self._identical_outcomes: dict[str, _Outcome] = {}
-        self._first: dict[tuple[str, str, str, str, bool], Place] = {}
+        self._first: dict[_Contents, Place] = {}
 
     def add(self, pair: Pair) -> None:
         """Take in two calls: what their rows will be, and the places that one side did not store.
@@ -171,7 +175,7 @@ class RowBuilder:
         if (
             isinstance(reference, TensorLeaf)
             and isinstance(candidate, TensorLeaf)
-            and reference.shape == candidate.shape
+            and _may_correspond(*_shapes(reference, candidate))
             and not same_contents(reference, candidate)
         ):
             self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
@@ -181,15 +185,39 @@ class RowBuilder:
     ) -> None:
         """Set the outcomes of contents that have to be read."""
         sides: dict[_Contents, tuple[Array, Array]] = {}
+        layouts: dict[_Contents, Layout] = {}
         for contents, (reference, candidate) in wanted:
             arrays = self._reference.array(reference), self._candidate.array(candidate)
-            if arrays[0].shape == arrays[1].shape:
-                sides[contents] = arrays
-            else:
-                forms = f"stored as {list(arrays[0].shape)} against {list(arrays[1].shape)}"
-                self._outcomes[contents] = _not_comparable("shape", SHAPES_DIFFER, forms)
-        differences = metrics.compare_all(sides.values())
-        self._outcomes.update(zip(sides, map(_measured, differences), strict=True))
+            if arrays[0].shape != arrays[1].shape:
+                layout = _layout(contents, *arrays)
+                if layout is None:
+                    self._outcomes[contents] = _shapes_differ(reference, candidate, arrays)
+                    continue
+                layouts[contents] = layout
+            sides[contents] = arrays
+        self._measure(sides, layouts)
+        same_shape = {key: arrays for key, arrays in sides.items() if key not in layouts}
+        transposed = dict(self._transposed(same_shape))
+        self._measure({contents: sides[contents] for contents in transposed}, transposed)
+
+    def _measure(
+        self, sides: dict[_Contents, tuple[Array, Array]], layouts: dict[_Contents, Layout]
+    ) -> None:
+        readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
+        differences = metrics.compare_all(readable)
+        for contents, difference in zip(sides, differences, strict=True):
+            self._outcomes[contents] = _measured(difference, layouts.get(contents))
+
+    def _transposed(
+        self, sides: dict[_Contents, tuple[Array, Array]]
+    ) -> Iterator[tuple[_Contents, Layout]]:
+        """Pairs of one shape that differ as if their elements were in other places, and are."""
+        for contents, arrays in sides.items():
+            sqnr = self._outcomes[contents].metrics.sqnr
+            if sqnr is not None and sqnr < _UNLIKE and may_be_transposed(arrays[0].shape):
+                layout = find_layout(*arrays)
+                if layout is not None:
+                    yield contents, layout
 
     def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
         """At least one, so that the call is told of."""
@@ -238,6 +266,7 @@ class RowBuilder:
             metrics=outcome.metrics,
             undefined=outcome.undefined,
             peak=outcome.peak,
+            layout=None if outcome.layout is None else str(outcome.layout),
             worst_token=difference.worst_token if difference else None,
             zero_tokens=difference.zero_tokens if difference else 0,
             nonfinite=difference.nonfinite if difference else None,
@@ -249,13 +278,9 @@ class RowBuilder:
     ) -> Place | None:
         if reference is None or candidate is None:
             return None
-        key = (
-            reference.digest,
-            candidate.digest,
-            reference.dtype,
-            candidate.dtype,
-            reference.shape == candidate.shape,
-        )
+        # The shape itself says nothing that another row of these elements does not.
+        shapes = ((), ()) if reference.shape == candidate.shape else _shapes(reference, candidate)
+        key = reference.digest, candidate.digest, reference.dtype, candidate.dtype, *shapes
         first = self._first.setdefault(key, place)
         return None if first is place else first
 
@@ -272,13 +297,11 @@ class RowBuilder:
         return _structure(reference, candidate)
 
     def _tensors(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
-        if reference.shape != candidate.shape:
-            shapes = f"{list(reference.shape)} against {list(candidate.shape)}"
-            return _not_comparable("shape", SHAPES_DIFFER, shapes)
         if same_contents(reference, candidate):
             outcome = self._identical(reference)
         else:
-            outcome = self._outcomes[_contents(reference, candidate)]
+            known = self._outcomes.get(_contents(reference, candidate))
+            outcome = known or _shapes_differ(reference, candidate)
         reason = _dequantized(reference, candidate)
         return outcome if reason is None else replace(outcome, reason=reason)
 
@@ -305,7 +328,29 @@ def same_contents(reference: Node | None, candidate: Node | None) -> bool:
 def _contents(reference: TensorLeaf, candidate: TensorLeaf) -> _Contents:
     """What two leaves have in common with all that are compared alike."""
     dtypes = reference.dtype, candidate.dtype
-    return reference.digest, candidate.digest, *dtypes, reference.shape
+    return reference.digest, candidate.digest, *dtypes, *_shapes(reference, candidate)
+
+
+def _shapes(
+    reference: TensorLeaf, candidate: TensorLeaf
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return reference.shape, candidate.shape
+
+
+def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
+    size = math.prod(reference)
+    return reference == candidate or (size > 0 and size == math.prod(candidate))
+
+
+def _layout(contents: _Contents, reference: Array, candidate: Array) -> Layout | None:
+    """Of two arrays whose shapes differ."""
+    if contents[0] == contents[1] and reference.dtype == candidate.dtype:
+        return reshaped(reference.shape, candidate.shape)
+    return find_layout(reference, candidate)
+
+
+def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
+    return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
 
 
 def _classes(archive: Archive) -> dict[str, str]:
@@ -336,7 +381,7 @@ def _tensor(node: Node | None) -> TensorLeaf | None:
     return node if isinstance(node, TensorLeaf) else None
 
 
-def _measured(difference: Difference) -> _Outcome:
+def _measured(difference: Difference, layout: Layout | None = None) -> _Outcome:
     return _Outcome(
         difference.status,
         None,
@@ -344,6 +389,7 @@ def _measured(difference: Difference) -> _Outcome:
         difference.undefined,
         difference.peak,
         difference,
+        layout,
     )
 
 
@@ -366,6 +412,16 @@ def _dequantized(reference: TensorLeaf, candidate: TensorLeaf) -> str | None:
 
 def _not_comparable(status: Status, why: str, reason: str | None) -> _Outcome:
     return _Outcome(status, reason, undefined=dict.fromkeys(METRICS, why))
+
+
+def _shapes_differ(
+    reference: TensorLeaf, candidate: TensorLeaf, stored: tuple[Array, Array] | None = None
+) -> _Outcome:
+    shapes, how = _shapes(reference, candidate), ""
+    if stored is not None and shapes[0] == shapes[1]:
+        shapes, how = (stored[0].shape, stored[1].shape), "stored as "
+    reason = f"{how}{list(shapes[0])} against {list(shapes[1])}"
+    return _not_comparable("shape", SHAPES_DIFFER, reason)
 
 
 def _structure(reference: Node | None, candidate: Node | None) -> _Outcome:

@@ -46,6 +46,7 @@ def judge(evidence: Evidence) -> Verdict:
         *_first(evidence.rows, name),
         *_mismatches(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
+        *_layouts(evidence.rows),
         _modules(evidence),
     ]
     exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
@@ -155,6 +156,12 @@ def _not_comparable(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     if found:
         pairs = _counted(len(found), "pair")
         yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
+
+
+def _layouts(rows: Sequence[Row]) -> Iterator[str]:
+    count = sum(row.layout is not None for row in rows)
+    if count:
+        yield f"{_counted(count, 'row')} compared in another layout"
 
 
 def _modules(evidence: Evidence) -> str:

@@ -128,6 +128,8 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
         lines.append(styled(_nonfinite(row.nonfinite), style))
     if row.dtype[0] != row.dtype[1] and row.dtype != dtypes and None not in row.dtype:
         lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
+    if row.layout is not None:
+        lines.append(styled(printable(f"compared with candidate.{row.layout}"), "dim"))
     if row.reason is not None and message(row) is None:
         lines.append(styled(printable(row.reason), "dim"))
     return lines
