@@ -565,11 +565,11 @@ def test_a_bomb_of_empty_calls_is_refused_soon_and_in_little_memory(archive: Pat
     assert bounded(OPEN.format(file=str(archive))).startswith(f"DamagedArchiveError {archive}: ")
 
 
-def test_a_file_of_a_terabyte_of_nothing_is_refused_soon_and_in_little_memory(
+def test_a_file_of_many_gigabytes_of_nothing_is_refused_soon_and_in_little_memory(
     archive: Path,
 ) -> None:
     header, _ = split(archive)
-    begin, size = header[MANIFEST_KEY]["data_offsets"][0], 2**40
+    begin, size = header[MANIFEST_KEY]["data_offsets"][0], 2**34
     header[MANIFEST_KEY].update(shape=[size], data_offsets=[begin, begin + size])
     text = json.dumps(header).encode()
     with archive.open("wb") as output:
