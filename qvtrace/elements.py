@@ -174,9 +174,9 @@ class ElementsJson:
     cut: int = 0
 
 
-def elements_json(array: Array, limit: int) -> ElementsJson:
+def elements_json(array: Array, limit: int | None) -> ElementsJson:
     """The elements of `array`, at most `limit` of them."""
-    if array.size <= limit:
+    if limit is None or array.size <= limit:
         return ElementsJson(_nested_json(_python_values(array)))
     return ElementsJson(_nested_json(_python_values(reader(array)(0, limit))), array.size - limit)
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import mmap
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
+from qvtrace.archive.arrays import array_of
 from qvtrace.archive.layout import (
     DTYPES,
     LENGTH,
@@ -91,8 +91,7 @@ class Archive:
     def array(self, leaf: TensorLeaf) -> np.ndarray[Any, Any]:
         """The elements of a leaf, read-only and maybe unaligned, in its dtype and shape.
 
-        What the file holds in another form comes back in the nearest one that numpy has: complex128
-        as complex128, float4 with each element apart, packed integers as stored.
+        What the file holds in another form comes back as `array_of` says.
         Raises `DamagedArchiveError` when the file has no such contents.
         """
         extent = self._extent_of_digest.get(leaf.digest)
@@ -106,12 +105,9 @@ class Archive:
         ):
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} is not what is stored for it")
         try:
-            stored = self._elements(extent.begin, leaf.file_dtype, leaf.file_shape)
-            if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
-                return _as_complex(stored, leaf.shape)
+            return array_of(leaf, self._mapped, self._header.data_start + extent.begin)
         except (ValueError, OverflowError) as error:  # a shape that numpy cannot have
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} cannot be read ({error})")
-        return stored
 
     def manifest_bytes(self) -> bytes:
         """The manifest as it stands in the file."""
@@ -150,18 +146,6 @@ class Archive:
 
     def _bytes(self, extent: Extent) -> bytes:
         return self._mapped[self._slice(extent)]
-
-    def _elements(self, begin: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        known = DTYPES[dtype]
-        offset = self._header.data_start + begin
-        count = math.prod(shape)
-        if known.bits == 4:
-            packed = np.frombuffer(self._mapped, np.uint8, (count + 1) // 2, offset)
-            halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count]
-            return halves.view(known.numpy).reshape(shape)
-        if count == 0:
-            return np.empty(shape, known.numpy)
-        return np.frombuffer(self._mapped, known.numpy, count, offset).reshape(shape)
 
     def _read_manifest(self) -> Manifest:
         extent = self._header.tensors[MANIFEST_KEY]
@@ -383,7 +367,3 @@ def _check_extents(file: Path, tensors: dict[str, Extent], available: int) -> No
             f"{file}: {available - position} bytes behind the last tensor; "
             "the file is damaged, record again"
         )
-
-
-def _as_complex(pairs: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(pairs).view(np.complex128).reshape(shape)

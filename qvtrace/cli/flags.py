@@ -22,6 +22,7 @@ SAMPLE = "Sample"
 STORED = "What is stored"
 MODULES = "Which modules"
 ROWS = "Which rows"
+ELEMENTS = "Elements"
 OUTPUT = "Output"
 
 
@@ -268,6 +269,30 @@ class StorageFlags:
         ),
     ] = False
     caches: Annotated[bool, flag(STORED, "Also the tensors of Cache objects.", "--caches")] = False
+
+
+@dataclass(frozen=True)
+class ElementFlags:
+    """Of which modules the elements are shown too, and how many of each tensor."""
+
+    values: Annotated[
+        list[str],
+        option(
+            ELEMENTS,
+            "With the elements of modules that are or fit this; repeatable.",
+            metavar="PATTERN",
+        ),
+    ] = field(default_factory=list)
+    all_values: Annotated[
+        bool, flag(ELEMENTS, "All of them, however many a tensor has.", "--all-values")
+    ] = False
+
+    def limit(self, otherwise: int) -> int | None:
+        """How many elements of one tensor are shown; None: all. Raises `UsageError` where no
+        module is named of which any are."""
+        if self.all_values and not self.values:
+            raise UsageError("--all-values: shows all of what --values shows; add --values PATTERN")
+        return None if self.all_values else otherwise
 
 
 @dataclass(frozen=True)

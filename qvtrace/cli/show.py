@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import OUTPUT, ROWS, flag, option
+from qvtrace.cli.flags import OUTPUT, ElementFlags, flag, with_flags
 from qvtrace.cli.terminal import output_width, print_lines
 
 
+@with_flags
 def show(
+    *,
     archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="The archive to look into.")],
     patterns: Annotated[
         list[str] | None,
@@ -18,10 +20,7 @@ def show(
     as_json: Annotated[
         bool, flag(OUTPUT, "Each call as one JSON object on a line.", "--json")
     ] = False,
-    values: Annotated[
-        list[str] | None,
-        option(ROWS, "With the elements of these modules; repeatable.", metavar="PATTERN"),
-    ] = None,
+    elements: ElementFlags,
     statistics: Annotated[
         bool, flag(OUTPUT, "Mean, range and more of each tensor.", "--stats")
     ] = False,
@@ -31,13 +30,14 @@ def show(
     What ran and what was recorded of it, then the modules as a tree with a line for each call.
     """
     from qvtrace.archive import Archive
-    from qvtrace.reports.call_json import call_lines
+    from qvtrace.reports.call_json import ELEMENTS_LIMIT, call_lines
     from qvtrace.reports.trace import Selection, Trace
-    from qvtrace.reports.trace_tree import TreeOptions, trace_lines
+    from qvtrace.reports.trace_tree import ELEMENTS_SHOWN, TreeOptions, trace_lines
 
+    limit = elements.limit(ELEMENTS_LIMIT if as_json else ELEMENTS_SHOWN)
     with Archive.open(archive) as opened:
-        trace = Trace(opened, Selection.of(opened, patterns or (), values or ()))
+        trace = Trace(opened, Selection.of(opened, patterns or (), elements.values))
         if as_json:
-            sys.stdout.writelines(f"{line}\n" for line in call_lines(trace))
+            sys.stdout.writelines(f"{line}\n" for line in call_lines(trace, limit))
         else:
-            print_lines(trace_lines(trace, TreeOptions(output_width(), statistics)))
+            print_lines(trace_lines(trace, TreeOptions(output_width(), statistics, limit)))

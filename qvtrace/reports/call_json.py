@@ -1,71 +1,96 @@
-"""Calls of a trace as strict JSON, one object a line."""
+"""Calls as strict JSON, one object a line: of an archive, and of a model that is running."""
 
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
-from qvtrace.elements import number_json
-from qvtrace.manifest import CallEntry
-from qvtrace.reports.trace import PARTS, Trace
+from qvtrace.elements import ElementsJson, number_json
+from qvtrace.reports.trace import PARTS, Part, Trace
+from qvtrace.statistics import Statistics
 from qvtrace.trees import Container, Json, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
-ELEMENTS_LIMIT = 1 << 16  # of one tensor
+ELEMENTS_LIMIT = 1000  # of one tensor: as many as torch and numpy print
 _JSON_CLASSES = frozenset({"None", "bool", "int", "float", "str"})
 _LISTS = frozenset({"tuple", "list"})
 
 
-def call_lines(trace: Trace) -> Iterator[str]:
+class Contents(Protocol):
+    """Where the tensors of a call can be looked at."""
+
+    def statistics(self, leaf: TensorLeaf) -> Statistics:
+        """The statistics of a tensor."""
+
+    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson:
+        """The elements of a tensor, at most `limit` of them."""
+
+
+@dataclass(frozen=True)
+class CallWriter:
+    """Writes the parts of calls; of a tensor at most `limit` elements, None being all."""
+
+    contents: Contents
+    limit: int | None = ELEMENTS_LIMIT
+
+    def part(self, part: Part, node: Node | None, *, with_elements: bool) -> object:
+        """One part of a call; None for one that was not stored."""
+        if node is None:
+            return None
+        if part != "output" and isinstance(node, Container):
+            return self._fields(node, with_elements)
+        return self._node(node, with_elements)
+
+    def _fields(self, node: Container, with_elements: bool) -> Json:
+        return {name: self._node(child, with_elements) for name, child in node.items}
+
+    def _node(self, node: Node, with_elements: bool) -> object:
+        """A container as a list or an object, a plain value as itself, the rest by its type."""
+        match node:
+            case TensorLeaf():
+                return self._tensor(node, with_elements)
+            case ValueLeaf():
+                value = number_json(node.value) if isinstance(node.value, float) else node.value
+                is_plain = node.class_name in _JSON_CLASSES
+                return value if is_plain else {"type": node.class_name, "value": value}
+            case OpaqueLeaf():
+                return {"type": node.class_name}
+        if node.kind in _LISTS:
+            return [self._node(child, with_elements) for _, child in node.items]
+        if node.kind == "cache":
+            cache = {"type": node.class_name, "length": node.length}
+            return {**cache, **self._fields(node, with_elements)}
+        return self._fields(node, with_elements)
+
+    def _tensor(self, leaf: TensorLeaf, with_elements: bool) -> Json:
+        report: Json = {"type": "Tensor", "dtype": leaf.dtype, "shape": list(leaf.shape)}
+        report["statistics"] = self.contents.statistics(leaf).to_json()
+        if with_elements or math.prod(leaf.shape) <= 1:
+            report |= values_json(self.contents.elements(leaf, self.limit))
+        return report
+
+
+def values_json(elements: ElementsJson) -> Json:
+    """`values`, and in `values_cut` how many more there are."""
+    cut = {"values_cut": elements.cut} if elements.cut else {}
+    return {"values": elements.values, **cut}
+
+
+def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str]:
     """Each call as one line of JSON."""
     classes = {entry.name: entry.class_name for entry in trace.archive.manifest.modules}
+    writer = CallWriter(trace, limit)
     for call in trace.calls():
-        report = call_json(trace, call, classes.get(call.module))
-        yield json.dumps(report, allow_nan=False, separators=(",", ":"))
+        with_elements = call.module in trace.selection.with_elements
+        parts = {
+            part: writer.part(part, trace.tree(call, part), with_elements=with_elements)
+            for part in PARTS
+        }
+        named = {"module": call.module, "type": classes.get(call.module), "call": call.index}
+        yield call_line(named | parts, call.error)
 
 
-def call_json(trace: Trace, call: CallEntry, class_name: str | None) -> Json:
-    """One call; a part that was not stored is null."""
-    parts = {part: trace.tree(call, part) for part in PARTS}
-    report: Json = {"module": call.module, "type": class_name, "call": call.index}
-    for part, node in parts.items():
-        if part != "output" and isinstance(node, Container):
-            report[part] = _fields(trace, node, call.module)
-        else:
-            report[part] = None if node is None else _node_json(trace, node, call.module)
-    if call.error is not None:
-        report["error"] = call.error
-    return report
-
-
-def _fields(trace: Trace, node: Container, module: str) -> Json:
-    return {name: _node_json(trace, child, module) for name, child in node.items}
-
-
-def _node_json(trace: Trace, node: Node, module: str) -> object:
-    """A container as a list or an object, a plain value as itself, the rest by its type's name."""
-    match node:
-        case TensorLeaf():
-            return _tensor_json(trace, node, module)
-        case ValueLeaf() if node.class_name in _JSON_CLASSES:
-            value = node.value
-            return number_json(value) if isinstance(value, float) else value
-        case ValueLeaf():
-            return {"type": node.class_name, "value": node.value}
-        case OpaqueLeaf():
-            return {"type": node.class_name}
-    if node.kind in _LISTS:
-        return [_node_json(trace, child, module) for _, child in node.items]
-    if node.kind == "cache":
-        cache = {"type": node.class_name, "length": node.length}
-        return {**cache, **_fields(trace, node, module)}
-    return _fields(trace, node, module)
-
-
-def _tensor_json(trace: Trace, leaf: TensorLeaf, module: str) -> Json:
-    report: Json = {"type": "Tensor", "dtype": leaf.dtype, "shape": list(leaf.shape)}
-    report["statistics"] = trace.statistics(leaf).to_json()
-    if math.prod(leaf.shape) <= 1 or module in trace.selection.with_elements:
-        elements = trace.elements(leaf, ELEMENTS_LIMIT)
-        report["values"] = elements.values
-        if elements.cut:
-            report["values_cut"] = elements.cut
-    return report
+def call_line(report: Json, error: str | None) -> str:
+    """One call as a line of JSON, from its name and its parts, with the error that ended it."""
+    failed = {} if error is None else {"error": error}
+    return json.dumps(report | failed, allow_nan=False, separators=(",", ":"))

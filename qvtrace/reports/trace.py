@@ -70,7 +70,7 @@ class Trace:
             self._statistics[key] = statistics(self.archive.array(leaf))
         return self._statistics[key]
 
-    def elements(self, leaf: TensorLeaf, limit: int) -> ElementsJson:
+    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson:
         """The elements of a tensor, at most `limit` of them."""
         return elements_json(self.archive.array(leaf), limit)
 

@@ -11,7 +11,7 @@ from qvtrace.reports.layout import words, wrapped
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.trace import PARTS, Trace
 from qvtrace.reports.trace_head import head_lines
-from qvtrace.reports.values import call_text
+from qvtrace.reports.values import call_text, elements_text
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 MAX_GUIDES = 64  # a tree that is deeper is drawn no further to the right
@@ -24,6 +24,7 @@ class TreeOptions:
 
     width: int | None = None  # of the terminal; None: lines as long as they get
     statistics: bool = False
+    elements: int | None = ELEMENTS_SHOWN  # of one tensor; None: all
 
 
 def trace_lines(trace: Trace, options: TreeOptions) -> Iterator[Styled]:
@@ -81,7 +82,7 @@ def _tensor_lines(
         if options.statistics:
             line += styled(f"  {_statistics_text(trace, leaf)}")
         if valued:
-            line += styled(f"  {_elements_text(trace, leaf)}")
+            line += styled(f"  {elements_text(trace.elements(leaf, options.elements))}")
         yield line
 
 
@@ -100,15 +101,3 @@ def _statistics_text(trace: Trace, leaf: TensorLeaf) -> str:
     counts = {"NaN": found.nan, "inf": found.positive_inf, "-inf": found.negative_inf}
     parts += [f"{count} {name}" for name, count in counts.items() if count]
     return ", ".join(parts)
-
-
-def _elements_text(trace: Trace, leaf: TensorLeaf) -> str:
-    elements = trace.elements(leaf, ELEMENTS_SHOWN)
-    cut = f" and {elements.cut} more" if elements.cut else ""
-    return f"{_nested_text(elements.values)}{cut}"
-
-
-def _nested_text(values: object) -> str:
-    if isinstance(values, list):
-        return f"[{', '.join(map(_nested_text, values))}]"
-    return number(values) if isinstance(values, int | float) else str(values)

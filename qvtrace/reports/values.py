@@ -1,6 +1,7 @@
-"""Values of a call in words."""
+"""Values of a call, and elements of its tensors, in words."""
 
-from qvtrace.reports.formatting import printable
+from qvtrace.elements import ElementsJson
+from qvtrace.reports.formatting import number, printable
 from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
 _TEXT_SHOWN = 40
@@ -56,3 +57,15 @@ def _container_text(node: Container) -> str:
 def _shortened(text: str) -> str:
     text = printable(text)
     return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}... ({len(text)} characters)"
+
+
+def elements_text(elements: ElementsJson) -> str:
+    """Elements in words: `[[0.125, -3.00], [NaN, 1.00]]`, `[1, 2, 3] and 128 more`."""
+    cut = f" and {elements.cut} more" if elements.cut else ""
+    return f"{_nested_text(elements.values)}{cut}"
+
+
+def _nested_text(values: object) -> str:
+    if isinstance(values, list):
+        return f"[{', '.join(map(_nested_text, values))}]"
+    return number(values) if isinstance(values, int | float) else str(values)

@@ -1,0 +1,37 @@
+"""The stored bytes of a tensor as an array."""
+
+import math
+from mmap import mmap
+from typing import Any
+
+import numpy as np
+
+from qvtrace.archive.layout import DTYPES
+from qvtrace.trees import TensorLeaf
+
+
+def array_of(leaf: TensorLeaf, stored: mmap | memoryview, offset: int = 0) -> np.ndarray[Any, Any]:
+    """The elements of a leaf that begin at `offset` of what is stored, in its dtype and shape.
+
+    A view of the bytes where possible. What is stored in another form comes back in the nearest
+    one that numpy has: complex128 as complex128, float4 with each element apart, packed integers
+    as stored. Raises `ValueError` or `OverflowError` for a shape that numpy cannot have.
+    """
+    elements = _elements(leaf.file_dtype, leaf.file_shape, stored, offset)
+    if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
+        return np.ascontiguousarray(elements).view(np.complex128).reshape(leaf.shape)
+    return elements
+
+
+def _elements(
+    dtype: str, shape: tuple[int, ...], stored: mmap | memoryview, offset: int
+) -> np.ndarray[Any, Any]:
+    known = DTYPES[dtype]
+    count = math.prod(shape)
+    if known.bits == 4:
+        packed = np.frombuffer(stored, np.uint8, (count + 1) // 2, offset)
+        halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count]
+        return halves.view(known.numpy).reshape(shape)
+    if count == 0:
+        return np.empty(shape, known.numpy)
+    return np.frombuffer(stored, known.numpy, count, offset).reshape(shape)
