@@ -22,14 +22,21 @@ if TYPE_CHECKING:
         RecordingError,
         UsageError,
     )
+    from qvtrace.observers import ObservedCall, Observer
+    from qvtrace.observers.breaking import BreakAt
+    from qvtrace.observers.printing import PrintCalls
     from qvtrace.recorder import Recording, record
     from qvtrace.recording import RecordingReport
 
 _HOMES = {
     "Archive": "qvtrace.archive",
     "ArchiveError": "qvtrace.errors",
+    "BreakAt": "qvtrace.observers.breaking",
     "Comparison": "qvtrace.comparison",
     "ModelError": "qvtrace.errors",
+    "ObservedCall": "qvtrace.observers",
+    "Observer": "qvtrace.observers",
+    "PrintCalls": "qvtrace.observers.printing",
     "QvtraceError": "qvtrace.errors",
     "Recording": "qvtrace.recorder",
     "RecordingError": "qvtrace.errors",
@@ -44,8 +51,12 @@ _HOMES = {
 __all__ = [
     "Archive",
     "ArchiveError",
+    "BreakAt",
     "Comparison",
     "ModelError",
+    "ObservedCall",
+    "Observer",
+    "PrintCalls",
     "QvtraceError",
     "Recording",
     "RecordingError",

@@ -5,6 +5,7 @@ empty, is `(root)` in a pattern as it is on screen.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qvtrace.errors import UsageError
@@ -42,3 +43,22 @@ def require_matches(names: Collection[str], patterns: Sequence[str], option: str
                 f"{option} {pattern!r}: matches none of {len(names)} modules; "
                 "list them with `qvtrace show ARCHIVE`"
             )
+
+
+@dataclass(frozen=True)
+class Selector:
+    """The names that patterns stand for in a model that may yet get further modules."""
+
+    exact: frozenset[str]
+    fitting: tuple[str, ...]
+
+    @classmethod
+    def of(cls, patterns: Sequence[str], names: Collection[str], option: str) -> "Selector":
+        """Of the names that there are; raises `UsageError` for a pattern that fits none of them."""
+        require_matches(names, patterns, option)
+        exact = {pattern: "" if pattern == ROOT else pattern for pattern in patterns}
+        fitting = (pattern for pattern, name in exact.items() if name not in names)
+        return cls(frozenset(exact.values()).intersection(names), tuple(fitting))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.exact or any(fnmatchcase(name, pattern) for pattern in self.fitting)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from bdb import BdbQuit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
@@ -46,12 +47,13 @@ from qvtrace.manifest import (
     VariantInfo,
 )
 from qvtrace.module_tree import NamedModule, walk_modules
+from qvtrace.observers import ObservedCall, Observer, Watch
 from qvtrace.patterns import require_matches, select
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
 from qvtrace.redaction import without_secrets
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
-from qvtrace.trees import Json
+from qvtrace.trees import Json, Node
 
 _PROGRESS_SECONDS = 0.1
 
@@ -67,17 +69,18 @@ def record(
     inputs: bool = True,
     kwargs: bool = True,
     caches: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> "Recording":
     """Record every call of every module of `model` within a `with` block.
 
     Leaving the block closes the archive at `path`; an exception inside it closes what there is as
     `path.partial` and goes on its way. `include` and `exclude` are patterns on module names;
     `inputs` and `kwargs` can be left out to store less; `caches` also stores the tensors of Cache
-    objects.
+    objects. `observers` are told of each call as it happens.
 
     Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `UsageError`
     for a pattern that fits no module, and on leaving the block `RecordingError` when the disk was
-    full.
+    full, or when an observer raised, which leaves the archive whole.
     """
     options = RecordOptions(
         include=_patterns(include, "include"),
@@ -86,6 +89,7 @@ def record(
         inputs=inputs,
         kwargs=kwargs,
         caches=caches,
+        observers=_observers(observers),
         variant=VariantInfo(name=variant),
     )
     return Recording(model, Path(path), options)
@@ -99,6 +103,7 @@ class _Frame:
     index: int
     number: int | None  # in the archive; None when the call is not recorded
     exception_before: BaseException | None
+    observed: ObservedCall | None = None
     started: float = 0.0
     overhead: float = 0.0
 
@@ -111,6 +116,7 @@ class _Thread(threading.local):
         self.overhead = 0.0  # seconds that hooks took
         self.entered = 0.0  # when the latest hook began
         self.kind = "output"  # of the places that are being stored
+        self.contents: dict[str, torch.Tensor] = {}  # just stored, by digest, for observers
 
 
 class Recording(AbstractContextManager["Recording"]):
@@ -136,6 +142,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._active = False
         self._failure: Exception | None = None
         self._counted = _Counts()
+        self._watch = Watch(options.observers)
 
     def __enter__(self) -> "Recording":
         if self._active or self.report is not None:
@@ -144,6 +151,7 @@ class Recording(AbstractContextManager["Recording"]):
         names = [name for module in modules for name in (module.name, *module.aliases)]
         require_matches(names, self._options.include, "--include")
         require_matches(names, self._options.exclude, "--exclude")
+        self._watch.begin(names)
         self._started = time.perf_counter()
         self._manifest = self._beginning(modules)
         self._writer = self._open_writer()
@@ -191,6 +199,15 @@ class Recording(AbstractContextManager["Recording"]):
                 f"{self._path}: the recording ended early: {ending.error}; "
                 f"what was recorded until then is in {ending.file}"
             ) from self._failure
+        if error is None:
+            self._tell_of_observers(ending.file)
+
+    def _tell_of_observers(self, file: Path | None) -> None:
+        for observer, failure in self._watch.failures:
+            raise RecordingError(
+                f"{file or 'model'}: recorded as a whole, but {observer.label} ended early: "
+                f"{_described(failure)}; record again to have all of it"
+            ) from failure
 
     def _beginning(self, modules: list[NamedModule]) -> Manifest:
         options = self._options
@@ -245,9 +262,11 @@ class Recording(AbstractContextManager["Recording"]):
             if self._is_ours(caller, module):
                 self._guarded(self._before, hooked, args, kwargs)
 
-        def after(caller: nn.Module, args: object, kwargs: object, output: object) -> None:
+        def after(
+            caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        ) -> None:
             if self._is_ours(caller, module):
-                self._guarded(self._after, hooked, output)
+                self._guarded(self._after, hooked, args, kwargs, output)
 
         self._hooked[id(module)] = hooked
         with ExitStack() as hooks:
@@ -271,6 +290,8 @@ class Recording(AbstractContextManager["Recording"]):
         entered = self._thread.entered = time.perf_counter()
         try:
             hook(*arguments)
+        except BdbQuit:  # somebody stepped here out of a debugger's stop, and has had enough
+            raise KeyboardInterrupt from None
         except Exception as error:
             self._active = False
             self._failure = error
@@ -295,6 +316,8 @@ class Recording(AbstractContextManager["Recording"]):
         number = self._begin_call(hooked, index, taken, args) if hooked.recorded else None
         frame = _Frame(hooked, index, number, sys.exception())
         frames.append(frame)
+        if self._watch:
+            self._tell_before(frame, args, kwargs, taken)
         frame.started = time.perf_counter()
         frame.overhead = self._thread.overhead + frame.started - self._thread.entered
 
@@ -306,20 +329,20 @@ class Recording(AbstractContextManager["Recording"]):
         kwargs: dict[str, Any],
         *,
         is_root: bool,
-    ) -> tuple[Json | None, Json | None]:
+    ) -> tuple[Node | None, Node | None]:
         """The trees of inputs and kwargs, where they are asked for or compare two runs."""
         inputs = is_root or (hooked.recorded and self._options.inputs)
         named = is_root or (hooked.recorded and self._options.kwargs)
         return (
-            self._tree(args, place, "inputs") if inputs else None,
-            self._tree(kwargs, place, "kwargs") if named else None,
+            self._take(args, place, "inputs") if inputs else None,
+            self._take(kwargs, place, "kwargs") if named else None,
         )
 
     def _begin_call(
         self,
         hooked: HookedModule,
         index: int,
-        taken: tuple[Json | None, Json | None],
+        taken: tuple[Node | None, Node | None],
         args: tuple[Any, ...],
     ) -> int:
         parent = next((f for f in reversed(self._thread.frames) if f.number is not None), None)
@@ -331,24 +354,71 @@ class Recording(AbstractContextManager["Recording"]):
                 "step": self.step,
                 "parent": None if parent is None else [parent.hooked.module.name, parent.index],
                 "parameters": _parameters(hooked, len(args)),
-                "inputs": taken[0] if self._options.inputs else None,
-                "kwargs": taken[1] if self._options.kwargs else None,
+                "inputs": _json(taken[0]) if self._options.inputs else None,
+                "kwargs": _json(taken[1]) if self._options.kwargs else None,
             }
         )
 
-    def _after(self, hooked: HookedModule, output: object) -> None:
+    def _after(
+        self,
+        hooked: HookedModule,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: object,
+    ) -> None:
         now = time.perf_counter()
         frame = self._pop(hooked)
-        if frame is None or frame.number is None:
+        if frame is None:
             return
-        seconds = now - frame.started - (self._thread.overhead - frame.overhead)
         raised = sys.exception()
+        error = None
         if raised is not None and raised is not frame.exception_before:
-            self._end_call(frame.number, None, seconds, _described(raised))
-            return
-        place = f"{_key_name(hooked.module.name)}#{frame.index}/"
-        self._end_call(frame.number, self._tree(output, place, "output"), seconds, None)
-        self._show_progress()
+            error = _described(raised)
+        node = None
+        if frame.number is not None:
+            if error is None:
+                place = f"{_key_name(hooked.module.name)}#{frame.index}/"
+                node = self._take(output, place, "output")
+            seconds = now - frame.started - (self._thread.overhead - frame.overhead)
+            self._end_call(frame.number, _json(node), seconds, error)
+            self._show_progress()
+        if frame.observed is not None:
+            frame.observed.inputs, frame.observed.kwargs = args, kwargs
+            self._tell_after(frame.observed, output, node, error)
+
+    def _tell_before(
+        self,
+        frame: _Frame,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        taken: tuple[Node | None, Node | None],
+    ) -> None:
+        module, is_recorded = frame.hooked.module, frame.number is not None
+        frame.observed = ObservedCall(
+            module.module,
+            module.name,
+            tuple(module.aliases),
+            frame.index,
+            args,
+            kwargs,
+            is_recorded=is_recorded,
+            trees={
+                "inputs": taken[0] if is_recorded and self._options.inputs else None,
+                "kwargs": taken[1] if is_recorded and self._options.kwargs else None,
+            },
+            contents=self._thread.contents,
+        )
+        self._watch.before(frame.observed)
+        self._thread.contents.clear()
+
+    def _tell_after(
+        self, observed: ObservedCall, output: object, node: Node | None, error: str | None
+    ) -> None:
+        observed.output, observed.error = output, error
+        observed.trees["output"] = node
+        observed.contents = self._thread.contents
+        self._watch.after(observed)
+        self._thread.contents.clear()
 
     def _pop(self, hooked: HookedModule) -> _Frame | None:
         """The frame of the call that returns; calls above it were left by Ctrl-C and the like."""
@@ -358,6 +428,8 @@ class Recording(AbstractContextManager["Recording"]):
         while (frame := frames.pop()).hooked is not hooked:
             if frame.number is not None:
                 self._end_call(frame.number, None, None, "did not return")
+            if frame.observed is not None:
+                self._tell_after(frame.observed, None, None, "did not return")
         return frame
 
     def _end_call(
@@ -367,15 +439,19 @@ class Recording(AbstractContextManager["Recording"]):
         rounded = None if seconds is None else round(seconds, 6)
         self._writer.end_call(number, {"output": output, "seconds": rounded, "error": error})
 
-    def _tree(self, value: object, place: str, part: str) -> Json:
+    def _take(self, value: object, place: str, part: str) -> Node:
         self._thread.kind = part
-        return trees.to_json(self._snapshots.take(value, place, part))
+        return self._snapshots.take(value, place, part)
 
     def _store(self, tensor: torch.Tensor, described: Any) -> str:
         self._counted.add(self._thread.kind, tensor.numel() * tensor.element_size())
         if tensor.device.type == "cuda":
-            return self._device_copies.store(tensor, described)
-        return self._writer.add_tensor(host_bytes(tensor.cpu()), described)
+            digest = self._device_copies.store(tensor, described)
+        else:
+            digest = self._writer.add_tensor(host_bytes(tensor.cpu()), described)
+        if self._watch:
+            self._thread.contents[digest] = tensor
+        return digest
 
     def _note_bypass(self, module: NamedModule, frames: list[_Frame]) -> None:
         """A module is called below a running one, but what lies between them is not running."""
@@ -461,6 +537,12 @@ def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def _observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
+    if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):
+        raise UsageError("observers: are no list of qvtrace.Observer; give one, such as [observer]")
+    return tuple(observers)
+
+
 def _eager_stance() -> AbstractContextManager[object]:
     """What `torch.compile` has compiled runs eagerly, or its modules would never be called.
 
@@ -515,10 +597,15 @@ def _key_name(name: str) -> str:
     return trees.escape_name(name.replace("\\", "\\\\").replace("#", "\\#"))
 
 
-def _root_call(module: str, index: int, inputs: Json | None, kwargs: Json | None) -> RootCall:
+def _root_call(module: str, index: int, inputs: Node | None, kwargs: Node | None) -> RootCall:
     assert inputs is not None
     assert kwargs is not None
-    return RootCall(module, index, inputs, kwargs, digest_json([inputs, kwargs]))
+    given, named = trees.to_json(inputs), trees.to_json(kwargs)
+    return RootCall(module, index, given, named, digest_json([given, named]))
+
+
+def _json(node: Node | None) -> Json | None:
+    return None if node is None else trees.to_json(node)
 
 
 def _parameters(hooked: HookedModule, count: int) -> list[str | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qvtrace.manifest import ModelInfo, VariantInfo
+from qvtrace.observers import Observer
 from qvtrace.trees import Json
 
 
@@ -35,6 +36,7 @@ class RecordOptions:
     environment: Json = field(default_factory=dict)
     settings: Json = field(default_factory=dict)
     progress: Callable[[Progress], None] | None = None
+    observers: tuple[Observer, ...] = ()
 
 
 @dataclass(frozen=True)

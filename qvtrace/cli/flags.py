@@ -23,6 +23,7 @@ STORED = "What is stored"
 MODULES = "Which modules"
 ROWS = "Which rows"
 ELEMENTS = "Elements"
+WATCHED = "What is seen while it runs"
 OUTPUT = "Output"
 
 
@@ -293,6 +294,31 @@ class ElementFlags:
         if self.all_values and not self.values:
             raise UsageError("--all-values: shows all of what --values shows; add --values PATTERN")
         return None if self.all_values else otherwise
+
+
+@dataclass(frozen=True)
+class WatchFlags:
+    """What is seen of a recording while it runs."""
+
+    print_calls: Annotated[
+        bool,
+        flag(WATCHED, "Print each call as one JSON object on a line, as it happens.", "--print"),
+    ] = False
+    print_inputs: Annotated[
+        bool, flag(WATCHED, "Print the model's inputs before it runs.", "--print-inputs")
+    ] = False
+    break_at: Annotated[
+        list[str],
+        option(
+            WATCHED,
+            "Stop in the debugger (PYTHONBREAKPOINT) after each call of these modules; repeatable.",
+            "--break",
+            metavar="PATTERN",
+        ),
+    ] = field(default_factory=list)
+    break_before: Annotated[
+        bool, flag(WATCHED, "Also stop before each such call.", "--break-before")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Where every error of the command line ends: one line on standard error, and an exit code."""
 
-import os
 import sys
 import traceback
 from typing import Any, NoReturn, cast
@@ -8,6 +7,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
+from qvtrace.cli.terminal import silence
 from qvtrace.errors import QvtraceError
 
 TROUBLE = 2
@@ -43,7 +43,7 @@ class ReportErrors(TyperGroup):
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(_report(_with_notes("interrupted", interrupt), INTERRUPTED)) from None
         except BrokenPipeError:
-            _silence_stdout()
+            silence(sys.stdout)
             raise typer.Exit(BROKEN_PIPE) from None
         except OSError as error:
             text = f"{error.filename or 'system'}: {error.strerror or error}; check path and space"
@@ -92,8 +92,3 @@ def _report(message: str, code: int = TROUBLE) -> int:
 
     print(f"qvtrace: {printable(message)}", file=sys.stderr)
     return code
-
-
-def _silence_stdout() -> None:
-    """Let nothing that is still buffered be written when the process ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

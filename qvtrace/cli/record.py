@@ -8,18 +8,21 @@ from qvtrace.cli.flags import (
     MODEL,
     OUTPUT,
     STORED,
+    ElementFlags,
     Force,
     ModelFlags,
     ModulePatterns,
     StorageFlags,
     Traceback,
     Variant,
+    WatchFlags,
     flag,
     option,
     with_flags,
 )
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.terminal import print_next
+from qvtrace.errors import UsageError
 
 
 @with_flags
@@ -29,6 +32,8 @@ def record(
     model: ModelFlags,
     patterns: ModulePatterns,
     storage: StorageFlags,
+    watch: WatchFlags,
+    elements: ElementFlags,
     dry_run: Annotated[
         bool,
         flag(STORED, "Run the forward, store nothing, say how much it would be.", "--dry-run"),
@@ -51,7 +56,20 @@ def record(
     Without any option it records the float variant of a small embedded Qwen3-VL.
     """
     file = output or TRACES / f"{variant}.st"
-    run_job(Job(model, variant, patterns, storage, file, overwrite=force, dry_run=dry_run))
+    if elements.values and not watch.print_calls:
+        raise UsageError("--values: says of which modules --print shows elements; add --print")
+    job = Job(
+        model,
+        variant,
+        patterns,
+        storage,
+        file,
+        overwrite=force,
+        dry_run=dry_run,
+        watch=watch,
+        elements=elements,
+    )
+    run_job(job)
     if not dry_run:
         print_next(next_command(file, variant, model))
 

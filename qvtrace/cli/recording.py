@@ -2,11 +2,18 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvtrace.cli.flags import ModelFlags, ModulePatterns, StorageFlags, Variant
+from qvtrace.cli.flags import (
+    ElementFlags,
+    ModelFlags,
+    ModulePatterns,
+    StorageFlags,
+    Variant,
+    WatchFlags,
+)
 from qvtrace.cli.terminal import (
     ShowProgress,
     error_width,
@@ -14,6 +21,7 @@ from qvtrace.cli.terminal import (
     print_lines,
     progress_bar,
 )
+from qvtrace.cli.watching import check_watching, print_inputs, shares_terminal, watching
 from qvtrace.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -38,17 +46,28 @@ class Job:
     overwrite: bool = False
     dry_run: bool = False
     recorded_by: str = "record"
+    watch: WatchFlags = field(default_factory=WatchFlags)
+    elements: ElementFlags = field(default_factory=ElementFlags)
+
+    @property
+    def messages_only(self) -> bool:
+        """Whether standard output is kept for something else than what came of the recording."""
+        return self.watch.print_calls or self.recorded_by != "record"
 
 
 def run_job(job: Job) -> None:
-    """Record, and say what came of it: on standard error, or on standard output for a dry run."""
+    """Record, and say what came of it: on standard error, or on standard output for a dry run
+    that does not print calls there."""
     from qvtrace.archive import refuse_existing
     from qvtrace.reports.recording import dry_run_lines, recording_lines
 
     if not job.file.name or job.file.is_dir():
         raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
+    check_watching(job.watch, job.elements)
     if job.dry_run:
-        print_lines(dry_run_lines(_record(job), output_width()))
+        outcome = _record(job)
+        width = error_width() if job.messages_only else output_width()
+        print_lines(dry_run_lines(outcome, width), sys.stderr if job.messages_only else sys.stdout)
         return
     if not job.overwrite:
         refuse_existing(job.file)  # before a model is loaded in vain
@@ -58,16 +77,21 @@ def run_job(job: Job) -> None:
 def _record(job: Job) -> "Outcome":
     from qvtrace.reports.recording import Outcome
 
+    output = sys.stdout
     with (
         redirect_stdout(sys.stderr),  # what a user's code prints is not what was asked for
-        progress_bar(job.variant) as progress,
+        progress_bar(job.variant, hidden=shares_terminal(job.watch, output)) as progress,
         _opened(job.model.like) as like,
+        watching(job.watch, job.elements, output) as observers,
     ):
         from qvtrace.models import prepare
         from qvtrace.recorder import Recording
 
         prepared = prepare(job.model.request(job.variant), like)
-        recording = Recording(prepared.model, job.file, _options(job, prepared, like, progress))
+        if job.watch.print_inputs:
+            print_inputs(prepared, sys.stderr if job.messages_only else output)
+        options = _options(job, prepared, like, progress)
+        recording = Recording(prepared.model, job.file, replace(options, observers=observers))
         try:
             with recording:
                 prepared.run()

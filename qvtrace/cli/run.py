@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,9 @@ import typer
 
 from qvtrace.cli.flags import (
     OUTPUT,
+    ElementFlags,
     Force,
+    Format,
     ModelFlags,
     ModulePatterns,
     ReportFlags,
@@ -18,12 +21,13 @@ from qvtrace.cli.flags import (
     StorageFlags,
     Traceback,
     Variant,
+    WatchFlags,
     option,
     with_flags,
 )
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
-from qvtrace.errors import ExistingFileError
+from qvtrace.errors import ExistingFileError, UsageError
 
 
 @with_flags
@@ -32,7 +36,9 @@ def run(
     model: ModelFlags,
     patterns: ModulePatterns,
     storage: StorageFlags,
+    watch: WatchFlags,
     rows: RowFlags,
+    elements: ElementFlags,
     report: ReportFlags,
     traces: Annotated[
         Path, option(OUTPUT, "Where the two archives go.", "--traces", metavar="DIR")
@@ -44,14 +50,31 @@ def run(
     from qvtrace.comparison import diff
 
     refuse_archive_name(report)
+    if watch.print_calls and report.output is None and report.format is not Format.TABLE:
+        raise UsageError(
+            f"--format {report.format}: --print has standard output for itself; "
+            "write the report to a file with --output FILE"
+        )
     options = rows.options(ModulePatterns())
     reference, candidate = (traces / f"{variant}.st" for variant in Variant)
     for file in (reference, candidate):
         _refuse_foreign(file, force=force)
-    job = Job(model, Variant.FP, patterns, storage, reference, overwrite=True, recorded_by="run")
+    job = Job(
+        model,
+        Variant.FP,
+        patterns,
+        storage,
+        reference,
+        overwrite=True,
+        recorded_by="run",
+        watch=watch,
+        elements=elements,
+    )
     _record_both(job, candidate)
     comparison = diff(reference, candidate, options=options)
-    write_comparison(comparison, report)
+    # Standard output has the calls already, for a reader of JSON.
+    with redirect_stdout(sys.stderr) if watch.print_calls else nullcontext():
+        write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)
 
 
@@ -64,7 +87,8 @@ def _record_both(job: Job, candidate: Path) -> None:
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory
     like = replace(job.model, like=str(job.file))
-    run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate))
+    watch = replace(job.watch, print_inputs=False)  # they are the same
+    run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate, watch=watch))
     print(file=sys.stderr)
 
 

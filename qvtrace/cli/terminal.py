@@ -60,10 +60,16 @@ def print_next(command: str) -> None:
     print(f"next        {printable(command)}", file=sys.stderr)
 
 
+def silence(stream: TextIO) -> None:
+    """Let nothing that is still buffered for a closed pipe be written when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 @contextmanager
-def progress_bar(variant: str) -> Iterator[ShowProgress]:
-    """A bar on standard error while something is recorded; nothing when that is no terminal."""
-    if not sys.stderr.isatty():
+def progress_bar(variant: str, *, hidden: bool = False) -> Iterator[ShowProgress]:
+    """A bar on standard error while something is recorded; nothing when that is no terminal, or
+    when it is to be `hidden`."""
+    if hidden or not sys.stderr.isatty():
         yield lambda progress: None
         return
     with _bar() as bar:

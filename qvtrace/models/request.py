@@ -1,5 +1,6 @@
 """What is asked for, and what is got ready: plain data."""
 
+from bdb import BdbQuit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +68,8 @@ class PreparedModel:
     def run(self) -> None:
         """One forward, without gradients, from the seed.
 
-        Raises `ModelError` with the exception of the model as its cause.
+        Raises `ModelError` with the exception of the model as its cause, `KeyboardInterrupt` where
+        a debugger was quit.
         """
         seed = DEFAULT_SEED if self.info.seed is None else self.info.seed
         try:
@@ -75,6 +77,8 @@ class PreparedModel:
                 self.model(*self.args, **self.kwargs)
         except QvtraceError:
             raise
+        except BdbQuit:  # somebody has had enough in a debugger
+            raise KeyboardInterrupt from None
         except (Exception, SystemExit, GeneratorExit) as error:
             message = f"{self.info.name}: the model raised {one_line(error)}; {self.hint}"
             raise ModelError(message) from error
