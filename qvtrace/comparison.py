@@ -121,11 +121,12 @@ class Comparison:
         """The `n` rows that are worst by a metric, worst first.
 
         A row whose metric is undefined comes before any number, an identical one after; rows that
-        the metric does not apply to (integers have no PEIR) come last. Raises `UsageError` for an
+        the metric does not apply to (integers have no PEIR) come last, and after them those that
+        are equal up to a factor. Raises `UsageError` for an
         unknown metric.
         """
         _require_known("worst", metric, METRICS)
-        return _worst_first(self.rows, metric)[: max(n, 0)]
+        return _most_telling(self.rows, metric)[: max(n, 0)]
 
 
 def diff(
@@ -147,9 +148,10 @@ def diff(
 
 
 def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Comparison:
-    alignment = align(reference.manifest, candidate.manifest, options.maps)
-    alignment = _filtered(alignment, options)
-    built = _built(reference, candidate, alignment, options.path)
+    everything = align(reference.manifest, candidate.manifest, options.maps)
+    alignment = _filtered(everything, options)
+    built = RowBuilder(reference, candidate, options.path, everything.pairs)
+    _build(built, alignment)
     coverage = cover(built, alignment)
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
@@ -198,8 +200,7 @@ def _called(calls: Iterable[CallEntry], modules: set[str]) -> tuple[CallEntry, .
     return tuple(call for call in calls if call.module in modules)
 
 
-def _built(reference: Archive, candidate: Archive, alignment: Alignment, path: str) -> RowBuilder:
-    built = RowBuilder(reference, candidate, path)
+def _build(built: RowBuilder, alignment: Alignment) -> None:
     for pair in alignment.pairs:
         built.add(pair)
     for call in alignment.only_in_reference:
@@ -207,7 +208,6 @@ def _built(reference: Archive, candidate: Archive, alignment: Alignment, path: s
     for call in alignment.only_in_candidate:
         built.add_only_in_candidate(call)
     built.compare()
-    return built
 
 
 def _sorted(rows: Sequence[Row], sort_by: str) -> list[Row]:
@@ -224,6 +224,11 @@ def _worst_first(rows: Sequence[Row], metric: str) -> list[Row]:
     return sorted(rows, key=lambda row: _badness(row, metric), reverse=True)
 
 
+def _most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
+    """As `_worst_first`, where a factor that is made up for is no reason to look at a row."""
+    return sorted(_worst_first(rows, metric), key=lambda row: row.is_made_up_for)
+
+
 def _badness(row: Row, metric: str) -> tuple[int, float]:
     reason = row.undefined.get(metric)
     if reason in (PLAIN_VALUE, NOT_STORED):
@@ -234,7 +239,7 @@ def _badness(row: Row, metric: str) -> tuple[int, float]:
 def _top(rows: list[Row], options: DiffOptions) -> list[Row]:
     """The worst of the rows, in the order that they are in."""
     metric = "peir" if options.sort_by in _ORDERS else options.sort_by
-    worst = {row.place for row in _worst_first(rows, metric)[: options.top]}
+    worst = {row.place for row in _most_telling(rows, metric)[: options.top]}
     return [row for row in rows if row.place in worst]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -98,14 +98,38 @@ class Rearranged:
         """The number of elements."""
         return self.view.size
 
+    def read(self, start: int, stop: int) -> Array:
+        """The elements from one flat index to another."""
+        return _range(self.view, start, stop)
 
-Readable: TypeAlias = Array | Rearranged
+
+class Computed(Protocol):
+    """What is read as an array is, without being one."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+
+    def read(self, start: int, stop: int) -> Array:
+        """The elements from one flat index to another."""
+
+
+Readable: TypeAlias = Array | Computed
 Reader: TypeAlias = Callable[[int, int], Array]
 
 
-def reader(side: Readable) -> Reader:
+def reader(array: Readable) -> Reader:
     """A function from a range of flat indices to the elements there, a view where possible."""
-    array = side.view if isinstance(side, Rearranged) else side
+    if not isinstance(array, np.ndarray | np.generic):  # numpy makes scalars of some arrays
+        return array.read
     if array.flags.c_contiguous:
         flat = array.reshape(-1)
         return lambda start, stop: flat[start:stop]

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, TypeGuard
 from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
-from qvtrace.elements import Array, Readable
+from qvtrace.elements import Array, Readable, format_of
 from qvtrace.errors import DamagedArchiveError
+from qvtrace.factors import ScaleFactor
 from qvtrace.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.leaves import (
     Arguments,
@@ -22,7 +23,17 @@ from qvtrace.leaves import (
 )
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics import METRICS, Difference, Metrics, Nonfinite, Peak
-from qvtrace.trees import Container, Node, OpaqueLeaf, PlainValue, TensorLeaf, ValueLeaf
+from qvtrace.scaling import Scaling, find_scaling, scaling_like
+from qvtrace.surroundings import Judgement, Output, Surroundings
+from qvtrace.trees import (
+    Container,
+    Node,
+    OpaqueLeaf,
+    PlainValue,
+    TensorLeaf,
+    ValueLeaf,
+    tensor_leaves,
+)
 
 Status = Literal[
     "ok",
@@ -86,19 +97,25 @@ class Row:
     metrics: Metrics = field(default_factory=Metrics)
     undefined: dict[str, str] = field(default_factory=dict)
     layout: str | None = None  # what gives the candidate the reference's, as methods of torch
-    scale_factor: float | None = None
-    residual_peir: float | None = None
+    scale_factor: ScaleFactor | None = None  # the candidate is the reference times this,
+    residual_peir: float | None = None  # up to what is left when it is divided by that
     residual_sqnr: float | None = None
     worst_token: tuple[int, ...] | None = None
     zero_tokens: int = 0
     peak: Peak | None = None
     nonfinite: Nonfinite | None = None
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
+    judgement: Judgement | None = None  # of the scale factor
 
     @property
     def place(self) -> Place:
         """Where the row stands."""
         return Place(self.module, self.call, self.path)
+
+    @property
+    def is_made_up_for(self) -> bool:
+        """Whether the row is equal up to a factor that nothing around it shows."""
+        return self.judgement is not None and self.judgement.agrees
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class _Outcome:
     peak: Peak | None = None
     difference: Difference | None = None
     layout: Layout | None = None
+    scaling: Scaling | None = None
 
 
 _Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
@@ -121,8 +139,10 @@ class RowBuilder:
     """Takes calls pair by pair, then compares all of them at once, so that no thread waits for
     another; equal pairs of contents are computed once, whatever their places."""
 
-    def __init__(self, reference: Archive, candidate: Archive, path: str) -> None:
-        """`path` is a key of `PARTS`."""
+    def __init__(
+        self, reference: Archive, candidate: Archive, path: str, pairs: Sequence[Pair]
+    ) -> None:
+        """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too."""
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -136,6 +156,9 @@ class RowBuilder:
         self._outcomes: dict[_Contents, _Outcome] = {}
         self._identical_outcomes: dict[str, _Outcome] = {}
         self._first: dict[_Contents, Place] = {}
+        self._surroundings = Surroundings(
+            reference.manifest.calls, pairs, self._compared_outputs, self._given
+        )
 
     def add(self, pair: Pair) -> None:
         """Take in two calls: what their rows will be, and the places that one side did not store.
@@ -167,6 +190,7 @@ class RowBuilder:
         wanted = list(self._wanted.items())
         for start in range(0, len(wanted), _TOGETHER):
             self._compare_contents(wanted[start : start + _TOGETHER])
+        self._lend_factors()
         self.rows = [self._row(pair, leaves) for pair, leaves in self._planned]
 
     def _plan(self, pair: Pair, leaves: LeafPair) -> None:
@@ -175,8 +199,7 @@ class RowBuilder:
         if (
             isinstance(reference, TensorLeaf)
             and isinstance(candidate, TensorLeaf)
-            and _may_correspond(*_shapes(reference, candidate))
-            and not same_contents(reference, candidate)
+            and _has_to_be_read(reference, candidate)
         ):
             self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
 
@@ -187,7 +210,7 @@ class RowBuilder:
         sides: dict[_Contents, tuple[Array, Array]] = {}
         layouts: dict[_Contents, Layout] = {}
         for contents, (reference, candidate) in wanted:
-            arrays = self._reference.array(reference), self._candidate.array(candidate)
+            arrays = self._arrays(reference, candidate)
             if arrays[0].shape != arrays[1].shape:
                 layout = _layout(contents, *arrays)
                 if layout is None:
@@ -205,8 +228,9 @@ class RowBuilder:
     ) -> None:
         readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
         differences = metrics.compare_all(readable)
-        for contents, difference in zip(sides, differences, strict=True):
-            self._outcomes[contents] = _measured(difference, layouts.get(contents))
+        for contents, both, difference in zip(sides, readable, differences, strict=True):
+            scaling = find_scaling(*both, difference)
+            self._outcomes[contents] = _measured(difference, layouts.get(contents), scaling)
 
     def _transposed(
         self, sides: dict[_Contents, tuple[Array, Array]]
@@ -218,6 +242,70 @@ class RowBuilder:
                 layout = find_layout(*arrays)
                 if layout is not None:
                     yield contents, layout
+
+    def _lend_factors(self) -> None:
+        """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
+        known: dict[tuple[str, str], ScaleFactor] = {}
+        without = []
+        for pair, leaves in self._planned:
+            contents = _tensor_contents(leaves)
+            outcome = self._outcomes.get(contents) if contents is not None else None
+            if contents is None or outcome is None or outcome.difference is None:
+                continue
+            place = pair.reference.module, leaves.path
+            if outcome.scaling is not None:
+                known.setdefault(place, outcome.scaling.factor)
+            else:
+                without.append((place, contents))
+        for place, contents in without if known else ():
+            outcome = self._outcomes[contents]
+            if place in known and outcome.scaling is None and outcome.difference is not None:
+                arrays = self._arrays(*self._wanted[contents])
+                both = _in_layout(arrays, outcome.layout)
+                scaling = scaling_like(known[place], *both, outcome.difference)
+                self._outcomes[contents] = replace(outcome, scaling=scaling)
+
+    def _compared_outputs(self, pair: Pair) -> list[Output]:
+        """The outputs of two calls that can be compared, whether they have rows or not."""
+        outputs = []
+        for leaves in self._outputs(pair):
+            reference, candidate = leaves.reference, leaves.candidate
+            if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+                continue
+            outcome = self._compared(reference, candidate)
+            if outcome.status in COMPARED:
+                outputs.append(self._output(reference, candidate, outcome))
+        return outputs
+
+    def _compared(self, reference: TensorLeaf, candidate: TensorLeaf) -> _Outcome:
+        contents = _contents(reference, candidate)
+        if _has_to_be_read(reference, candidate) and contents not in self._outcomes:
+            self._compare_contents([(contents, (reference, candidate))])
+        return self._tensors(reference, candidate)
+
+    def _output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: _Outcome) -> Output:
+        epsilons = [format_of(array.dtype).epsilon for array in self._arrays(reference, candidate)]
+        return Output(
+            (reference.digest, candidate.digest),
+            outcome.status,
+            outcome.metrics,
+            max(epsilons),
+            outcome.scaling,
+        )
+
+    def _given(self, pair: Pair) -> tuple[set[str], set[str]]:
+        return (
+            self._argument_digests(self._reference, pair.reference),
+            self._argument_digests(self._candidate, pair.candidate),
+        )
+
+    def _argument_digests(self, archive: Archive, call: CallEntry) -> set[str]:
+        trees = [(part, _tree(archive, call, part)) for part in ("inputs", "kwargs")]
+        stored = [tensor_leaves(tree, part) for part, tree in trees if tree is not None]
+        return {leaf.digest for found in stored for _, leaf in found}
+
+    def _arrays(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Array, Array]:
+        return self._reference.array(reference), self._candidate.array(candidate)
 
     def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
         """At least one, so that the call is told of."""
@@ -245,8 +333,9 @@ class RowBuilder:
         reference, candidate = leaves.reference, leaves.candidate
         tensors = _tensor(reference), _tensor(candidate)
         outcome = self._outcome(reference, candidate)
-        difference = outcome.difference
+        difference, scaling = outcome.difference, outcome.scaling
         call = pair.reference
+        judgement = self._judgement(pair, leaves, outcome)
         return Row(
             module=call.module,
             call=call.index,
@@ -262,16 +351,27 @@ class RowBuilder:
             shape=(_shape(tensors[0]), _shape(tensors[1])),
             matched_by=pair.rule,
             status=outcome.status,
-            reason="; ".join(filter(None, (outcome.reason, leaves.note))) or None,
+            reason=_joined(outcome.reason, leaves.note, judgement.text if judgement else None),
             metrics=outcome.metrics,
             undefined=outcome.undefined,
             peak=outcome.peak,
             layout=None if outcome.layout is None else str(outcome.layout),
+            scale_factor=None if scaling is None else scaling.factor,
+            residual_peir=None if scaling is None else scaling.residual.metrics.peir,
+            residual_sqnr=None if scaling is None else scaling.residual.metrics.sqnr,
             worst_token=difference.worst_token if difference else None,
             zero_tokens=difference.zero_tokens if difference else 0,
             nonfinite=difference.nonfinite if difference else None,
             same_as=self._same_as(*tensors, _place(call, leaves.path)),
+            judgement=judgement,
         )
+
+    def _judgement(self, pair: Pair, leaves: LeafPair, outcome: _Outcome) -> Judgement | None:
+        reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
+        if outcome.scaling is None or reference is None or candidate is None:
+            return None
+        scaled = self._output(reference, candidate, outcome)
+        return self._surroundings.judge(pair, leaves.path, scaled)
 
     def _same_as(
         self, reference: TensorLeaf | None, candidate: TensorLeaf | None, place: Place
@@ -337,6 +437,19 @@ def _shapes(
     return reference.shape, candidate.shape
 
 
+def _tensor_contents(leaves: LeafPair) -> _Contents | None:
+    reference, candidate = leaves.reference, leaves.candidate
+    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+        return _contents(reference, candidate)
+    return None
+
+
+def _has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+    """Whether two tensors can be compared, and digests do not tell how."""
+    may_correspond = _may_correspond(*_shapes(reference, candidate))
+    return may_correspond and not same_contents(reference, candidate)
+
+
 def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
     size = math.prod(reference)
     return reference == candidate or (size > 0 and size == math.prod(candidate))
@@ -351,6 +464,10 @@ def _layout(contents: _Contents, reference: Array, candidate: Array) -> Layout |
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
     return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
+
+
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
 
 
 def _classes(archive: Archive) -> dict[str, str]:
@@ -381,7 +498,9 @@ def _tensor(node: Node | None) -> TensorLeaf | None:
     return node if isinstance(node, TensorLeaf) else None
 
 
-def _measured(difference: Difference, layout: Layout | None = None) -> _Outcome:
+def _measured(
+    difference: Difference, layout: Layout | None = None, scaling: Scaling | None = None
+) -> _Outcome:
     return _Outcome(
         difference.status,
         None,
@@ -390,6 +509,7 @@ def _measured(difference: Difference, layout: Layout | None = None) -> _Outcome:
         difference.peak,
         difference,
         layout,
+        scaling,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from qvtrace.comparability import Comparable
 from qvtrace.coverage import Coverage
+from qvtrace.factors import factor_text
 from qvtrace.manifest import Manifest
 from qvtrace.patterns import shown
 from qvtrace.rows import COMPARED, Row
@@ -42,11 +43,13 @@ def judge(evidence: Evidence) -> Verdict:
     parts = [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
+        *_factor_faults(evidence.rows, name),
         *_worst(evidence.rows, name),
         *_first(evidence.rows, name),
         *_mismatches(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
         *_layouts(evidence.rows),
+        *_made_up_for(evidence.rows),
         _modules(evidence),
     ]
     exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
@@ -116,7 +119,8 @@ def _new_nan(row: Row) -> int:
 
 def _first(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     """Where the two begin to differ; the worst place is told anyway."""
-    different = [row for row in rows if row.status in ("ok", "nonfinite") and not _is_exact(row)]
+    floats = [row for row in rows if row.status in ("ok", "nonfinite")]
+    different = [row for row in floats if not _is_exact(row) and not row.is_made_up_for]
     if len(different) > 1:
         yield f"first difference: {name(different[0])}"
 
@@ -126,9 +130,10 @@ def _is_exact(row: Row) -> bool:
 
 
 def _worst(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
-    measured = [(row, peir) for row in rows if (peir := row.metrics.peir) is not None]
+    telling = [row for row in rows if not row.is_made_up_for]
+    measured = [(row, peir) for row in telling if (peir := row.metrics.peir) is not None]
     undefined = [
-        row for row in rows if row.status in ("ok", "nonfinite") and row.metrics.peir is None
+        row for row in telling if row.status in ("ok", "nonfinite") and row.metrics.peir is None
     ]
     worst, peir = max(measured, key=lambda pair: pair[1], default=(None, 0.0))
     if worst is not None and peir > 0:
@@ -136,7 +141,8 @@ def _worst(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
     elif rows and all(row.status in ("identical", "exact") for row in rows):
         yield "no difference in any pair"
     elif measured:
-        yield "no difference between floating-point values"
+        beyond = " beyond factors" if len(telling) < len(rows) else ""
+        yield f"no difference between floating-point values{beyond}"
     if undefined:
         yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
     if (measured or undefined) and not any(map(_new_nan, rows)):
@@ -162,6 +168,21 @@ def _layouts(rows: Sequence[Row]) -> Iterator[str]:
     count = sum(row.layout is not None for row in rows)
     if count:
         yield f"{_counted(count, 'row')} compared in another layout"
+
+
+def _factor_faults(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+    """Where a factor comes in that nothing takes out again, and in how many rows it shows."""
+    found = [row for row in rows if row.scale_factor is not None and not row.is_made_up_for]
+    if found and found[0].scale_factor is not None:
+        factor = factor_text(found[0].scale_factor)
+        more = f", {_counted(len(found), 'row')} scaled so" if len(found) > 1 else ""
+        yield f"a factor is the fault: {name(found[0])} is the reference times {factor}{more}"
+
+
+def _made_up_for(rows: Sequence[Row]) -> Iterator[str]:
+    count = sum(row.is_made_up_for for row in rows)
+    if count:
+        yield f"{_counted(count, 'row')} equal up to a factor"
 
 
 def _modules(evidence: Evidence) -> str:

@@ -341,7 +341,7 @@ def test_what_one_side_has_more_in_a_tuple_is_a_row_of_its_own(recorded):
 
 
 def test_a_tensor_and_a_tuple_of_it_are_compared_and_noted(recorded):
-    (row,) = compare_outputs(recorded, lambda x: x, lambda x: (x * 2,)).rows
+    (row,) = compare_outputs(recorded, lambda x: x, lambda x: (x + 1,)).rows
 
     assert (row.path, row.status) == ("output", "ok")
     assert row.reason == "a tensor against a tuple of 1"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from qvtrace.comparison import Row
+from qvtrace.factors import ScaleFactor, factor_text
 from qvtrace.metrics import Nonfinite
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
@@ -60,7 +61,8 @@ class Bar:
 
 def peir_bar(rows: Iterable[Row], *, blocks: bool) -> Bar:
     """The bar for the PEIR column of these rows."""
-    return Bar(max((row.metrics.peir or 0.0 for row in rows), default=0.0), blocks)
+    lengths = (row.metrics.peir or 0.0 for row in rows if not row.is_made_up_for)
+    return Bar(max(lengths, default=0.0), blocks)
 
 
 def default_columns(bar: Bar) -> list[Column]:
@@ -130,6 +132,9 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
         lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
     if row.layout is not None:
         lines.append(styled(printable(f"compared with candidate.{row.layout}"), "dim"))
+    if row.scale_factor is not None:
+        style = "dim" if row.is_made_up_for else "bold red"
+        lines.append(styled(printable(_factor(row, row.scale_factor)), style))
     if row.reason is not None and message(row) is None:
         lines.append(styled(printable(row.reason), "dim"))
     return lines
@@ -140,6 +145,8 @@ def _peir_column(bar: Bar) -> Column:
         value = row.metrics.peir
         if value is None:
             return _undefined(row, "peir")
+        if row.is_made_up_for:
+            return styled(number(value), "dim")
         return styled(f"{number(value):<8} {bar.of(value)}".rstrip(), bar.style(value))
 
     return Column("PEIR", cell)
@@ -201,6 +208,15 @@ def _all_undefined(row: Row) -> Styled | None:
     if row.metrics.max_abs_error is not None:
         return None
     return styled(f"- {printable(row.undefined.get('max_abs_error', 'undefined'))}", "dim")
+
+
+def _factor(row: Row, factor: ScaleFactor) -> str:
+    rest = [
+        f"PEIR {number(row.residual_peir)}" if row.residual_peir is not None else "",
+        f"SQNR {number(row.residual_sqnr)} dB" if row.residual_sqnr is not None else "exact",
+    ]
+    after = ", ".join(filter(None, rest))
+    return f"the reference times {factor_text(factor)}; without it {after}"
 
 
 def _mismatch(row: Row) -> str:

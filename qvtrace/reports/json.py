@@ -1,19 +1,24 @@
 """A comparison as one strict JSON object, the form that other tools read."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from qvtrace.comparison import Comparison, Coverage, Place, Row, Side
 from qvtrace.elements import number_json
+from qvtrace.factors import ChannelFactors, ScaleFactor
 from qvtrace.metrics import METRICS
 from qvtrace.trees import Json
 
 FORMAT_VERSION = 1
 
-# A fold is a table's matter: here every row stands for itself.
-_ROW_KEYS = tuple(field.name for field in fields(Row) if field.name != "same_as")
+# A fold is a table's matter: here every row stands for itself. A judgement is told by the reason.
+_NO_KEYS = frozenset({"same_as", "judgement"})
+_ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
+_RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
+_DIGITS = 7  # significant ones of a factor: float32 has no more
 
 
 def comparison_text(comparison: Comparison, version: str) -> str:
@@ -92,7 +97,36 @@ def _place(place: Place) -> Json:
 
 def _row(row: Row, metrics: Sequence[str]) -> Json:
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
+    report["scale_factor"] = _scale_factor(row.scale_factor)
     report["metrics"] = {name: getattr(row.metrics, name) for name in metrics or METRICS}
     report["peak"] = None if row.peak is None else asdict(row.peak)
     report["nonfinite"] = None if row.nonfinite is None else asdict(row.nonfinite)
     return report
+
+
+def _scale_factor(factor: ScaleFactor | None) -> float | Json | None:
+    """A number; or ranges of channels (the first, one past the last) and the factor of each. Of
+    many, those farthest from 1 are listed, the others counted."""
+    if not isinstance(factor, ChannelFactors):
+        return factor if factor is None else _rounded(factor)
+    ranges = factor.ranges()
+    listed = sorted(ranges, key=_distance_from_one, reverse=True)[:_RANGES_LISTED]
+    listed.sort()
+    report: Json = {
+        "channels": [[start, stop] for start, stop, _ in listed],
+        "factors": [_rounded(value) for _, _, value in listed],
+    }
+    if len(ranges) > len(listed):
+        values = [value for _, _, value in ranges]
+        report["not_listed"] = len(ranges) - len(listed)
+        report["smallest"], report["largest"] = _rounded(min(values)), _rounded(max(values))
+    return report
+
+
+def _distance_from_one(channels: tuple[int, int, float]) -> float:
+    size = abs(channels[2])
+    return abs(math.log(size)) if size else math.inf
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
