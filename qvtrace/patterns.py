@@ -18,6 +18,19 @@ def shown(name: str) -> str:
     return name or ROOT
 
 
+def folded(names: Iterable[str]) -> list[str]:
+    """Names as people see them; those that differ in their numbers only are one pattern with a
+    count, `layers.*.mixer.dt_proj (2)`, where the first of them stood."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        components = ("*" if part.isdecimal() else part for part in name.split("."))
+        groups.setdefault(".".join(components), []).append(shown(name))
+    return [
+        group[0] if len(group) == 1 else f"{pattern} ({len(group)})"
+        for pattern, group in groups.items()
+    ]
+
+
 def match(names: Iterable[str], pattern: str) -> set[str]:
     """The names that `pattern` stands for: the one that it is, else those that it fits."""
     names = set(names)

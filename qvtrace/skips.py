@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from qvtrace.module_tree import NamedModule
-from qvtrace.patterns import shown
+from qvtrace.patterns import folded
 
 EXCLUDED = "left out by --include or --exclude"
 CONTAINER = "only holds other modules"
 NEVER_CALLED = "never called"
-BYPASSED = "ran without being called (.forward() or its weights used directly)"
+UNCALLED_WEIGHTS = "never called, with weights of its own: used directly, or not at all"
+BYPASSED = "ran without being called (.forward() used directly)"
 UNSEEN = "created during forward, not seen"
 
 
@@ -51,10 +52,12 @@ def skip_warnings(reasons: Mapping[str, Sequence[str]], recorded: int) -> tuple[
         warnings.append("no call was recorded: --include and --exclude leave no module that ran")
     elif not recorded:
         warnings.append("no call was recorded: nothing called the model while it was recorded")
-    for reason in (BYPASSED, UNSEEN):
+    unseen = (BYPASSED, UNCALLED_WEIGHTS, UNSEEN) if recorded else (BYPASSED, UNSEEN)
+    for reason in unseen:
         if names := reasons.get(reason):
-            more = f" and {len(names) - 3} more" if names[3:] else ""
-            named = ", ".join(map(shown, names[:3])) + more
+            places = folded(names)
+            more = f" and {len(places) - 3} more" if places[3:] else ""
+            named = ", ".join(places[:3]) + more
             warnings.append(f"{len(names)} module{'s' * (len(names) > 1)}: {reason}: {named}")
     return tuple(warnings)
 
@@ -82,18 +85,15 @@ class _Evidence:
         if hooked is None:
             return UNSEEN
         if not hooked.calls:
-            return BYPASSED if self._ran_without_call(module) else NEVER_CALLED
+            return self._why_not_called(module)
         return None if hooked.recorded else EXCLUDED
 
-    def _ran_without_call(self, module: NamedModule) -> bool:
+    def _why_not_called(self, module: NamedModule) -> str:
         if module.name in self._bypassed:
-            return True
-        above = module.parent
-        while above is not None and above.is_container:
-            above = above.parent
+            return BYPASSED
         own = _own_parameters(module.module)
-        used = bool(own) and not any(id(weight) in self._working for weight in own)
-        return used and above is not None and self._calls_of(above) > 0
+        idle = bool(own) and not any(id(weight) in self._working for weight in own)
+        return UNCALLED_WEIGHTS if idle else NEVER_CALLED
 
     def _calls_of(self, module: NamedModule) -> int:
         hooked = self._hooked.get(id(module.module))

@@ -74,6 +74,9 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     variant = evidence.candidate.variant
     if variant.quantizer is not None and not variant.quantized:
         yield f"the quantizer {variant.quantizer} changed NO module"
+    experts = variant.settings.get("float_experts")
+    if isinstance(experts, dict) and isinstance(share := experts.get("share"), int | float):
+        yield f"fused experts stayed float, {share:.0%} of the weights"
 
 
 def _why_few(candidate: Manifest) -> str:

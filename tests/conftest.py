@@ -3,14 +3,31 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from model_fixtures import Saved
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Where an archive is to be written; there is nothing yet."""
     return tmp_path / "fp.st"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> "Saved":
+    """The directory of a tiny model; written once, not to be changed."""
+    from model_fixtures import save
+
+    root = tmp_path_factory.mktemp("models")
+
+    def directory(name: str) -> Path:
+        return root / name if (root / name).exists() else save(name, root / name)
+
+    return directory
 
 
 @pytest.fixture(autouse=True)

@@ -72,6 +72,33 @@ def model_that_raises():
 ready = Toy()
 """
 
+VISION_TRANSFORMER = """
+import torch
+from torch import nn
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, kernel_size=8, stride=8)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 17, 64))
+        self.first = nn.Parameter(torch.zeros(1, 1, 64))
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images):
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        hidden = torch.cat([self.first.expand(len(images), -1, -1), patches], dim=1)
+        return self.head(self.norm(self.blocks(hidden + self.position))[:, 0])
+
+
+def vision_transformer():
+    generator = torch.Generator().manual_seed(1)
+    return VisionTransformer(), torch.randn(2, 3, 32, 32, generator=generator)
+"""
+
 
 def save(name: str, directory: Path) -> Path:
     """Write a tiny model as `save_pretrained` does."""

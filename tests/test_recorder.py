@@ -27,7 +27,14 @@ from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
 from qvtrace.recorder import Recording, record
 from qvtrace.recording import Progress, RecordOptions
-from qvtrace.skips import BYPASSED, CONTAINER, EXCLUDED, NEVER_CALLED, UNSEEN
+from qvtrace.skips import (
+    BYPASSED,
+    CONTAINER,
+    EXCLUDED,
+    NEVER_CALLED,
+    UNCALLED_WEIGHTS,
+    UNSEEN,
+)
 from qvtrace.trees import TensorLeaf, ValueLeaf, leaves
 
 
@@ -332,7 +339,7 @@ def test_a_module_whose_weights_are_used_directly_is_a_warning(file: Path) -> No
 
     report = report_of(Functional(), file, torch.zeros(1, 2))
 
-    assert report.reasons[BYPASSED] == ("layers.0",)
+    assert report.reasons[UNCALLED_WEIGHTS] == ("layers.0",)
     assert report.reasons[NEVER_CALLED] == ("idle",)
 
 
@@ -343,12 +350,26 @@ def test_what_mamba_uses_without_calling_it_is_a_warning(file: Path) -> None:
         model(**inputs)
 
     assert recording.report is not None
-    assert recording.report.reasons[BYPASSED] == (
+    assert recording.report.reasons[UNCALLED_WEIGHTS] == (
         "backbone.layers.0.mixer.conv1d",
         "backbone.layers.0.mixer.dt_proj",
         "backbone.layers.1.mixer.conv1d",
         "backbone.layers.1.mixer.dt_proj",
     )
+    assert recording.report.warnings == (
+        f"4 modules: {UNCALLED_WEIGHTS}: "
+        "backbone.layers.*.mixer.conv1d (2), backbone.layers.*.mixer.dt_proj (2)",
+    )
+
+
+def test_weights_that_nothing_uses_are_told_as_those_that_are_used_directly(file: Path) -> None:
+    model = Mlp()
+    model.spare = nn.Linear(4, 4)
+
+    report = report_of(model, file, torch.zeros(1, 4))
+
+    assert report.reasons == {UNCALLED_WEIGHTS: ("spare",)}
+    assert report.warnings == (f"1 module: {UNCALLED_WEIGHTS}: spare",)
 
 
 def test_a_tied_weight_at_work_elsewhere_is_no_warning(file: Path) -> None:

@@ -75,6 +75,22 @@ def _gemma3() -> Built:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**settings)), _text()
 
 
+def _gemma3_image() -> Built:
+    """An image that becomes 4 of the tokens."""
+    image = 250
+    config = transformers.Gemma3Config(
+        text_config={**_DECODER, "model_type": "gemma3_text"},
+        vision_config={**_ENCODER, **_IMAGES, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_index=image,
+        boi_token_index=image + 1,
+        eoi_token_index=image + 2,
+    )
+    inputs = {**_text(), **_image()}
+    inputs["input_ids"][0, 4:8] = image
+    return transformers.Gemma3ForConditionalGeneration(config), inputs
+
+
 def _gpt2() -> Built:
     """Conv1D in place of Linear."""
     config = transformers.GPT2Config(
@@ -211,6 +227,7 @@ FAMILIES: dict[str, Callable[[], Built]] = {
     "llama": _llama,
     "qwen3": _qwen3,
     "gemma3": _gemma3,
+    "gemma3_image": _gemma3_image,
     "bert": _bert,
     "vit": _vit,
     "whisper": _whisper,

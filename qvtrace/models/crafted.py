@@ -9,7 +9,8 @@ from torch import Tensor
 LENGTH = 16  # tokens
 DECODER_LENGTH = 8
 _IMAGE_SIZE = 224
-_SECOND = 16_000  # samples of a waveform
+_RATE = 16_000  # samples of a second of sound
+_HOP = 160  # samples from one frame of a spectrogram to the next
 
 
 def text_config(config: Any) -> Any:
@@ -70,19 +71,36 @@ def image_patches(config: Any, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def audio_features(config: Any, seed: int) -> Tensor | None:
-    """Log-mel features [1, bins, frames] of Whisper's form; None where the sizes are not known."""
+    """Log-mel features [1, bins, frames] of a waveform, as Whisper's own extractor makes them
+    of any sound; None where the sizes are not known."""
+    from transformers import WhisperFeatureExtractor
+
     bins = getattr(config, "num_mel_bins", None)
     positions = getattr(config, "max_source_positions", None)
     if bins is None or positions is None:
         return None
-    return torch.randn(1, bins, 2 * positions, generator=_generator(seed))
+    frames = 2 * positions
+    seconds = -(-frames * _HOP // _RATE)
+    extractor = WhisperFeatureExtractor(feature_size=bins, chunk_length=seconds, hop_length=_HOP)
+    sound = waveform(seed, seconds * _RATE)
+    features = extractor(sound.numpy(), sampling_rate=_RATE, return_tensors="pt")
+    return features["input_features"][:, :, :frames]  # type: ignore[no-any-return]
 
 
 def audio_values(config: Any, seed: int) -> Tensor:
-    """One second of noise [1, samples] at 16 kHz, or a spectrogram [1, frames, bins]."""
+    """One second of sound [1, samples] at 16 kHz, or a spectrogram [1, frames, bins]."""
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return torch.randn(1, config.max_length, config.num_mel_bins, generator=_generator(seed))
-    return torch.randn(1, _SECOND, generator=_generator(seed))
+    return waveform(seed, _RATE)[None]
+
+
+def waveform(seed: int, samples: int) -> Tensor:
+    """A sound [samples] at 16 kHz: three tones that the seed chooses, under noise."""
+    generator = _generator(seed)
+    seconds = torch.arange(samples) / _RATE
+    pitches = 200 + 1800 * torch.rand(3, 1, generator=generator)
+    tones = torch.sin(2 * torch.pi * pitches * seconds).sum(dim=0)
+    return 0.2 * tones + 0.05 * torch.randn(samples, generator=generator)
 
 
 def _special_ids(config: Any) -> Iterator[int]:

@@ -19,9 +19,11 @@ from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.origins import Origin, parse_origin
 from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
+from qvtrace.models.quantizers.experts import float_experts
 from qvtrace.models.request import ModelRequest, PreparedModel, Sample, map_tensors
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
+from qvtrace.patterns import folded
 from qvtrace.redaction import without_secrets
 from qvtrace.trees import Json
 
@@ -118,13 +120,18 @@ def _quantized(prepared: PreparedModel, loaded: Loaded, chosen: Chosen, seed: in
     warnings = prepared.warnings
     if not outcome.quantized:
         warnings += (f"{label} CHANGED NOTHING, the model is still float: {_why_nothing(outcome)}",)
+    settings = {**outcome.settings, "left_float": _counted(outcome)}
+    experts = float_experts(outcome.model)
+    if experts is not None:
+        settings["float_experts"] = experts
+        warnings += (_about_experts(experts, label),)
     return replace(
         prepared,
         model=outcome.model,
         variant=VariantInfo(
             name="quant",
             quantizer=label,
-            settings={**outcome.settings, "left_float": _counted(outcome)},
+            settings=settings,
             quantized=outcome.quantized,
             left_float=tuple(name for names in outcome.left_float.values() for name in names),
         ),
@@ -140,6 +147,14 @@ def _context(prepared: PreparedModel) -> Context:
             replace(prepared, args=args, kwargs=kwargs).run()
 
     return Context(run)
+
+
+def _about_experts(experts: Json, label: str) -> str:
+    modules = ", ".join(folded(experts["modules"]))
+    return (
+        f"fused experts stay float, {experts['share']:.0%} of the weights: they are parameters, "
+        f"no modules that {label} could quantize: {modules}"
+    )
 
 
 def _counted(outcome: Quantized) -> dict[str, int]:

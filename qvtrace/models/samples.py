@@ -43,7 +43,7 @@ class SampleMaker:
         if token is not None and takes(self.model, "image_grid_thw"):
             return self._patches_and_text(token)
         if token is not None and takes(self.model, "pixel_values"):
-            return self._image_in_text()
+            return self._image_in_text(token)
         return self._parts()
 
     @property
@@ -177,18 +177,13 @@ class SampleMaker:
         }
         return self._sample(kwargs, {})
 
-    def _image_in_text(self) -> Sample:
-        """Other models that take images in their text: by their own processor, or text alone."""
+    def _image_in_text(self, token: int) -> Sample:
+        """Other models that take images in their text: by their own processor, or crafted."""
         processor = None if self.processors is None else self.processors.processor
         if processor is None:
             self._refuse_images("processor that can be loaded")
-            kwargs: dict[str, Any] = {}
-            source: dict[str, Any] = {}
-            self._add_text(kwargs, source)
-            return self._sample(
-                kwargs, source, ("there is no image in the sample: no processor can be loaded",)
-            )
-        source = {"prompt": self.request.prompt or IMAGE_PROMPT}
+            return self._crafted_image_in_text(token)
+        source: dict[str, Any] = {"prompt": self.request.prompt or IMAGE_PROMPT}
         pictures = self._pictures(source)
         try:
             return self._sample(_process(processor, source["prompt"], pictures), source)
@@ -197,6 +192,25 @@ class SampleMaker:
                 f"{self.label}: its processor cannot make inputs, {one_line(error)}; "
                 "give ready tensors with --inputs"
             ) from error
+
+    def _crafted_image_in_text(self, token: int) -> Sample:
+        """An image and as many tokens as the model makes of it; text alone where it does not tell,
+        or where there is a prompt, whose place for an image only a processor knows."""
+        image = crafted.pixel_values(self._config, self._seed)
+        count = None if self.request.prompt is not None else _image_tokens(self.model, image)
+        kwargs: dict[str, Any] = {}
+        source: dict[str, Any] = {}
+        if count is None:
+            self._add_text(kwargs, source)
+            return self._sample(
+                kwargs, source, ("there is no image in the sample: no processor can be loaded",)
+            )
+        ids = crafted.token_ids(self._config, self._seed)
+        tokens = torch.full((1, count), token)
+        kwargs["input_ids"] = torch.cat([ids[:, :4], tokens, ids[:, 4:]], dim=1)
+        kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
+        kwargs["pixel_values"] = image
+        return self._sample(kwargs, source)
 
     def _pictures(self, source: dict[str, Any]) -> list[Image.Image]:
         source["images"] = [*map(relative, self.request.images)] or [
@@ -217,6 +231,21 @@ class SampleMaker:
         kwargs = {name: value for name, value in kwargs.items() if takes(self.model, name)}
         kind = "processed" if source else "crafted"
         return Sample((), kwargs, {"kind": kind, **source}, warnings, guessed=not source)
+
+
+def _image_tokens(model: Any, image: torch.Tensor) -> int | None:
+    """How many tokens of its text a model replaces by an image; None where it does not tell."""
+    try:
+        weight = next(model.parameters())
+        device = None if weight.is_meta else weight.device
+        with torch.no_grad():
+            features = model.get_image_features(pixel_values=image.to(device, weight.dtype))
+        features = getattr(features, "pooler_output", features)
+        parts = features if isinstance(features, list | tuple) else [features]
+        hidden = int(crafted.text_config(model.config).hidden_size)
+        return int(sum(part.numel() for part in parts)) // hidden
+    except Exception:  # a model of another kind, or one that needs more than an image
+        return None
 
 
 def _process(processor: Any, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvtrace.manifest import VariantInfo
-from qvtrace.patterns import shown
+from qvtrace.patterns import folded
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
 from qvtrace.reports.styled import Styled
@@ -13,7 +13,7 @@ from qvtrace.reports.styled import Styled
 if TYPE_CHECKING:
     from qvtrace.recording import RecordingReport
 
-_MODULES_LISTED = 4
+MODULES_LISTED = 4  # kinds of names, at the end of a recording
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,18 @@ def dry_run_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
 
 
 def skipped_lines(
-    reasons: Mapping[str, Sequence[str]], opaque: Mapping[str, int], width: int | None
+    reasons: Mapping[str, Sequence[str]],
+    opaque: Mapping[str, int],
+    width: int | None,
+    *,
+    limit: int | None = MODULES_LISTED,
 ) -> Iterator[Styled]:
-    """Which modules and which values were not stored, and why."""
+    """Which modules and which values were not stored, and why; at most `limit` names of a kind,
+    those that differ in numbers only counted as one."""
     for reason, modules in reasons.items():
         text = (
             f"{counted(len(modules), 'module')}, {printable(reason)}: "
-            f"{listed(list(map(shown, modules)), _MODULES_LISTED)}"
+            f"{listed(folded(modules), limit)}"
         )
         yield from labelled("skipped", words(text), width)
     for reason, count in opaque.items():
@@ -68,13 +73,15 @@ def skipped_lines(
         yield from labelled("skipped", words(text), width)
 
 
-def quantizer_lines(variant: VariantInfo, width: int | None) -> Iterator[Styled]:
+def quantizer_lines(
+    variant: VariantInfo, width: int | None, *, limit: int | None = MODULES_LISTED
+) -> Iterator[Styled]:
     """What was quantized, and what of its kind was left float."""
     if variant.quantizer is None:
         return
     text = f"{printable(variant.quantizer)}: {counted(len(variant.quantized), 'module')}"
     if variant.left_float:
-        left = listed(variant.left_float, _MODULES_LISTED)
+        left = listed(folded(variant.left_float), limit)
         text += f"; {len(variant.left_float)} left float: {left}"
     yield from labelled("quantized", words(text), width)
 

@@ -43,8 +43,8 @@ def _recorded_lines(manifest: Manifest, width: int | None) -> Iterator[Styled]:
         f"{counted(len(manifest.tensors), 'tensor')}"
     )
     yield from labelled("recorded", words(text), width)
-    yield from quantizer_lines(manifest.variant, width)
-    yield from skipped_lines(skipped.reasons, skipped.opaque, width)
+    yield from quantizer_lines(manifest.variant, width, limit=None)
+    yield from skipped_lines(skipped.reasons, skipped.opaque, width, limit=None)
     if not manifest.complete:
         text = f"incomplete: {printable(manifest.error or 'the recording did not end')}"
         yield from labelled("warning", words(text, "bold red"), width)

@@ -39,7 +39,7 @@ def as_quantized(model: nn.Module, settings: Json) -> Quantized:
 
 
 def _holds_quantized(module: nn.Module) -> bool:
-    return hasattr(module, "quantization_scheme") or any(map(_is_quantized, _weights(module)))
+    return hasattr(module, "quantization_scheme") or any(map(is_quantized, _weights(module)))
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
@@ -47,6 +47,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
         yield from (tensor for name, tensor in tensors(recurse=False) if "weight" in name)
 
 
-def _is_quantized(weight: Tensor) -> bool:
+def is_quantized(weight: Tensor) -> bool:
+    """Whether a weight is of a tensor class of its own, an integer or an fp8."""
     wide_float = weight.is_floating_point() and weight.element_size() >= 2
     return type(weight) not in _PLAIN or not wide_float
