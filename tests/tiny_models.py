@@ -87,7 +87,7 @@ def _gemma3_image() -> Built:
         eoi_token_index=image + 2,
     )
     inputs = {**_text(), **_image()}
-    inputs["input_ids"][0, 4:8] = image
+    inputs["input_ids"].clamp_(max=image - 1)[0, 4:8] = image
     return transformers.Gemma3ForConditionalGeneration(config), inputs
 
 
