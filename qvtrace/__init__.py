@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qvtrace.observers.printing import PrintCalls
     from qvtrace.recorder import Recording, record
     from qvtrace.recording import RecordingReport
+    from qvtrace.steps import TokenSteps
 
 _HOMES = {
     "Archive": "qvtrace.archive",
@@ -42,6 +43,7 @@ _HOMES = {
     "RecordingError": "qvtrace.errors",
     "RecordingReport": "qvtrace.recording",
     "Row": "qvtrace.comparison",
+    "TokenSteps": "qvtrace.steps",
     "UsageError": "qvtrace.errors",
     "diff": "qvtrace.comparison",
     "load": "qvtrace.archive",
@@ -62,6 +64,7 @@ __all__ = [
     "RecordingError",
     "RecordingReport",
     "Row",
+    "TokenSteps",
     "UsageError",
     "__version__",
     "diff",

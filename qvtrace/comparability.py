@@ -9,10 +9,11 @@ from qvtrace.alignment import unwrapped
 from qvtrace.archive import Archive
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.leaves import Arguments, LeafPair, pair_arguments
-from qvtrace.manifest import Manifest, RootCall
+from qvtrace.manifest import GivenInputs, Manifest, RootCall
 from qvtrace.patterns import shown
 from qvtrace.rows import same_contents
-from qvtrace.trees import Json
+from qvtrace.tokens import compare_tokens
+from qvtrace.trees import Json, Node
 
 _DIGEST_SHOWN = 8
 _PLACES_NAMED = 3
@@ -44,6 +45,33 @@ def comparable(reference: Archive, candidate: Archive) -> Comparable:
 
 
 def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
+    """Of two generations what they were given and the text that they went on with; their further
+    calls also hold what the model has computed itself."""
+    given = [archive.manifest.inputs.given for archive in (reference, candidate)]
+    if given[0] is None or given[1] is None:
+        yield from _different_calls(reference, candidate)
+        return
+    if given[0].digest != given[1].digest:
+        sides = (
+            Arguments(*_trees(archive, inputs), ())
+            for archive, inputs in zip((reference, candidate), given, strict=True)
+            if inputs is not None
+        )
+        yield from _different_places("what the generation was given", pair_arguments(*sides))
+    yield from _different_texts(reference.manifest, candidate.manifest)
+
+
+def _different_texts(reference: Manifest, candidate: Manifest) -> Iterator[str]:
+    tokens = compare_tokens(reference, candidate)
+    if tokens is not None and tokens.parted is not None:
+        parted = tokens.parted
+        yield (
+            f"texts part after step {parted.step}: token {parted.reference} in the reference, "
+            f"{parted.candidate} in the candidate; record the candidate with --like"
+        )
+
+
+def _different_calls(reference: Archive, candidate: Archive) -> Iterator[str]:
     calls = [archive.manifest.inputs.root_calls for archive in (reference, candidate)]
     if len(calls[0]) != len(calls[1]):
         yield (
@@ -57,10 +85,10 @@ def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
             _arguments(reference, call, parameters[0]),
             _arguments(candidate, other, parameters[1]),
         )
-        yield from _different_places(call, pairs)
+        yield from _different_places(f"call {call.index} of {shown(call.module)}", pairs)
 
 
-def _different_places(call: RootCall, pairs: Iterator[LeafPair]) -> Iterator[str]:
+def _different_places(where: str, pairs: Iterator[LeafPair]) -> Iterator[str]:
     """Says nothing where only the digests differ: one side passes by name what the other passes
     by position."""
     different = (
@@ -70,7 +98,7 @@ def _different_places(call: RootCall, pairs: Iterator[LeafPair]) -> Iterator[str
     if paths:
         more = ", ..." if paths[_PLACES_NAMED:] else ""
         named = ", ".join(paths[:_PLACES_NAMED])
-        yield f"inputs differ in call {call.index} of {shown(call.module)}: {named}{more}"
+        yield f"inputs differ in {where}: {named}{more}"
 
 
 _Parameters: TypeAlias = dict[tuple[str, int], tuple[str | None, ...]]
@@ -81,14 +109,16 @@ def _parameters(archive: Archive) -> _Parameters:
 
 
 def _arguments(archive: Archive, call: RootCall, parameters: _Parameters) -> Arguments:
+    return Arguments(*_trees(archive, call), parameters.get((call.module, call.index), ()))
+
+
+def _trees(archive: Archive, call: RootCall | GivenInputs) -> tuple[Node, Node]:
     try:
-        inputs, kwargs = call.input_trees()
+        return call.input_trees()
     except ValueError as error:
         raise DamagedArchiveError(
-            f"{archive.file}: the inputs of {call.module!r}, call {call.index}: {error}; "
-            "the file is damaged, record again"
+            f"{archive.file}: the inputs of the model: {error}; the file is damaged, record again"
         ) from error
-    return Arguments(inputs, kwargs, parameters.get((call.module, call.index), ()))
 
 
 def _different_classes(reference: Manifest, candidate: Manifest) -> Iterator[str]:

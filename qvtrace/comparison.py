@@ -25,6 +25,7 @@ from qvtrace.rows import (
     RowBuilder,
     Status,
 )
+from qvtrace.tokens import Tokens, compare_tokens
 from qvtrace.trees import Json
 from qvtrace.verdict import Evidence, Verdict, judge
 
@@ -116,6 +117,7 @@ class Comparison:
     verdict: Verdict
     complete: bool = True  # False when rows or metrics were cut
     options: DiffOptions = field(default_factory=DiffOptions)
+    tokens: Tokens | None = None  # where both sides are generations
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
@@ -155,7 +157,8 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
     coverage = cover(built, alignment)
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
-    evidence = Evidence(built.rows, coverage, comparability, *manifests, options.filters)
+    tokens = compare_tokens(*manifests)
+    evidence = Evidence(built.rows, coverage, comparability, *manifests, options.filters, tokens)
     ordered = _sorted(built.rows, options.sort_by)
     rows = ordered if options.top is None else _top(ordered, options)
     return Comparison(
@@ -167,6 +170,7 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
         judge(evidence),
         complete=len(rows) == len(built.rows) and not options.metrics,
         options=options,
+        tokens=tokens,
     )
 
 

@@ -62,11 +62,35 @@ class RootCall:
 
 
 @dataclass(frozen=True)
+class GivenInputs:
+    """What a generation was given: its root calls are steps, which hold more than that."""
+
+    inputs: Json
+    kwargs: Json
+    digest: str
+
+    def input_trees(self) -> tuple[Node, Node]:
+        """The trees of the positional and of the keyword inputs."""
+        return trees.from_json(self.inputs), trees.from_json(self.kwargs)
+
+
+@dataclass(frozen=True)
 class InputsInfo:
     """How the inputs were made, and what they were."""
 
     source: Json = field(default_factory=dict)  # `{"kind": "crafted", ...}`, prompt, files
     root_calls: tuple[RootCall, ...] = ()
+    given: GivenInputs | None = None  # where a generation was recorded that knows it
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """The end of one step of a generation: a token for each sequence of the batch."""
+
+    sample: int
+    step: int
+    chosen: tuple[int, ...]  # the model's own: the highest logit
+    taken: tuple[int, ...]  # what the text went on with; another one where tokens were fed
 
 
 @dataclass(frozen=True)
@@ -148,6 +172,7 @@ class Manifest:
     calls: tuple[CallEntry, ...]
     tensors: tuple[TensorEntry, ...]
     skipped: Skipped
+    steps: tuple[StepEntry, ...] = ()  # of a generation, in order
     format: int = FORMAT_VERSION
 
 
@@ -198,6 +223,7 @@ def manifest_from_json(json: object) -> Manifest:
         inputs=InputsInfo(
             inputs.free_object("source"),
             tuple(map(_root_call_from_json, inputs.list("root_calls"))),
+            _given_from_json(inputs.optional_section("given")),
         ),
         contains=fields.texts("contains"),
         environment=fields.free_object("environment"),
@@ -206,6 +232,7 @@ def manifest_from_json(json: object) -> Manifest:
         calls=tuple(map(_call_from_json, fields.list("calls"))),
         tensors=tuple(map(_tensor_from_json, fields.list("tensors"))),
         skipped=_skipped_from_json(fields.section("skipped")),
+        steps=tuple(map(_step_from_json, fields.optional_list("steps"))),
         format=fields.count("format"),
     )
 
@@ -266,14 +293,27 @@ class _Fields:
     def optional_object(self, name: str) -> Json | None:
         return cast(Json | None, self._get(name, dict | None))
 
+    def optional_list(self, name: str) -> list[Any]:
+        """Empty where an older file does not have it."""
+        return self.list(name) if name in self.json else []
+
     def list(self, name: str) -> list[Any]:
         return cast("list[Any]", self._get(name, list))
+
+    def counts(self, name: str) -> tuple[int, ...]:
+        values = self.list(name)
+        if not all(type(value) is int and value >= 0 for value in values):
+            raise ValueError(f"{name!r} of the {self.what} is not a list of counts")
+        return tuple(values)
 
     def texts(self, name: str) -> tuple[str, ...]:
         return _texts(self._get(name, list), name)
 
     def section(self, name: str) -> "_Fields":
         return _Fields(self.object(name), name)
+
+    def optional_section(self, name: str) -> "_Fields | None":
+        return None if self.json.get(name) is None else self.section(name)
 
 
 def _children(value: object) -> Iterable[Any]:
@@ -320,6 +360,22 @@ def _root_call_from_json(json: object) -> RootCall:
         fields.object("inputs"),
         fields.object("kwargs"),
         fields.text("digest"),
+    )
+
+
+def _given_from_json(fields: _Fields | None) -> GivenInputs | None:
+    if fields is None:
+        return None
+    return GivenInputs(fields.object("inputs"), fields.object("kwargs"), fields.text("digest"))
+
+
+def _step_from_json(json: object) -> StepEntry:
+    fields = _Fields(json, "step")
+    return StepEntry(
+        fields.count("sample"),
+        fields.count("step"),
+        fields.counts("chosen"),
+        fields.counts("taken"),
     )
 
 

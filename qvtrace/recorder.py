@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from bdb import BdbQuit
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,11 +39,13 @@ from qvtrace.identity import (
     version,
 )
 from qvtrace.manifest import (
+    GivenInputs,
     InputsInfo,
     Manifest,
     ModuleEntry,
     RootCall,
     Skipped,
+    StepEntry,
     VariantInfo,
 )
 from qvtrace.module_tree import NamedModule, walk_modules
@@ -53,6 +55,7 @@ from qvtrace.recording import Progress, RecordingReport, RecordOptions
 from qvtrace.redaction import without_secrets
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
+from qvtrace.steps import Ids, step_entry
 from qvtrace.trees import Json, Node
 
 _PROGRESS_SECONDS = 0.1
@@ -143,6 +146,43 @@ class Recording(AbstractContextManager["Recording"]):
         self._failure: Exception | None = None
         self._counted = _Counts()
         self._watch = Watch(options.observers)
+        self._given: GivenInputs | None = None
+        self._steps: list[StepEntry] = []
+
+    def given(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+        """Store what a generation is given, so that a second one can be given the same.
+
+        The calls that it makes of the model hold more than that: caches, encoded inputs.
+        """
+        if not self._active:
+            return
+        inputs = self._tree(tuple(args), "(given)/", "inputs")
+        named = self._tree(dict(kwargs), "(given)/", "kwargs")
+        self._given = GivenInputs(inputs, named, digest_json([inputs, named]))
+        self._writer.describe(self._described())
+
+    def next_step(
+        self,
+        chosen: Ids | None = None,
+        taken: Ids | None = None,
+    ) -> None:
+        """End a step of a loop that calls the model again and again: later calls are of the next.
+
+        `chosen`: the token ids that the model would go on with, one for each sequence of the batch;
+        `taken`: those that the text does go on with, where they are others.
+        """
+        if not self._active:
+            return
+        entry = step_entry(self.sample, self.step, chosen, taken)
+        if entry is not None:
+            self._steps.append(entry)
+            self._writer.describe(self._described())
+        self.step += 1
+
+    def _described(self) -> Manifest:
+        """What is known of the trace while it is recorded."""
+        inputs = replace(self._manifest.inputs, given=self._given)
+        return replace(self._manifest, inputs=inputs, steps=tuple(self._steps))
 
     def __enter__(self) -> "Recording":
         if self._active or self.report is not None:
@@ -479,7 +519,7 @@ class Recording(AbstractContextManager["Recording"]):
         calls = {key: hooked.calls for key, hooked in self._hooked.items()}
         recorded = sum(1 for h in self._hooked.values() if h.recorded and h.calls)
         return replace(
-            self._manifest,
+            self._described(),
             complete=error is None,
             error=None if error is None else _described(error),
             modules=tuple(_entry(m, calls=calls.get(id(m.module), 0)) for m in modules),
@@ -512,6 +552,7 @@ class Recording(AbstractContextManager["Recording"]):
             seconds=time.perf_counter() - self._started,
             complete=manifest.complete,
             error=manifest.error,
+            steps=manifest.steps,
         )
 
 

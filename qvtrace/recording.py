@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qvtrace.manifest import ModelInfo, VariantInfo
+from qvtrace.manifest import ModelInfo, StepEntry, VariantInfo
 from qvtrace.observers import Observer
 from qvtrace.trees import Json
 
@@ -59,3 +59,4 @@ class RecordingReport:
     seconds: float
     complete: bool
     error: str | None
+    steps: tuple[StepEntry, ...] = ()  # of a generation

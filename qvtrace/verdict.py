@@ -7,8 +7,9 @@ from qvtrace.comparability import Comparable
 from qvtrace.coverage import Coverage
 from qvtrace.factors import factor_text
 from qvtrace.manifest import Manifest
-from qvtrace.patterns import shown
+from qvtrace.row_names import RowNames
 from qvtrace.rows import COMPARED, Row
+from qvtrace.tokens import Tokens
 from qvtrace.trees import Json
 
 DONE = 0
@@ -35,17 +36,19 @@ class Evidence:
     reference: Manifest
     candidate: Manifest
     filters: str = ""  # what narrowed the rows, as it was asked for
+    tokens: Tokens | None = None  # of two generations
 
 
 def judge(evidence: Evidence) -> Verdict:
     """What is to be said, the loudest first."""
-    name = _Names(evidence.rows)
+    name = RowNames(evidence.rows)
     parts = [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
         *_factor_faults(evidence.rows, name),
         *_worst(evidence.rows, name),
         *_first(evidence.rows, name),
+        *_tokens(evidence.tokens),
         *_mismatches(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
         *_layouts(evidence.rows),
@@ -102,7 +105,7 @@ def _why_nothing(evidence: Evidence) -> str:
     return "neither side holds what was asked for"
 
 
-def _nonfinite(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _nonfinite(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     found = [row for row in rows if row.status == "nonfinite"]
     introduced = [(row, count) for row in found if (count := _new_nan(row))]
     if introduced:
@@ -120,7 +123,7 @@ def _new_nan(row: Row) -> int:
     return 0 if row.nonfinite is None else row.nonfinite.new_nan
 
 
-def _first(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _first(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Where the two begin to differ; the worst place is told anyway."""
     floats = [row for row in rows if row.status in ("ok", "nonfinite")]
     different = [row for row in floats if not _is_exact(row) and not row.is_made_up_for]
@@ -132,7 +135,7 @@ def _is_exact(row: Row) -> bool:
     return row.status == "ok" and row.metrics.max_abs_error == 0
 
 
-def _worst(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     telling = [row for row in rows if not row.is_made_up_for]
     measured = [(row, peir) for row in telling if (peir := row.metrics.peir) is not None]
     undefined = [
@@ -152,14 +155,29 @@ def _worst(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
         yield "no NaN introduced"
 
 
-def _mismatches(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _tokens(tokens: Tokens | None) -> Iterator[str]:
+    """What the candidate would have gone on with."""
+    if tokens is None:
+        return
+    if tokens.first is None:
+        yield f"the same token in every step, {tokens.compared} of {tokens.compared}"
+        return
+    first = tokens.first
+    sequence = f" of sequence {first.sequence}" if first.sequence else ""
+    yield (
+        f"first token that differs: step {first.step}{sequence}, {first.candidate} in place of "
+        f"{first.reference}, {tokens.agreed} of {tokens.compared} the same"
+    )
+
+
+def _mismatches(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     found = [row for row in rows if row.status == "mismatch"]
     if found:
         what = "integers or plain values differ"
         yield f"{what} in {_counted(len(found), 'row')}, first in {name(found[0])}"
 
 
-def _not_comparable(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Opaque objects of one type are no finding: nobody could compare them."""
     found = [row for row in rows if row.status not in COMPARED and row.status != "opaque"]
     if found:
@@ -173,7 +191,7 @@ def _layouts(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{_counted(count, 'row')} compared in another layout"
 
 
-def _factor_faults(rows: Sequence[Row], name: "_Names") -> Iterator[str]:
+def _factor_faults(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Where a factor comes in that nothing takes out again, and in how many rows it shows."""
     found = [row for row in rows if row.scale_factor is not None and not row.is_made_up_for]
     if found and found[0].scale_factor is not None:
@@ -193,18 +211,6 @@ def _modules(evidence: Evidence) -> str:
     modules = _counted(coverage.modules_reference, "module")
     filters = f" ({evidence.filters})" if evidence.filters else ""
     return f"{coverage.modules_compared} of {modules} compared{filters}"
-
-
-class _Names:
-    """Names of rows: with the call where a module has several, with the path where it tells."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._several = {row.module for row in rows if row.call}
-
-    def __call__(self, row: Row) -> str:
-        call = f"#{row.call}" if row.module in self._several else ""
-        path = f" {row.path}" if row.path != "output" else ""
-        return f"{shown(row.module)}{call}{path}"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -26,6 +26,9 @@ class DryWriter:
         self._calls = 0
         self._lock = threading.Lock()
 
+    def describe(self, manifest: Manifest) -> None:
+        """What is known comes with the manifest when it is closed."""
+
     def add_modules(self, modules: tuple[ModuleEntry, ...]) -> None:
         """The modules come with the manifest when it is closed."""
 

@@ -93,17 +93,18 @@ class ArchiveWriter:
                 os.ftruncate(self._descriptor, 0)
             write_all(self._descriptor, placeholder_header(reserve, metadata_of(manifest)))
             self._journal = Journal(journal_of(self.partial))
-            self.describe(manifest, start=LENGTH.size + reserve)
+            self._start = LENGTH.size + reserve
+            self.describe(manifest)
+            self.add_modules(manifest.modules)
         except OSError as error:
             self.discard()
             raise ArchiveError(f"{file}: cannot be written: {error.strerror}") from error
-        self._start = LENGTH.size + reserve
 
-    def describe(self, manifest: Manifest, *, start: int | None = None) -> None:
-        """Note in the journal what is now known of the trace."""
-        head = head_to_json(manifest)
-        self._journal.append("P", encode_json({"start": start or self._start, "head": head}))
-        self.add_modules(manifest.modules)
+    def describe(self, manifest: Manifest) -> None:
+        """Note in the journal what is now known of the trace, but for its modules."""
+        described = encode_json({"start": self._start, "head": head_to_json(manifest)})
+        with self._lock:
+            self._journal.append("P", described)
 
     def add_modules(self, modules: tuple[ModuleEntry, ...]) -> None:
         """Note in the journal which modules there are."""

@@ -207,6 +207,15 @@ class ModelFlags:
         str | None,
         option(SAMPLE, "Ready tensors: .safetensors or .json.", "--inputs", metavar="FILE"),
     ] = None
+    generate: Annotated[
+        int | None,
+        option(
+            SAMPLE,
+            "Record a greedy generation of N tokens, every step; --like feeds its tokens.",
+            metavar="N",
+            min=1,
+        ),
+    ] = None
     use_cache: Annotated[
         bool, flag(SAMPLE, "Run the forward with use_cache=True.", "--use-cache")
     ] = False

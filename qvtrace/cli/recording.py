@@ -94,12 +94,12 @@ def _record(job: Job) -> "Outcome":
         recording = Recording(prepared.model, job.file, replace(options, observers=observers))
         try:
             with recording:
-                prepared.run()
+                prepared.run(recording)
         except (ModelError, KeyboardInterrupt) as error:
             _name_remains(error, recording)
             raise
         assert recording.report is not None
-        return Outcome(recording.report, prepared.variant, prepared.warnings)
+        return Outcome(recording.report, prepared.variant, prepared.warnings, prepared.generation)
 
 
 def _opened(like: str | None) -> AbstractContextManager["Archive | None"]:

@@ -86,7 +86,8 @@ def _record_both(job: Job, candidate: Path) -> None:
     run_job(replace(job, model=replace(job.model, quantizer=None)))
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory
-    like = replace(job.model, like=str(job.file))
+    # The sample comes from the archive, and with it the tokens of a generation.
+    like = replace(job.model, like=str(job.file), prompt=None, image=[], inputs=None)
     watch = replace(job.watch, print_inputs=False)  # they are the same
     run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate, watch=watch))
     print(file=sys.stderr)

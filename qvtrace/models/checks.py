@@ -21,6 +21,8 @@ def check(request: ModelRequest, origin: Origin) -> None:
         raise UsageError("--prompt: is empty; give some text")
     if request.seed is not None and not 0 <= request.seed <= _LARGEST_SEED:
         raise UsageError(f"--seed {request.seed}: is out of range; give 0 to {_LARGEST_SEED}")
+    if request.generate is not None and request.generate < 1:
+        raise UsageError(f"--generate {request.generate}: is no token; give 1 or more")
     if isinstance(origin, FunctionName) and (request.from_config or request.num_layers is not None):
         option = "--from-config" if request.from_config else "--num-layers"
         raise UsageError(f"{option}: a function makes its model itself; leave the option out")

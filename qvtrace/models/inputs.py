@@ -9,6 +9,7 @@ from qvtrace.errors import UsageError
 from qvtrace.identity import model_dtype
 from qvtrace.models.embedded import embedded_sample
 from qvtrace.models.functions import FunctionName
+from qvtrace.models.generation import starting_point
 from qvtrace.models.input_files import read_inputs
 from qvtrace.models.likeness import rebuild_inputs
 from qvtrace.models.loading import Loaded
@@ -28,7 +29,7 @@ def make_inputs(
     Raises `UsageError` where nothing is named and nothing can be guessed.
     """
     model, asked = loaded.model, request.prompt is not None or bool(request.images)
-    recorded = like is not None and not asked and request.inputs_file is None
+    recorded = like is not None and takes_inputs_of_archive(request)
     if request.inputs_file is not None:
         sample = read_inputs(request.inputs_file, model)
     elif like is not None and recorded:
@@ -41,6 +42,11 @@ def make_inputs(
         sample = _craft(origin, model, request)
     sample = _with_options(sample, model, request, recorded=recorded)
     return _placed(sample, origin, model, request)
+
+
+def takes_inputs_of_archive(request: ModelRequest) -> bool:
+    """Whether the request leaves it to the archive that is followed what the inputs are."""
+    return request.prompt is None and not request.images and request.inputs_file is None
 
 
 def _craft(origin: Checkpoint | FunctionName, model: nn.Module, request: ModelRequest) -> Sample:
@@ -58,6 +64,9 @@ def _with_options(
 ) -> Sample:
     """With the keyword arguments that ask for maps, and for a forward with or without a cache."""
     kwargs = dict(sample.kwargs)
+    if request.generate is not None:
+        kwargs = starting_point(model, sample.args, kwargs)
+        sample = replace(sample, args=())
     if request.attention_maps:
         if not is_transformers_model(model):
             raise UsageError(
@@ -65,7 +74,7 @@ def _with_options(
                 "leave the option out"
             )
         kwargs["output_attentions"] = True
-    if uses_cache(model, sample.args):
+    if request.generate is None and uses_cache(model, sample.args):
         if request.use_cache:
             kwargs["use_cache"] = True
         elif not recorded:

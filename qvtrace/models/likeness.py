@@ -53,15 +53,18 @@ def resembling(request: ModelRequest, archive: Archive) -> ModelRequest:
         seed=recorded.seed if request.seed is None else request.seed,
         dtype=request.dtype or dtype,
         attn=request.attn or _attention(archive, request, function=function),
+        generate=_steps(archive) if request.generate is None else request.generate,
     )
 
 
 def rebuild_inputs(archive: Archive) -> Sample:
-    """The inputs of the archive's first root call.
+    """What the archive's generation was given, or else the inputs of its first root call.
 
     Raises `UsageError` for inputs that the archive could not store.
     """
-    root = next((call for call in archive.manifest.inputs.root_calls if call.module == ""), None)
+    given = archive.manifest.inputs.given
+    first = next((call for call in archive.manifest.inputs.root_calls if call.module == ""), None)
+    root = given or first
     if root is None:
         raise _cannot(archive, "it holds no inputs of the whole model")
     try:
@@ -76,7 +79,8 @@ def rebuild_inputs(archive: Archive) -> Sample:
             f"{archive.file}: its inputs are no arguments of a call; record it again"
         )
     source = {**archive.manifest.inputs.source, "like": archive.file.name}
-    return Sample(tuple(args), named, source, tuple(_more_calls(archive)))
+    warnings = () if given is not None else tuple(_more_calls(archive))
+    return Sample(tuple(args), named, source, warnings)
 
 
 def _trusted_name(archive: Archive) -> str:
@@ -100,6 +104,13 @@ def _attention(archive: Archive, request: ModelRequest, *, function: bool) -> st
         return None
     attention = archive.manifest.environment.get("attention")
     return attention if attention in ATTENTIONS else None
+
+
+def _steps(archive: Archive) -> int | None:
+    """How many tokens the archive's generation has; None: it holds none that can be repeated."""
+    if archive.manifest.inputs.given is None:
+        return None
+    return sum(entry.sample == 0 for entry in archive.manifest.steps) or None
 
 
 def _more_calls(archive: Archive) -> list[str]:

@@ -14,7 +14,13 @@ from qvtrace.identity import describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models.chatter import quiet
 from qvtrace.models.checks import check
-from qvtrace.models.inputs import make_inputs
+from qvtrace.models.generation import (
+    Generation,
+    check_generates,
+    end_tokens,
+    tokens_to_feed,
+)
+from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.origins import Origin, parse_origin
@@ -49,10 +55,35 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         chosen = choose(request.quantizer) if request.variant == "quant" else None
         with seeded(seed):
             loaded = load_model(origin, request)
+        generation = _generation(loaded.model, request, origin, like)
         sample = make_inputs(origin, loaded, request, like)
         info = _info(origin, loaded, request, _modifications(asked, request, like))
         prepared = _unquantized(loaded, sample, info, request)
-        return prepared if chosen is None else _quantized(prepared, loaded, chosen, seed)
+        prepared = replace(prepared, generation=generation)
+        if like is not None and generation is not None and generation.feed is None:
+            free = f"no tokens of {like.file} are fed, the text is the model's own"
+            prepared = replace(prepared, warnings=(*prepared.warnings, free))
+        if chosen is None:
+            return prepared
+        quantized = _quantized(prepared, loaded, chosen, seed)
+        if generation is not None:
+            check_generates(quantized.model, f"{origin.name} as {chosen.label} leaves it")
+        return quantized
+
+
+def _generation(
+    model: nn.Module, request: ModelRequest, origin: Origin, like: Archive | None
+) -> Generation | None:
+    """The generation that was asked for, fed by the archive that is followed where its inputs are
+    taken as well."""
+    if request.generate is None:
+        return None
+    check_generates(model, origin.name)
+    feed = None
+    if like is not None and takes_inputs_of_archive(request):
+        feed = tokens_to_feed(like, request.generate)
+    fed_from = None if like is None or feed is None else str(like.file)
+    return Generation(request.generate, feed, fed_from, end_tokens(model))
 
 
 def _modifications(asked: ModelRequest, request: ModelRequest, like: Archive | None) -> Json:

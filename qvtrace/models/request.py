@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qvtrace.errors import ModelError, QvtraceError
 from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models.chatter import one_line, quiet
+from qvtrace.models.generation import Generation, Listener
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.trees import Json
 
@@ -38,6 +39,7 @@ class ModelRequest:
     trust_remote_code: bool = False
     attention_maps: bool = False
     use_cache: bool = False
+    generate: int | None = None  # tokens; None: a single forward
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,11 @@ class PreparedModel:
     environment: Json
     warnings: tuple[str, ...] = ()
     hint: str = "--traceback shows where"  # what may help when the forward raises
+    generation: Generation | None = None
 
-    def run(self) -> None:
-        """One forward, without gradients, from the seed.
+    def run(self, listener: Listener | None = None) -> None:
+        """One forward, without gradients, from the seed; with a `listener`, which is told of the
+        steps, the generation that was asked for.
 
         Raises `ModelError` with the exception of the model as its cause, `KeyboardInterrupt` where
         a debugger was quit.
@@ -74,7 +78,10 @@ class PreparedModel:
         seed = DEFAULT_SEED if self.info.seed is None else self.info.seed
         try:
             with quiet(), seeded(seed), torch.no_grad():
-                self.model(*self.args, **self.kwargs)
+                if self.generation is None or listener is None:
+                    self.model(*self.args, **self.kwargs)
+                else:
+                    self.generation.run(self.model, self.kwargs, listener)
         except QvtraceError:
             raise
         except BdbQuit:  # somebody has had enough in a debugger

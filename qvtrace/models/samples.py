@@ -88,7 +88,8 @@ class SampleMaker:
         if getattr(self._config, "is_encoder_decoder", False):
             ids = kwargs.get("input_ids")
             ids = crafted.token_ids(self._config, self._seed) if ids is None else ids
-            kwargs["decoder_input_ids"] = crafted.decoder_ids(self._config, ids)
+            start = crafted.decoder_ids(self._config, ids)
+            kwargs["decoder_input_ids"] = start[:, :1] if self.request.generate else start
         if not kwargs:
             raise UsageError(
                 f"--model {self.label}: no inputs can be guessed for "

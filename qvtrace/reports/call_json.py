@@ -87,6 +87,8 @@ def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str
             for part in PARTS
         }
         named = {"module": call.module, "type": classes.get(call.module), "call": call.index}
+        if trace.archive.manifest.steps or call.step:
+            named["step"] = call.step
         yield call_line(named | parts, call.error)
 
 

@@ -9,6 +9,7 @@ from qvtrace.metrics import Nonfinite
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.styled import Styled, styled
+from qvtrace.row_names import RowNames
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -94,11 +95,9 @@ def metric_column(name: str, bar: Bar) -> Column:
     return Column(_TITLES.get(name, name), lambda row: _metric(row, name))
 
 
-def row_name(row: Row, *, with_call: bool) -> Styled:
-    """Module, call where there are several, and path where it is not simply the output."""
-    name = styled(printable(shown(row.module)))
-    if with_call:
-        name += styled(f"#{row.call}")
+def row_name(row: Row, names: RowNames) -> Styled:
+    """Module, call and step where there are several, and path where it is not the output."""
+    name = styled(printable(shown(row.module)) + names.call(row))
     if row.path != "output":
         name += styled(f" {printable(row.path)}", "cyan")
     return name

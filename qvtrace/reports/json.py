@@ -31,7 +31,9 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     """The object itself.
 
     Every row has every metric, unless some were asked for; `complete` then says that it was cut.
+    Two generations have `tokens` besides: how many agree, and the first that differs.
     """
+    tokens = comparison.tokens
     return {
         "format": FORMAT_VERSION,
         "qvtrace": version,
@@ -40,6 +42,7 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "candidate": _side(comparison.candidate),
         "comparable": asdict(comparison.comparable),
         "coverage": _coverage(comparison.coverage),
+        **({} if tokens is None else {"tokens": asdict(tokens)}),
         "rows": [_row(row, comparison.options.metrics) for row in comparison.rows],
         "verdict": asdict(comparison.verdict),
     }

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvtrace.manifest import VariantInfo
+from qvtrace.manifest import StepEntry, VariantInfo
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
 from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
+    from qvtrace.models.generation import Generation
     from qvtrace.recording import RecordingReport
 
 MODULES_LISTED = 4  # kinds of names, at the end of a recording
@@ -23,6 +24,7 @@ class Outcome:
     report: "RecordingReport"
     variant: VariantInfo
     warnings: tuple[str, ...] = ()
+    generation: "Generation | None" = None
 
 
 def recording_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
@@ -86,11 +88,42 @@ def quantizer_lines(
     yield from labelled("quantized", words(text), width)
 
 
+def _about_tokens(steps: Sequence[StepEntry], generation: "Generation") -> Iterator[str]:
+    """How many tokens there are, whose they are, and where the model ends or differs."""
+    fed = generation.fed_from
+    yield counted(len(steps), "token") + ("" if fed is None else f", fed from {printable(fed)}")
+    different = next((step for step in steps if step.chosen != step.taken), None)
+    if different is not None:
+        yield _about_difference(
+            different, sum(step.chosen == step.taken for step in steps), len(steps)
+        )
+    elif fed is not None:
+        yield "the model would have gone on with the same tokens"
+    end = next((step for step in steps if generation.ends.intersection(step.chosen)), None)
+    if end is not None:
+        yield f"the model ends the text at step {end.step}; the recording goes on"
+
+
+def _about_difference(step: StepEntry, same: int, steps: int) -> str:
+    pairs = zip(step.chosen, step.taken, strict=True)
+    sequence, (chosen, taken) = next(
+        (number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]
+    )
+    of_batch = f" of sequence {sequence}" if sequence else ""
+    return (
+        f"first token that differs: step {step.step}{of_batch}, the model would have gone on with "
+        f"{chosen} in place of {taken}; {same} of {counted(steps, 'step')} the same"
+    )
+
+
 def _module_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
     report = outcome.report
     modules = f"{report.registered} registered, {report.called} called, {report.recorded} recorded"
     yield from labelled("modules", words(modules), width)
     yield from skipped_lines(report.reasons, report.opaque, width)
     yield from quantizer_lines(outcome.variant, width)
+    if outcome.generation is not None and report.steps:
+        for line in _about_tokens(report.steps, outcome.generation):
+            yield from labelled("generated", words(line), width)
     for warning in (*outcome.warnings, *report.warnings):
         yield from labelled("warning", words(printable(warning), "yellow"), width)

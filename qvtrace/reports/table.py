@@ -20,6 +20,7 @@ from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.head import head_lines
 from qvtrace.reports.layout import GAP, Entry, Table, labelled, separated, words
 from qvtrace.reports.styled import Styled, styled
+from qvtrace.row_names import RowNames
 from qvtrace.rows import NOT_STORED
 
 _IN_DEFAULT_COLUMNS = frozenset(
@@ -121,14 +122,14 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> Itera
 
 def _filled(comparison: Comparison, rows: _Rows, columns: Sequence[Column]) -> Table:
     dtypes = (comparison.reference.model.get("dtype"), comparison.candidate.model.get("dtype"))
-    several = {row.module for row in comparison.rows if row.call > 0}
+    names = RowNames(comparison.rows)
     entries = [
         Entry(
             key=str(row.order),
-            name=row_name(row, with_call=row.module in several),
+            name=row_name(row, names),
             cells=() if message(row) else tuple(column.cell(row) for column in columns),
             message=message(row),
-            notes=tuple(_under(row, rows, dtypes, several)),
+            notes=tuple(_under(row, rows, dtypes, names)),
         )
         for row in rows.listed
     ]
@@ -136,10 +137,10 @@ def _filled(comparison: Comparison, rows: _Rows, columns: Sequence[Column]) -> T
 
 
 def _under(
-    row: Row, rows: _Rows, dtypes: tuple[str | None, str | None], several: set[str]
+    row: Row, rows: _Rows, dtypes: tuple[str | None, str | None], names: RowNames
 ) -> Iterator[Styled]:
     for other in rows.folded.get(row.place, ()):
-        name = row_name(other, with_call=other.module in several)
+        name = row_name(other, names)
         yield styled(f"= {name.plain}", "dim")
     yield from notes(row, dtypes)
 

@@ -54,8 +54,10 @@ def _recorded_lines(manifest: Manifest, width: int | None) -> Iterator[Styled]:
 
 def _source(manifest: Manifest) -> list[str]:
     facts = _facts(manifest.inputs.source)
-    digests = [f"digest {call.digest}" for call in manifest.inputs.root_calls[:1]]
-    return [*facts, counted(len(manifest.inputs.root_calls), "root call"), *map(printable, digests)]
+    first = manifest.inputs.given or next(iter(manifest.inputs.root_calls), None)
+    digests = [] if first is None else [printable(f"digest {first.digest}")]
+    steps = [counted(len(manifest.steps), "step")] if manifest.steps else []
+    return [*facts, counted(len(manifest.inputs.root_calls), "root call"), *steps, *digests]
 
 
 def _environment(manifest: Manifest) -> list[str]:

@@ -52,10 +52,14 @@ def _branch_lines(
             return
     yield title
     for call in calls:
-        begin = below + styled(f"#{call.index} " if len(calls) > 1 else "", "bold")
+        begin = below + styled(_ordinal(call) if len(calls) > 1 else "", "bold")
         further = below + styled("    ")
         yield from wrapped(begin, further, _call_words(trace, call), options.width)
         yield from _tensor_lines(trace, call, below, options)
+
+
+def _ordinal(call: CallEntry) -> str:
+    return f"#{call.index} step {call.step} " if call.step else f"#{call.index} "
 
 
 def _title(branch: Branch, guide: str) -> Styled:
