@@ -156,8 +156,9 @@ class Recording(AbstractContextManager["Recording"]):
         """
         if not self._active:
             return
-        inputs = self._tree(tuple(args), "(given)/", "inputs")
-        named = self._tree(dict(kwargs), "(given)/", "kwargs")
+        inputs = trees.to_json(self._take(tuple(args), "(given)/", "inputs"))
+        named = trees.to_json(self._take(dict(kwargs), "(given)/", "kwargs"))
+        self._thread.contents.clear()
         self._given = GivenInputs(inputs, named, digest_json([inputs, named]))
         self._writer.describe(self._described())
 
@@ -442,6 +443,7 @@ class Recording(AbstractContextManager["Recording"]):
             args,
             kwargs,
             is_recorded=is_recorded,
+            step=self.step,
             trees={
                 "inputs": taken[0] if is_recorded and self._options.inputs else None,
                 "kwargs": taken[1] if is_recorded and self._options.kwargs else None,

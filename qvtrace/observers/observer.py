@@ -23,6 +23,7 @@ class ObservedCall:
     output: Any = None
     error: str | None = None  # the call raised, or did not return
     is_recorded: bool = True
+    step: int = 0  # of a generation
     # `inputs` and `kwargs` before the call and `output` after it, as they are recorded; a part that
     # is not is None.
     trees: "dict[str, Node | None]" = field(default_factory=dict)

@@ -72,6 +72,7 @@ class PrintCalls(Observer):
                 "module": call.name,
                 "type": type(call.module).__name__,
                 "call": call.index,
+                **({"step": call.step} if call.step else {}),
                 **self._begun.pop(call),
                 **self._parts(call, ("output",)),
             }
