@@ -2,7 +2,8 @@
 
 Modules are paired by name, calls by sample, step and their count therein. An exact name comes
 first, then an alias of a shared module, then what is left of the names once declared wrappers are
-taken off. Class and order of execution never decide, nor do names that are merely alike.
+taken off, then the float name that a wrapper carries. Class and order of execution never decide,
+nor do names that are merely alike.
 """
 
 import re
@@ -12,12 +13,15 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from qvtrace.errors import UsageError
-from qvtrace.manifest import CallEntry, Manifest
+from qvtrace.manifest import CallEntry, Manifest, ModuleEntry
 from qvtrace.patterns import shown
 
 COMPILED = "_orig_mod"  # torch.compile, at any depth
 PARALLEL = "module"  # DataParallel and its kin, in front only
 WRAPPED = "wrapped"  # quantizers that put a module into a wrapper, at any depth
+FLOAT_NAME = "fp_name"  # the attribute in which wrappers say which module they stand for
+# Below these a quantizer keeps modules of its own: nncf's hooks, torch.ao's weights and observers.
+_ADDED = frozenset({"__nncf_hooks", "_packed_params", "activation_post_process"})
 
 _RULES = {
     COMPILED: f"prefix {COMPILED}.",
@@ -50,7 +54,8 @@ class Alignment:
     pairs: tuple[Pair, ...]
     only_in_reference: tuple[CallEntry, ...]
     only_in_candidate: tuple[CallEntry, ...]
-    reference_wrappers: frozenset[str]  # modules that wrap, or are wrapped by, a paired one
+    # Modules that wrap, or are wrapped by, a paired one, and those that a quantizer added.
+    reference_wrappers: frozenset[str]
     candidate_wrappers: frozenset[str]
     warnings: tuple[str, ...] = ()
 
@@ -110,6 +115,7 @@ class _Module:
     names: tuple[str, ...]  # the name first, then aliases; after the maps
     slots: dict[Slot, int]  # position in the order of execution
     maps: tuple[str, ...] = ()  # the maps that changed the name
+    float_name: str | None = None
 
     @property
     def depth(self) -> int:
@@ -170,13 +176,14 @@ def _called_modules(
     positions: dict[str, list[int]] = defaultdict(list)
     for position, call in enumerate(manifest.calls):
         positions[call.module].append(position)
-    aliases = {entry.name: entry.aliases for entry in manifest.modules}
+    entries = {entry.name: entry for entry in manifest.modules}
     modules = {}
     for name, its_positions in positions.items():
+        entry = entries.get(name, ModuleEntry(name, "", None))
         mapped, applied = _mapped(name, maps, known)
-        others = tuple(_mapped(alias, maps, known)[0] for alias in aliases.get(name, ()))
+        others = tuple(_mapped(alias, maps, known)[0] for alias in entry.aliases)
         slots = _slots(manifest.calls, its_positions)
-        modules[name] = _Module(name, (mapped, *others), slots, applied)
+        modules[name] = _Module(name, (mapped, *others), slots, applied, entry.float_name)
     return modules
 
 
@@ -213,7 +220,29 @@ def _pair_modules(reference: dict[str, _Module], candidate: dict[str, _Module]) 
     for wrappers, aliases in product(_LEVELS, (False, True)):
         if modules.reference and modules.candidate:
             _pair_by_key(modules, wrappers, aliases=aliases)
+    _pair_by_float_name(modules)
     return modules
+
+
+def _pair_by_float_name(modules: _ModulePairs) -> None:
+    """What is left, where one side is made of wrappers that carry the names of the other."""
+    claims = _float_claims(modules.candidate)
+    for name, references in _float_claims(modules.reference).items():
+        candidates = claims.get(name, ())
+        pairs = [pair for pair in product(references, candidates) if any(map(_is_wrapper, pair))]
+        if pairs:
+            modules.add(*min(pairs, key=_preference), FLOAT_NAME)
+
+
+def _float_claims(modules: dict[str, _Module]) -> dict[str, list[_Module]]:
+    claims = defaultdict(list)
+    for module in modules.values():
+        claims[module.names[0] if module.float_name is None else module.float_name].append(module)
+    return claims
+
+
+def _is_wrapper(module: _Module) -> bool:
+    return module.float_name is not None
 
 
 def _pair_by_key(modules: _ModulePairs, wrappers: Sequence[str], *, aliases: bool) -> None:
@@ -364,15 +393,28 @@ def _left_over(
 
 
 def _wrappers(unpaired: Iterable[_Module], paired: Iterable[_Module]) -> frozenset[str]:
-    """Modules that have the name of a paired one but for wrappers, and lie around it or in it."""
+    """Modules that have the name of a paired one but for wrappers, and lie around it or in it; and
+    modules that a quantizer added."""
     names = defaultdict(list)
     for module in paired:
-        names[unwrapped(module.names[0])].append(module.name)
+        for name in _plain_names(module):
+            names[name].append(module.name)
     return frozenset(
         module.name
         for module in unpaired
-        if any(_nested(module.name, name) for name in names.get(unwrapped(module.names[0]), ()))
+        if not _ADDED.isdisjoint(module.name.split("."))
+        or any(
+            _nested(module.name, name)
+            for plain in _plain_names(module)
+            for name in names.get(plain, ())
+        )
     )
+
+
+def _plain_names(module: _Module) -> set[str]:
+    """The name but for wrappers, and the float name that it carries."""
+    plain = unwrapped(module.names[0])
+    return {plain} if module.float_name is None else {plain, module.float_name}
 
 
 def _unused(maps: Iterable[NameMap], modules: Collection[_Module]) -> Iterator[str]:

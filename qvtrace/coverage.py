@@ -23,7 +23,8 @@ class Coverage:
     not_comparable: int
     only_in_reference: tuple[Place, ...] = ()
     only_in_candidate: tuple[Place, ...] = ()
-    wrappers: tuple[str, ...] = ()  # modules among the latter two that wrap a compared one
+    # Modules among the latter two that wrap a compared one, or that a quantizer added.
+    wrappers: tuple[str, ...] = ()
 
 
 def cover(built: RowBuilder, alignment: Alignment) -> Coverage:

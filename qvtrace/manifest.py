@@ -103,6 +103,7 @@ class ModuleEntry:
     aliases: tuple[str, ...] = ()  # further names of the same module
     calls: int = 0
     quantization: Json | None = None  # scheme, dtype, granularity, summaries
+    float_name: str | None = None  # of the float module that it stands for, where it says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +389,7 @@ def _module_from_json(json: object) -> ModuleEntry:
         fields.texts("aliases"),
         fields.count("calls"),
         fields.optional_object("quantization"),
+        fields.optional_text("float_name"),
     )
 
 

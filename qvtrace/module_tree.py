@@ -24,6 +24,12 @@ class NamedModule:
         return type(self.module).__name__
 
     @property
+    def float_name(self) -> str | None:
+        """The name of the float module that it was made from, which TICO's wrappers carry."""
+        name = vars(self.module).get("fp_name")
+        return name if isinstance(name, str) else None
+
+    @property
     def is_container(self) -> bool:
         """Whether it only holds other modules: a `ModuleList` has no forward to be called."""
         forward = vars(self.module).get("forward") or getattr_static(

@@ -622,7 +622,14 @@ def _ranked(path: Path | None) -> Path | None:
 
 def _entry(module: NamedModule, *, calls: int) -> ModuleEntry:
     parent = None if module.parent is None else module.parent.name
-    return ModuleEntry(module.name, module.class_name, parent, tuple(module.aliases), calls)
+    return ModuleEntry(
+        module.name,
+        module.class_name,
+        parent,
+        tuple(module.aliases),
+        calls,
+        float_name=module.float_name,
+    )
 
 
 def _contents(options: RecordOptions) -> tuple[str, ...]:

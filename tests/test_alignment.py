@@ -1,6 +1,7 @@
 """Which calls belong together: names, wrappers, aliases, maps, counts of calls."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -267,3 +268,30 @@ def test_a_map_that_cannot_be_read_is_a_usage_error_that_names_it(text, message)
 def test_wrappers_are_path_components_and_no_parts_of_words():
     assert unwrapped("unwrapped.submodule.module.fc") == "unwrapped.submodule.module.fc"
     assert unwrapped("module.module.wrapped.fc.wrapped") == "fc"
+
+
+def test_a_float_name_comes_after_every_other_rule():
+    reference = trace("fc", "act")
+    candidate = trace("fc", "x.fc", "x.act")
+    modules = tuple(
+        replace(entry, float_name=entry.name.removeprefix("x.")) for entry in candidate.modules
+    )
+
+    alignment = align(reference, replace(candidate, modules=modules))
+
+    assert pairs(alignment) == [("fc#0", "fc#0", "exact"), ("act#0", "x.act#0", "fp_name")]
+
+
+def test_names_in_a_reference_of_wrappers_are_read_too():
+    reference = trace("parts.0")
+    modules = tuple(replace(entry, float_name="fc") for entry in reference.modules)
+
+    alignment = align(replace(reference, modules=modules), trace("fc"))
+
+    assert pairs(alignment) == [("parts.0#0", "fc#0", "fp_name")]
+
+
+def test_modules_that_a_quantizer_added_are_wrappers():
+    alignment = align(trace("fc"), trace("fc", "fc.activation_post_process", "fc.other"))
+
+    assert alignment.candidate_wrappers == {"fc.activation_post_process"}

@@ -33,6 +33,7 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
     yield from _matched_lines(comparison, width)
     limit = None if everything else _MODULES_LISTED
     yield from _unmatched_lines(comparison.coverage, limit, width)
+    yield from _wrapper_lines(comparison.coverage, everything, width)
     for side in (reference, candidate):
         for warning in side.warnings:
             text = f"{printable(side.file)}: {printable(warning)}"
@@ -114,17 +115,34 @@ def _matched_lines(comparison: Comparison, width: int | None) -> Iterator[Styled
 
 
 def _unmatched_lines(coverage: Coverage, limit: int | None, width: int | None) -> Iterator[Styled]:
-    for side, places in (
-        ("reference", coverage.only_in_reference),
-        ("candidate", coverage.only_in_candidate),
-    ):
-        if places:
-            modules = _unmatched_modules(places, set(coverage.wrappers))
+    """Modules that only one side has, apart from those that nobody would look for on the other."""
+    wrappers = set(coverage.wrappers)
+    for side, places in _by_side(coverage):
+        modules = _unmatched_modules(place for place in places if place.module not in wrappers)
+        if modules:
             text = f"{len(modules)} only in the {side}: {listed(modules, limit)}"
             yield from labelled("unmatched", words(text, "yellow"), width)
 
 
-def _unmatched_modules(places: Iterable[Place], wrappers: set[str]) -> list[str]:
+def _wrapper_lines(coverage: Coverage, everything: bool, width: int | None) -> Iterator[Styled]:
+    """How many modules a quantizer put around compared ones, or added."""
+    wrappers = set(coverage.wrappers)
+    for side, places in _by_side(coverage):
+        found = dict.fromkeys(place.module for place in places if place.module in wrappers)
+        if found:
+            what = counted(len(found), "wrapper or added module", "wrappers and added modules")
+            named = f": {listed([*map(shown, found)], None)}" if everything else ""
+            yield from labelled("wrappers", words(f"{what} in the {side}{named}", "dim"), width)
+
+
+def _by_side(coverage: Coverage) -> tuple[tuple[str, tuple[Place, ...]], ...]:
+    return (
+        ("reference", coverage.only_in_reference),
+        ("candidate", coverage.only_in_candidate),
+    )
+
+
+def _unmatched_modules(places: Iterable[Place]) -> list[str]:
     """Modules, from which call on when it is not the first, and how many places each has."""
     of_module: dict[str, list[Place]] = {}
     for place in places:
@@ -132,8 +150,6 @@ def _unmatched_modules(places: Iterable[Place], wrappers: set[str]) -> list[str]
     modules = []
     for name, missing in of_module.items():
         first = min(place.call for place in missing)
-        notes = [f"{len(missing)} places"] if len(missing) > 1 else []
-        notes += ["wraps a compared module"] if name in wrappers else []
         label = f"{shown(name)}#{first}" if first else shown(name)
-        modules.append(f"{label} ({', '.join(notes)})" if notes else label)
+        modules.append(f"{label} ({len(missing)} places)" if len(missing) > 1 else label)
     return modules
