@@ -14,6 +14,8 @@ from qvtrace.coverage import Coverage, cover
 from qvtrace.errors import UsageError
 from qvtrace.manifest import CallEntry, head_to_json
 from qvtrace.metrics import METRICS, Undefined, badness
+from qvtrace.noise import call_noises, rounding_noise, with_noise
+from qvtrace.origins import find_origins
 from qvtrace.patterns import require_matches, select
 from qvtrace.rows import (
     COMPARED,
@@ -158,8 +160,13 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
-    evidence = Evidence(built.rows, coverage, comparability, *manifests, options.filters, tokens)
-    ordered = _sorted(built.rows, options.sort_by)
+    noises = call_noises([*built.rows, *built.aside], reference.manifest.calls)
+    executed = with_noise(built.rows, noises)
+    origins = find_origins(noises, rounding_noise([*built.rows, *built.aside]))
+    evidence = Evidence(
+        executed, coverage, comparability, origins, *manifests, options.filters, tokens
+    )
+    ordered = _sorted(executed, options.sort_by)
     rows = ordered if options.top is None else _top(ordered, options)
     return Comparison(
         _side(reference),
@@ -168,7 +175,7 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
         coverage,
         tuple(rows),
         judge(evidence),
-        complete=len(rows) == len(built.rows) and not options.metrics,
+        complete=len(rows) == len(executed) and not options.metrics,
         options=options,
         tokens=tokens,
     )

@@ -23,6 +23,8 @@ from qvtrace.sums import FloatSums
 __all__ = [
     "HIGHER_IS_BETTER",
     "METRICS",
+    "NOISE_METRICS",
+    "PAIR_METRICS",
     "Difference",
     "Metrics",
     "Nonfinite",
@@ -54,9 +56,12 @@ class Undefined(StrEnum):
     NO_FINITE_POSITION = "no finite position"
     EMPTY = "empty"
     TOO_LARGE = "too large"  # beyond the range of float64
+    INPUT = "input"  # does not apply
+    NO_NOISE_IN = "no noise in"
+    NOISE_NOT_KNOWN = "noise not known"  # a place was not stored, or could not be compared
 
 
-_DOES_NOT_APPLY = frozenset({Undefined.INTEGER, Undefined.FLOATING_POINT})
+_DOES_NOT_APPLY = frozenset({Undefined.INTEGER, Undefined.FLOATING_POINT, Undefined.INPUT})
 _WORST_PEIR = frozenset({Undefined.CONSTANT_REFERENCE, Undefined.TOO_LARGE})
 
 Outcome: TypeAlias = float | int | Undefined
@@ -64,7 +69,10 @@ Outcome: TypeAlias = float | int | Undefined
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Every metric of a pair; None is undefined, its reason is in `Difference.undefined`."""
+    """Every metric of a pair; None is undefined, its reason is in `Difference.undefined`.
+
+    The last four are of a call; `compare` knows none and leaves them out of the reasons.
+    """
 
     max_abs_error: float | int | None = None
     mean_abs_error: float | None = None
@@ -79,9 +87,16 @@ class Metrics:
     token_sqnr_p5: float | None = None  # dB
     token_sqnr_min: float | None = None  # dB
     mismatches: int | None = None
+    # Of the call that the pair belongs to, see `qvtrace.noise`:
+    noise_in: float | None = None  # a ratio of powers
+    noise_out: float | None = None  # a ratio of powers
+    added: float | None = None  # a ratio of powers
+    gain: float | None = None  # dB
 
 
 METRICS = tuple(metric.name for metric in fields(Metrics))
+NOISE_METRICS = ("noise_in", "noise_out", "added", "gain")
+PAIR_METRICS = tuple(name for name in METRICS if name not in NOISE_METRICS)
 TOKEN_METRICS = ("token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min")
 HIGHER_IS_BETTER = frozenset({"sqnr", "cosine", *TOKEN_METRICS})
 
@@ -367,7 +382,7 @@ def _difference(
     """Each outcome under its metric, or its reason; `otherwise` is the reason of all the others."""
     values: dict[str, Any] = {}
     undefined: dict[str, str] = {}
-    for metric in METRICS:
+    for metric in PAIR_METRICS:
         outcome = outcomes.get(metric, otherwise)
         if not isinstance(outcome, Undefined) and not math.isfinite(outcome):
             outcome = Undefined.TOO_LARGE
@@ -460,7 +475,9 @@ def badness(metric: str, value: float | None, reason: str | None) -> tuple[int, 
     PEIR of integers) comes before everything. `mean_error` counts by its absolute value.
     """
     if value is not None:
-        return 0, -value if metric in HIGHER_IS_BETTER else abs(value)
+        if metric in HIGHER_IS_BETTER:
+            return 0, -value
+        return 0, abs(value) if metric == "mean_error" else value
     if reason in _DOES_NOT_APPLY:
         return -2, 0.0
     return (-1, 0.0) if reason == Undefined.IDENTICAL else (1, 0.0)

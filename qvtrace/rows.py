@@ -151,7 +151,9 @@ class RowBuilder:
         self._parts = PARTS[path]
         self._classes = _classes(reference), _classes(candidate)
         self.rows: list[Row] = []
+        self.aside: list[Row] = []  # of the places that `path` leaves out
         self._planned: list[tuple[Pair, LeafPair]] = []
+        self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
         self._outcomes: dict[_Contents, _Outcome] = {}
         self._identical_outcomes: dict[str, _Outcome] = {}
@@ -166,9 +168,11 @@ class RowBuilder:
         Raises `DamagedArchiveError` for a tree that no writer writes.
         """
         for leaves in self._leaf_pairs(pair):
+            is_wanted = leaves.path.partition(".")[0] in self._parts
             if leaves.stored:
-                self._plan(pair, leaves)
-                self.candidate_modules.add(pair.candidate.module)
+                self._plan(pair, leaves, is_wanted=is_wanted)
+            elif not is_wanted:
+                continue
             elif leaves.candidate is None:
                 self.only_in_reference.append(_place(pair.reference, leaves.path))
             else:
@@ -183,7 +187,7 @@ class RowBuilder:
         self.only_in_candidate += self._places(self._candidate, call)
 
     def compare(self) -> None:
-        """Set `rows`, in the order in which their pairs were added.
+        """Set `rows` and `aside`, in the order in which their pairs were added.
 
         Raises `DamagedArchiveError` for contents that are missing.
         """
@@ -191,10 +195,17 @@ class RowBuilder:
         for start in range(0, len(wanted), _TOGETHER):
             self._compare_contents(wanted[start : start + _TOGETHER])
         self._lend_factors()
-        self.rows = [self._row(pair, leaves) for pair, leaves in self._planned]
+        self.rows = [
+            self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
+        ]
+        self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
 
-    def _plan(self, pair: Pair, leaves: LeafPair) -> None:
-        self._planned.append((pair, leaves))
+    def _plan(self, pair: Pair, leaves: LeafPair, *, is_wanted: bool) -> None:
+        if is_wanted:
+            self._planned.append((pair, leaves))
+            self.candidate_modules.add(pair.candidate.module)
+        else:
+            self._planned_aside.append((pair, leaves))
         reference, candidate = leaves.reference, leaves.candidate
         if (
             isinstance(reference, TensorLeaf)
@@ -314,14 +325,10 @@ class RowBuilder:
         return [_place(call, path) for path in paths or self._parts[-1:]]
 
     def _leaf_pairs(self, pair: Pair) -> Iterator[LeafPair]:
-        if self._parts != ("output",):
-            reference = _arguments(self._reference, pair.reference)
-            candidate = _arguments(self._candidate, pair.candidate)
-            for leaves in pair_arguments(reference, candidate):
-                if leaves.path.partition(".")[0] in self._parts:
-                    yield leaves
-        if "output" in self._parts:
-            yield from self._outputs(pair)
+        yield from pair_arguments(
+            _arguments(self._reference, pair.reference), _arguments(self._candidate, pair.candidate)
+        )
+        yield from self._outputs(pair)
 
     def _outputs(self, pair: Pair) -> Iterator[LeafPair]:
         reference = _tree(self._reference, pair.reference, "output")
@@ -329,7 +336,7 @@ class RowBuilder:
             return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
         return pair_stored(reference, _tree(self._candidate, pair.candidate, "output"), "output")
 
-    def _row(self, pair: Pair, leaves: LeafPair) -> Row:
+    def _row(self, pair: Pair, leaves: LeafPair, same_as: Place | None) -> Row:
         reference, candidate = leaves.reference, leaves.candidate
         tensors = _tensor(reference), _tensor(candidate)
         outcome = self._outcome(reference, candidate)
@@ -362,7 +369,7 @@ class RowBuilder:
             worst_token=difference.worst_token if difference else None,
             zero_tokens=difference.zero_tokens if difference else 0,
             nonfinite=difference.nonfinite if difference else None,
-            same_as=self._same_as(*tensors, _place(call, leaves.path)),
+            same_as=same_as,
             judgement=judgement,
         )
 
@@ -373,14 +380,14 @@ class RowBuilder:
         scaled = self._output(reference, candidate, outcome)
         return self._surroundings.judge(pair, leaves.path, scaled)
 
-    def _same_as(
-        self, reference: TensorLeaf | None, candidate: TensorLeaf | None, place: Place
-    ) -> Place | None:
+    def _same_as(self, pair: Pair, leaves: LeafPair) -> Place | None:
+        reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
         if reference is None or candidate is None:
             return None
         # The shape itself says nothing that another row of these elements does not.
         shapes = ((), ()) if reference.shape == candidate.shape else _shapes(reference, candidate)
         key = reference.digest, candidate.digest, reference.dtype, candidate.dtype, *shapes
+        place = _place(pair.reference, leaves.path)
         first = self._first.setdefault(key, place)
         return None if first is place else first
 

@@ -1,5 +1,6 @@
 """The answer in one line: what is worst, what is new that is not finite, how much was compared."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ from qvtrace.comparability import Comparable
 from qvtrace.coverage import Coverage
 from qvtrace.factors import factor_text
 from qvtrace.manifest import Manifest
+from qvtrace.noise import decibels
+from qvtrace.origins import LEAST_EXCESS, Origin, Origins
+from qvtrace.patterns import shown
 from qvtrace.row_names import RowNames
 from qvtrace.rows import COMPARED, Row
 from qvtrace.tokens import Tokens
@@ -14,16 +18,19 @@ from qvtrace.trees import Json
 
 DONE = 0
 NOTHING_COMPARABLE = 3
+_SHOWN_ORIGINS = 3
+_AGREE = "inputs agree"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in one line."""
+    """The answer in one line, and where the error comes in."""
 
     text: str
     exit_code: int  # 0: done, 3: nothing was comparable
     gates: tuple[Json, ...] = ()
-    origins: tuple[Json, ...] = ()
+    origins: tuple[Origin, ...] = ()  # the most important first
+    lines: tuple[str, ...] = ()  # of the origins, in words
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Evidence:
     rows: Sequence[Row]
     coverage: Coverage
     comparable: Comparable
+    origins: Origins
     reference: Manifest
     candidate: Manifest
     filters: str = ""  # what narrowed the rows, as it was asked for
@@ -56,7 +64,34 @@ def judge(evidence: Evidence) -> Verdict:
         _modules(evidence),
     ]
     exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
-    return Verdict("; ".join(parts), exit_code)
+    origins = evidence.origins.found
+    return Verdict("; ".join(parts), exit_code, (), origins, tuple(_origins(evidence.origins)))
+
+
+def _origins(origins: Origins) -> Iterator[str]:
+    """Where the error comes in, in words."""
+    if origins.level is None:
+        return
+    for number, origin in enumerate(origins.found[:_SHOWN_ORIGINS]):
+        where = f"{shown(origin.module)}{f'#{origin.call}' if origin.call else ''}"
+        noise = _noise(origin, LEAST_EXCESS * origins.level)
+        yield f"{'then' if number else 'first seen'} at {where} ({noise}): {origin.reason}"
+    further = len(origins.found) - _SHOWN_ORIGINS
+    if further > 0:
+        yield f"then at {_counted(further, 'further place')}, which JSON lists"
+    least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
+    none = "" if origins.found else "no place adds much more than is usual; "
+    yield f"{none}usual noise of a place {decibels(origins.level)}, told is what is {least} above"
+
+
+def _noise(origin: Origin, clean: float) -> str:
+    parts = []
+    if origin.noise_in is not None:
+        agree = "agree to" if origin.noise_in <= clean else "differ by"
+        parts.append(f"inputs {agree} {decibels(origin.noise_in)}" if origin.noise_in else _AGREE)
+    if origin.noise_out is not None:
+        parts.append(f"output {decibels(origin.noise_out)}")
+    return ", ".join(parts) or "noise not known"
 
 
 def _doubts(evidence: Evidence) -> Iterator[str]:

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from qvtrace import blocks, metrics
-from qvtrace.metrics import METRICS, Difference, badness, compare, compare_all, identical, pool
+from qvtrace.metrics import (
+    PAIR_METRICS,
+    Difference,
+    badness,
+    compare,
+    compare_all,
+    identical,
+    pool,
+)
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [
@@ -43,7 +51,7 @@ def dtype_name(dtype: np.dtype) -> str:
 
 
 def numbers(difference: Difference) -> dict[str, Any]:
-    return {name: getattr(difference.metrics, name) for name in METRICS}
+    return {name: getattr(difference.metrics, name) for name in PAIR_METRICS}
 
 
 def random_floats(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -351,7 +359,7 @@ def test_float16_is_upcast_before_it_is_subtracted() -> None:
 def test_no_finite_position_leaves_every_metric_undefined() -> None:
     difference = compare(np.full((2, 8), math.nan), np.zeros((2, 8)))
 
-    assert difference.undefined == dict.fromkeys(METRICS, "no finite position")
+    assert difference.undefined == dict.fromkeys(PAIR_METRICS, "no finite position")
     assert difference.status == "nonfinite"
     assert difference.peak is None
 
@@ -360,7 +368,7 @@ def test_no_finite_position_leaves_every_metric_undefined() -> None:
 def test_an_empty_pair_leaves_every_metric_undefined(shape: tuple[int, ...]) -> None:
     difference = compare(np.zeros(shape, np.float32), np.zeros(shape, BFLOAT16))
 
-    assert difference.undefined == dict.fromkeys(METRICS, "empty")
+    assert difference.undefined == dict.fromkeys(PAIR_METRICS, "empty")
     assert difference.status == "ok"
 
 
@@ -740,7 +748,7 @@ def test_an_identical_float_pair_has_no_error_and_no_noise(dtype: np.dtype) -> N
     difference = identical(dtype, (2, 8))
 
     zero = {name for name, value in numbers(difference).items() if value == 0.0}
-    assert zero == {*METRICS[:6], "relative_l2"}
+    assert zero == {*PAIR_METRICS[:6], "relative_l2"}
     assert {difference.undefined[name] for name in ("sqnr", "cosine", *TOKENS)} == {"identical"}
     assert difference.undefined["mismatches"] == "floating point"
     assert (difference.status, difference.peak, difference.nonfinite) == ("identical", None, None)

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass, replace
 from qvtrace.comparison import Row
 from qvtrace.factors import ScaleFactor, factor_text
 from qvtrace.metrics import Nonfinite
+from qvtrace.noise import decibels
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.styled import Styled, styled
@@ -13,7 +14,8 @@ from qvtrace.row_names import RowNames
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_DECIBELS = frozenset({"sqnr", "token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min"})
+_DECIBELS = frozenset({"sqnr", "token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min", "gain"})
+_NOISES = frozenset({"noise_in", "noise_out", "added"})  # ratios of powers, shown in dB
 _TITLES = {
     "max_abs_error": "max|d|",
     "mean_abs_error": "mean|d|",
@@ -26,6 +28,8 @@ _TITLES = {
     "token_sqnr_p50": "token p50",
     "token_sqnr_p5": "token p5",
     "token_sqnr_min": "token min",
+    "noise_in": "noise in",
+    "noise_out": "noise out",
 }
 _SHARE_OF_WORST = ((0.8, "bold red"), (0.4, "yellow"))  # of the largest PEIR in the table
 
@@ -155,6 +159,8 @@ def _metric(row: Row, name: str) -> Styled:
     value = getattr(row.metrics, name)
     if value is None:
         return _undefined(row, name)
+    if name in _NOISES:
+        return styled(decibels(value))
     if name == "cosine":  # close to 1, where three digits would say nothing
         return styled(f"{value:.6f}")
     return styled(f"{number(value)} dB" if name in _DECIBELS else number(value))

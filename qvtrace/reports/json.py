@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from qvtrace.comparison import Comparison, Coverage, Place, Row, Side
+from qvtrace.comparison import Comparison, Coverage, Place, Row, Side, Verdict
 from qvtrace.elements import number_json
 from qvtrace.factors import ChannelFactors, ScaleFactor
 from qvtrace.metrics import METRICS
@@ -44,7 +44,7 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "coverage": _coverage(comparison.coverage),
         **({} if tokens is None else {"tokens": asdict(tokens)}),
         "rows": [_row(row, comparison.options.metrics) for row in comparison.rows],
-        "verdict": asdict(comparison.verdict),
+        "verdict": _verdict(comparison.verdict),
     }
 
 
@@ -92,6 +92,12 @@ def _coverage(coverage: Coverage) -> Json:
         "only_in_reference": list(map(_place, coverage.only_in_reference)),
         "only_in_candidate": list(map(_place, coverage.only_in_candidate)),
     }
+
+
+def _verdict(verdict: Verdict) -> Json:
+    report = asdict(verdict)
+    del report["lines"]  # the origins in words
+    return report
 
 
 def _place(place: Place) -> Json:

@@ -49,6 +49,8 @@ def comparison_lines(comparison: Comparison, options: TableOptions) -> Iterator[
     style = "bold" if comparison.verdict.exit_code == 0 else "bold red"
     verdict = words(printable(comparison.verdict.text), style)
     yield from labelled("verdict", verdict, options.width)
+    for line in comparison.verdict.lines:
+        yield from labelled("", words(printable(line)), options.width)
 
 
 @dataclass(frozen=True)
