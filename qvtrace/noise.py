@@ -44,9 +44,15 @@ class CallNoise:
 
 
 def noise(row: Row) -> float | None:
-    """The noise-to-signal ratio of one pair; None where it has none or cannot be known."""
+    """The noise-to-signal ratio of one pair; None where it has none or cannot be known.
+
+    Of a pair that is equal up to a factor that is made up for, it is that of what the factor
+    leaves, over all tokens together.
+    """
     if row.status == "identical":
         return 0.0
+    if row.is_made_up_for:
+        return 10.0 ** (-row.residual_sqnr / 10.0) if row.residual_sqnr is not None else 0.0
     for metric in ("token_sqnr_p50", "sqnr"):
         value = getattr(row.metrics, metric)
         if value is not None:

@@ -267,6 +267,35 @@ def test_another_order_of_calls_blames_nobody(original, reference, tmp_path):
     assert diff(reference, candidate).verdict.origins == ()
 
 
+def test_a_factor_that_is_taken_out_again_blames_nobody(original, reference, tmp_path):
+    model = copy.deepcopy(original)
+    for name, factor in (("q_proj", 2.0), ("k_proj", 0.5)):
+        module = model.get_submodule(f"model.layers.1.self_attn.{name}")
+        module.weight.data *= factor
+        module.bias.data *= factor
+    candidate = recorded(model, tmp_path / "folded.st")
+
+    comparison = diff(reference, candidate)
+
+    assert comparison.verdict.origins == ()
+    assert {row.module for row in comparison.rows if row.is_made_up_for} == {
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.k_proj",
+    }
+
+
+def test_channels_scaled_and_scaled_back_blame_nobody(original, reference, tmp_path):
+    model = copy.deepcopy(original)
+    factors = torch.linspace(0.25, 4, 64)
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data *= factors
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(layer.self_attn, name).weight.data /= factors
+    candidate = recorded(model, tmp_path / "smoothed.st")
+
+    assert diff(reference, candidate).verdict.origins == ()
+
+
 def test_an_input_that_was_not_stored_is_never_clean(original, tmp_path):
     files = []
     for name, model in (
