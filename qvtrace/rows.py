@@ -298,6 +298,7 @@ class RowBuilder:
         epsilons = [format_of(array.dtype).epsilon for array in self._arrays(reference, candidate)]
         return Output(
             (reference.digest, candidate.digest),
+            reference.shape,
             outcome.status,
             outcome.metrics,
             max(epsilons),

@@ -22,6 +22,7 @@ _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
 _SAME_FACTOR = 0.02
+_HELD = 0.5  # share of a scaled output's error power that a sum with it in it has at least
 _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 
 
@@ -30,6 +31,7 @@ class Output:
     """A pair of tensors that two calls returned, compared."""
 
     digests: tuple[str, str]
+    shape: tuple[int, ...]  # of the reference
     status: str
     metrics: Metrics
     epsilon: float  # of the coarser dtype
@@ -80,6 +82,8 @@ class Surroundings:
                 return Judgement(False, around.reference.module)
             if found and len(rest) == len(found):
                 return Judgement(True, around.reference.module)
+            # A factor that has come this far is gone only if it is gone from what holds this.
+            scaled = next((other for other in found if other.scaling is not None), scaled)
         return Judgement(False, None)
 
     def _around(self, pair: Pair, path: str) -> Iterator[Pair]:
@@ -98,6 +102,8 @@ class Surroundings:
     def _agrees(self, other: Output, scaled: Output) -> bool:
         if other.status != "ok" or other.metrics.sqnr is None or scaled.scaling is None:
             return other.metrics.max_abs_error == 0
+        if _holds(other, scaled):
+            return False
         enough = min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
         rest = scaled.scaling.residual.metrics
         if all(
@@ -141,6 +147,18 @@ def _key(call: CallEntry) -> tuple[str, int]:
 
 def _is_scaled(other: Output, scaled: Output) -> bool:
     return other.scaling is not None or other.digests == scaled.digests
+
+
+def _holds(other: Output, scaled: Output) -> bool:
+    """Whether an output may be a sum with the scaled one in it, as in a residual stream, where a
+    factor is small beside the rest: it differs by about as much in absolute terms."""
+    powers = [_error_power(output.metrics) for output in (other, scaled)]
+    return other.shape == scaled.shape and powers[0] >= _HELD * powers[1]
+
+
+def _error_power(metrics: Metrics) -> float:
+    """The mean of squared errors."""
+    return (metrics.mean_abs_error or 0.0) ** 2 + (metrics.stddev_abs_error or 0.0) ** 2
 
 
 def _have_one_factor(one: Output, other: Output) -> bool:
