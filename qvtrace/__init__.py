@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qvtrace.archive import Archive, load
+    from qvtrace.cached import cached_tensor
     from qvtrace.comparison import Comparison, Row, diff
     from qvtrace.errors import (
         ArchiveError,
@@ -45,6 +46,7 @@ _HOMES = {
     "Row": "qvtrace.comparison",
     "TokenSteps": "qvtrace.steps",
     "UsageError": "qvtrace.errors",
+    "cached_tensor": "qvtrace.cached",
     "diff": "qvtrace.comparison",
     "load": "qvtrace.archive",
     "record": "qvtrace.recorder",
@@ -67,6 +69,7 @@ __all__ = [
     "TokenSteps",
     "UsageError",
     "__version__",
+    "cached_tensor",
     "diff",
     "load",
     "record",

@@ -180,6 +180,9 @@ class Recording(AbstractContextManager["Recording"]):
             self._writer.describe(self._described())
         self.step += 1
 
+    def _moment(self) -> tuple[int, int]:
+        return self.sample, self.step
+
     def _described(self) -> Manifest:
         """What is known of the trace while it is recorded."""
         inputs = replace(self._manifest.inputs, given=self._given)
@@ -196,7 +199,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._started = time.perf_counter()
         self._manifest = self._beginning(modules)
         self._writer = self._open_writer()
-        self._snapshots = Snapshots(self._store, caches=self._options.caches)
+        self._snapshots = Snapshots(self._store, caches=self._options.caches, moment=self._moment)
         self._device_copies = DeviceCopies(self._writer)
         with ExitStack() as stack:
             stack.callback(self._abandon)

@@ -410,8 +410,8 @@ class RowBuilder:
         else:
             known = self._outcomes.get(_contents(reference, candidate))
             outcome = known or _shapes_differ(reference, candidate)
-        reason = _dequantized(reference, candidate)
-        return outcome if reason is None else replace(outcome, reason=reason)
+        reasons = [outcome.reason, *_unlike(reference, candidate)]
+        return replace(outcome, reason="; ".join(filter(None, reasons)) or None)
 
     def _identical(self, leaf: TensorLeaf) -> _Outcome:
         """The same for every tensor of one dtype."""
@@ -529,13 +529,17 @@ def _shape(leaf: TensorLeaf | None) -> tuple[int, ...] | None:
     return None if leaf is None else leaf.shape
 
 
-def _dequantized(reference: TensorLeaf, candidate: TensorLeaf) -> str | None:
-    """Says where a side held a tensor of another kind than the other's."""
-    names = [leaf.original and leaf.original.class_name for leaf in (reference, candidate)]
-    if names[0] == names[1]:
-        return None
-    sides = zip(("reference", "candidate"), names, strict=True)
-    return ", ".join(f"{name} in the {side}, dequantized" for side, name in sides if name)
+def _unlike(reference: TensorLeaf, candidate: TensorLeaf) -> Iterator[str]:
+    """Says where a side held a tensor of another kind than the other's, or another part of one."""
+    leaves = reference, candidate
+    names = [leaf.original and leaf.original.class_name for leaf in leaves]
+    if names[0] != names[1]:
+        sides = zip(("reference", "candidate"), names, strict=True)
+        yield ", ".join(f"{name} in the {side}, dequantized" for side, name in sides if name)
+    if reference.added != candidate.added:
+        whole, added = "whole", "what a step added after the first {}"
+        parts = [added.format(leaf.added.after) if leaf.added else whole for leaf in leaves]
+        yield f"{parts[0]} in the reference, {parts[1]} in the candidate"
 
 
 def _not_comparable(status: Status, why: str, reason: str | None) -> _Outcome:

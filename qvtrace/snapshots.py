@@ -8,6 +8,7 @@ import enum
 import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 
 from qvtrace.archive import Tensor
 from qvtrace.archive.layout import DTYPES
+from qvtrace.cache_growth import CacheGrowth, Moment
+from qvtrace.digests import digest_bytes
 from qvtrace.errors import ArchiveError
 from qvtrace.trees import (
     MAX_DEPTH,
@@ -45,10 +48,18 @@ _ZERO_POINTS = ("zero_point", "_zero_point", "_zeropoint", "_shift", "zero_point
 class Snapshots:
     """Takes snapshots of values; counts what could not be stored, by reason."""
 
-    def __init__(self, store: Store, *, caches: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        caches: bool = False,
+        moment: Callable[[], Moment] = lambda: (0, 0),
+    ) -> None:
+        """`caches`: also the tensors of Caches, after the first of a `moment` what it added."""
         self.opaque: dict[str, int] = {}
         self._store = store
-        self._caches = caches
+        self._growth = CacheGrowth(_digest) if caches else None
+        self._moment = moment
 
     def take(self, value: object, place: str, path: str) -> Node:
         """The tree of `value`; tensors are stored under keys that start with `place`.
@@ -69,6 +80,8 @@ class Snapshots:
     def _known(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
         if isinstance(value, torch.Tensor):
             return self._tensor(value, place + path)
+        if isinstance(value, _Held):
+            return self._held(value, place + path)
         if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
             return _plain_value(value)
         if isinstance(value, _BY_REPR):
@@ -103,7 +116,8 @@ class Snapshots:
             nodes[component] = self._node(
                 child, place, join_path(path, component), (*above, id(value))
             )
-        return Container(kind, type(value).__name__, tuple(nodes.items()), length)
+        number = self._number(value) if kind == "cache" and nodes else None
+        return Container(kind, type(value).__name__, tuple(nodes.items()), length, number)
 
     def _described(
         self, value: object
@@ -120,7 +134,25 @@ class Snapshots:
         return kind, list(islice(_items(value, kind), MAX_ITEMS + 1)), None
 
     def _cache_items(self, cache: Any) -> list[tuple[object, object]]:
-        return list(_cache_parts(cache)) if self._caches else []
+        if self._growth is None:
+            return []
+        number = self._growth.number(cache)
+        return [(name, _holding(part, number, str(name))) for name, part in _cache_parts(cache)]
+
+    def _number(self, cache: object) -> int | None:
+        return None if self._growth is None else self._growth.number(cache)
+
+    def _held(self, held: "_Held", key: str) -> Leaf:
+        """A tensor of a Cache, or what the step has added to it."""
+        tensor = held.tensor.detach()
+        if self._growth is None or type(tensor) not in _PLAIN_TENSORS or not _is_strided(tensor):
+            return self._tensor(held.tensor, key)
+        added = self._growth.added(held.number, held.path, tensor, self._moment())
+        if added is None:
+            return self._tensor(tensor, key)
+        rest = tensor.shape[added.axis] - added.after
+        leaf = self._tensor(tensor.narrow(added.axis, added.after, rest), key)
+        return replace(leaf, added=added) if isinstance(leaf, TensorLeaf) else leaf
 
     def _opaque(self, value: object, reason: str | None) -> OpaqueLeaf:
         class_name = type(value).__name__
@@ -218,6 +250,30 @@ class Snapshots:
             part = part.dequantize().as_subclass(torch.Tensor)
         leaf = self._tensor(part, key)
         return leaf if isinstance(leaf, TensorLeaf) else None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor within a Cache."""
+
+    tensor: torch.Tensor
+    number: int  # of the Cache
+    path: str  # of the tensor within it
+
+
+def _holding(part: object, number: int, path: str) -> object:
+    """A part of a Cache with its tensors marked as such; a Cache within it is one of its own."""
+    if isinstance(part, torch.Tensor):
+        return _Held(part, number, path)
+    if isinstance(part, list):
+        return [_holding(item, number, f"{path}.{index}") for index, item in enumerate(part)]
+    if isinstance(part, dict):
+        return {key: _holding(item, number, f"{path}.{key}") for key, item in part.items()}
+    return part
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return digest_bytes(host_bytes(tensor.cpu()))
 
 
 def host_bytes(tensor: torch.Tensor) -> memoryview:

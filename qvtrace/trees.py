@@ -34,6 +34,15 @@ class Original:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """Of a tensor that grows from step to step: only what a step added is stored. What comes before
+    it is what the tensor was at the end of the step before."""
+
+    axis: int  # along which it grew
+    after: int  # how long it was
+
+
+@dataclass(frozen=True, slots=True)
 class TensorLeaf:
     """One tensor at one place; equal contents at other places have the same digest."""
 
@@ -43,6 +52,7 @@ class TensorLeaf:
     stored_dtype: str | None = None  # where the file holds another dtype (complex128 as float64)
     stored_shape: tuple[int, ...] | None = None
     original: Original | None = None
+    added: Added | None = None  # of a Cache in a generation; None: the tensor is whole
 
     @property
     def file_dtype(self) -> str:
@@ -84,6 +94,7 @@ class Container:
     class_name: str
     items: tuple[tuple[str, "Node"], ...]  # path component (escaped) and value, in order
     length: int | None = None  # of a Cache: the number of cached positions
+    number: int | None = None  # of a Cache whose tensors are stored: which of the recording's
 
 
 Leaf: TypeAlias = TensorLeaf | ValueLeaf | OpaqueLeaf
@@ -156,6 +167,8 @@ def to_json(node: Node) -> Json:
             container: Json = {"type": node.kind, "class": node.class_name}
             if node.length is not None:
                 container["length"] = node.length
+            if node.number is not None:
+                container["number"] = node.number
             container["items"] = [[component, to_json(child)] for component, child in node.items]
             return container
 
@@ -184,6 +197,7 @@ def from_json(json: object, *, depth: int = 0) -> Node:
         _text(json, "class"),
         tuple(_items_from_json(json.get("items"), depth)),
         None if json.get("length") is None else _count(json["length"]),
+        None if json.get("number") is None else _count(json["number"]),
     )
 
 
@@ -203,6 +217,8 @@ def _tensor_to_json(leaf: TensorLeaf) -> Json:
             if part is not None:
                 original[name] = _tensor_to_json(part)
         tensor["original"] = original
+    if leaf.added is not None:
+        tensor["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
     return tensor
 
 
@@ -211,14 +227,25 @@ def _tensor_from_json(json: Json, depth: int) -> TensorLeaf:
     original = json.get("original")
     if not isinstance(stored, dict | None) or not isinstance(original, dict | None):
         raise ValueError("a tensor whose description is not an object")
+    shape = _shape(json.get("shape"))
     return TensorLeaf(
         _text(json, "dtype"),
-        _shape(json.get("shape")),
+        shape,
         _text(json, "digest"),
         None if stored is None else _text(stored, "dtype"),
         None if stored is None else _shape(stored.get("shape")),
         None if original is None else _original_from_json(original, depth),
+        None if json.get("added") is None else _added_from_json(json["added"], len(shape)),
     )
+
+
+def _added_from_json(json: object, dimensions: int) -> Added:
+    if not isinstance(json, dict):
+        raise ValueError("what a step added is not an object")
+    added = Added(_count(json.get("axis")), _count(json.get("after")))
+    if added.axis >= dimensions:
+        raise ValueError(f"a tensor of {dimensions} dimensions that grew along axis {added.axis}")
+    return added
 
 
 def _original_from_json(json: Json, depth: int) -> Original:

@@ -64,6 +64,8 @@ class CallWriter:
 
     def _tensor(self, leaf: TensorLeaf, with_elements: bool) -> Json:
         report: Json = {"type": "Tensor", "dtype": leaf.dtype, "shape": list(leaf.shape)}
+        if leaf.added is not None:
+            report["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
         report["statistics"] = self.contents.statistics(leaf).to_json()
         if with_elements or math.prod(leaf.shape) <= 1:
             report |= values_json(self.contents.elements(leaf, self.limit))

@@ -83,6 +83,8 @@ def _tensor_lines(
     valued = call.module in trace.selection.with_elements
     for path, leaf in _tensors(trace, call) if valued or options.statistics else ():
         line = indent + styled(f"  {printable(path)}", "cyan")
+        if leaf.added is not None:
+            line += styled(f"  what the step added after the first {leaf.added.after}", "dim")
         if options.statistics:
             line += styled(f"  {_statistics_text(trace, leaf)}")
         if valued:
