@@ -356,8 +356,15 @@ def _cache_parts(cache: Any) -> Iterator[tuple[object, object]]:
             yield name, part
 
 
-def _tensors_of(layer: object) -> dict[str, torch.Tensor]:
-    return {name: part for name, part in vars(layer).items() if isinstance(part, torch.Tensor)}
+def _tensors_of(layer: object) -> dict[str, object]:
+    """The tensors of one layer of a Cache; a state space model has dicts of them."""
+    tensors: dict[str, object] = {}
+    for name, part in vars(layer).items():
+        if isinstance(part, torch.Tensor):
+            tensors[name] = part
+        elif isinstance(part, dict) and _holds_tensors(part):
+            tensors[name] = {k: v for k, v in part.items() if isinstance(v, torch.Tensor)}
+    return tensors
 
 
 def _holds_tensors(part: list[Any] | dict[Any, Any]) -> bool:

@@ -176,8 +176,10 @@ def tensors_in(cache: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(getattr(cache, name), f"{path}.{name}")
     for index, layer in enumerate(() if hasattr(cache, "self_attention_cache") else cache.layers):
         for name, value in vars(layer).items():
-            if isinstance(value, Tensor):
-                yield f"{path}.layers.{index}.{name}", value
+            for key, tensor in value.items() if isinstance(value, dict) else [(None, value)]:
+                if isinstance(tensor, Tensor):
+                    inner = "" if key is None else f".[{key}]"
+                    yield f"{path}.layers.{index}.{name}{inner}", tensor
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "t5", "whisper", "qwen3_moe", "mamba"])

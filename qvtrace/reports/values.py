@@ -46,7 +46,8 @@ def node_text(node: Node) -> str:
 
 def _container_text(node: Container) -> str:
     if node.kind == "cache":
-        return f"{printable(node.class_name)} of {node.length}"
+        length = "" if node.length is None else f" of {node.length}"  # of states there is none
+        return f"{printable(node.class_name)}{length}"
     if node.kind in ("tuple", "list"):
         left, right = "()" if node.kind == "tuple" else "[]"
         return f"{left}{', '.join(node_text(child) for _, child in node.items)}{right}"
