@@ -32,6 +32,16 @@ def cached_tensor(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[A
     Raises `UsageError` where no such tensor is stored, and `DamagedArchiveError` where the earlier
     steps that it builds upon are not in the archive.
     """
+    try:
+        return _whole(archive, call, path)
+    except ValueError as error:
+        raise DamagedArchiveError(
+            f"{archive.file}: {path} of {call.module}#{call.index}: {error}; "
+            "the file is damaged, record again"
+        ) from error
+
+
+def _whole(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[Any, Any]":
     piece = next((piece for piece in _pieces(call) if piece.path == path), None)
     if piece is None:
         raise UsageError(

@@ -182,7 +182,7 @@ def head_to_json(manifest: Manifest) -> Json:
     json = asdict(
         replace(
             manifest,
-            inputs=replace(manifest.inputs, root_calls=()),
+            inputs=replace(manifest.inputs, root_calls=(), given=None),
             modules=(),
             calls=(),
             tensors=(),
@@ -190,6 +190,9 @@ def head_to_json(manifest: Manifest) -> Json:
     )
     for section in ("model", "variant"):
         json[section] = _renamed(json[section], _JSON_NAMES)
+    given = manifest.inputs.given
+    if given is not None:  # its trees as they are: of a hostile file they may be deep
+        json["inputs"]["given"] = vars(given)
     return json
 
 

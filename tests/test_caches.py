@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from model_fixtures import Saved
 from recordings import Returning, calls_of, container, tree_of
+from small_archives import edit_manifest
 from torch import Tensor
 from transformers import DynamicCache
 from typer.testing import CliRunner
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace.archive import Archive
 from qvtrace.cli import app
-from qvtrace.errors import UsageError
+from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.models.chatter import quiet
 from qvtrace.trees import Added, TensorLeaf, from_json, tensor_leaves, to_json
 
@@ -160,6 +161,39 @@ def test_two_caches_and_two_samples_do_not_mix(file: Path) -> None:
         assert elements == [[1], [5], [1, 2], [5, 6], [9]]
         numbers = [container(tree_of(archive, "", "output", i)).number for i in range(5)]
         assert numbers == [0, 1, 0, 1, 2]
+
+
+def test_steps_that_were_left_out_are_named(file: Path) -> None:
+    with Steps(file) as steps:
+        cache = DynamicCache()
+        for number in (1, 2):
+            grow(cache, number)
+            steps.look(cache)
+    edit_manifest(file, lambda manifest: manifest["calls"].pop(0))
+
+    with (
+        Archive.open(file) as archive,
+        pytest.raises(DamagedArchiveError, match=r"first 1 positions .* in no step before 1"),
+    ):
+        elements_at(archive, 0)
+
+
+def test_pieces_that_do_not_fit_together_are_damage(file: Path) -> None:
+    with Steps(file) as steps:
+        cache = DynamicCache()
+        for number in (1, 2):
+            grow(cache, number)
+            steps.look(cache)
+
+    def turn(manifest: Any) -> None:
+        text = json.dumps(manifest["calls"][1])
+        text = text.replace('"added": {"axis": 2', '"added": {"axis": 0')
+        text = text.replace('"shape": [1, 2, 1, 4]', '"shape": [2, 1, 1, 4]')
+        manifest["calls"][1] = json.loads(text)
+
+    edit_manifest(file, turn)
+    with Archive.open(file) as archive, pytest.raises(DamagedArchiveError):
+        elements_at(archive, 1)
 
 
 def test_a_place_without_a_cache_is_named(file: Path) -> None:

@@ -442,6 +442,23 @@ def test_steps_that_no_writer_writes_are_damage(steps: object, file: Path) -> No
         Archive.open(file)
 
 
+def test_given_inputs_that_nest_without_end_are_damage(llama: str, folder: Path) -> None:
+    run("record", "-m", llama, "--generate", "1", "-o", "fp.st")
+
+    def nest(manifest: Any) -> None:
+        deep: Any = {}
+        for _ in range(150):
+            deep = {"type": "list", "class": "list", "items": [["0", deep]]}
+        manifest["inputs"]["given"].update(kwargs=deep, digest="0" * 32)
+
+    Path("deep.st").write_bytes(Path("fp.st").read_bytes())
+    edit_manifest(Path("deep.st"), nest)
+
+    assert "deep.st: the inputs of the model: " in refused("diff", "fp.st", "deep.st")
+    assert "deep.st: the tree of its inputs" in refused("record", "--like", "deep.st", "-o", "x.st")
+    run("show", "deep.st")
+
+
 def test_an_archive_of_before_there_were_steps_has_none(file: Path) -> None:
     def forget(manifest: Any) -> None:
         del manifest["steps"]
