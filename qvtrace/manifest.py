@@ -5,18 +5,14 @@ Trees of calls stay JSON until somebody asks for them, so that a hundred thousan
 quickly.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from types import UnionType
-from typing import Any, cast
 
 from qvtrace import trees
+from qvtrace.json_fields import Fields, texts_of
 from qvtrace.trees import Json, Node
 
 # 1 - the first
 FORMAT_VERSION = 1
-
-_MAX_FREE_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -214,7 +210,7 @@ def root_call_to_json(call: RootCall) -> Json:
 
 def manifest_from_json(json: object) -> Manifest:
     """The manifest that a file holds; raises `ValueError` where it contradicts this module."""
-    fields = _Fields(json, "manifest")
+    fields = Fields(json, "manifest")
     inputs = fields.section("inputs")
     return Manifest(
         qvtrace=fields.text("qvtrace"),
@@ -248,91 +244,7 @@ def _renamed(json: Json, names: dict[str, str]) -> Json:
     return {names.get(name, name): value for name, value in json.items()}
 
 
-class _Fields:
-    """Typed access to an object of a file that is not to be trusted."""
-
-    def __init__(self, json: object, what: str) -> None:
-        if not isinstance(json, dict):
-            raise ValueError(f"the {what} is {type(json).__name__}, not an object")
-        self.json = json
-        self.what = what
-
-    def _get(self, name: str, kind: type | UnionType) -> Any:
-        value = self.json.get(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{name!r} of the {self.what} is {type(value).__name__}")
-        return value
-
-    def text(self, name: str) -> str:
-        return cast(str, self._get(name, str))
-
-    def optional_text(self, name: str) -> str | None:
-        return cast(str | None, self._get(name, str | None))
-
-    def flag(self, name: str) -> bool:
-        return cast(bool, self._get(name, bool))
-
-    def count(self, name: str) -> int:
-        value = cast(int, self._get(name, int))
-        if value < 0:
-            raise ValueError(f"{name!r} of the {self.what} is negative")
-        return value
-
-    def optional_number(self, name: str) -> float | None:
-        return cast(float | None, self._get(name, int | float | None))
-
-    def object(self, name: str) -> Json:
-        return cast(Json, self._get(name, dict))
-
-    def free_object(self, name: str) -> Json:
-        """An object of any content, but not so deep that nobody could walk it."""
-        value = self.object(name)
-        level: Sequence[Any] = [value]
-        for _ in range(_MAX_FREE_DEPTH):
-            level = [child for item in level for child in _children(item)]
-            if not level:
-                return value
-        raise ValueError(f"{name!r} of the {self.what} is nested too deeply")
-
-    def optional_object(self, name: str) -> Json | None:
-        return cast(Json | None, self._get(name, dict | None))
-
-    def optional_list(self, name: str) -> list[Any]:
-        """Empty where an older file does not have it."""
-        return self.list(name) if name in self.json else []
-
-    def list(self, name: str) -> list[Any]:
-        return cast("list[Any]", self._get(name, list))
-
-    def counts(self, name: str) -> tuple[int, ...]:
-        values = self.list(name)
-        if not all(type(value) is int and value >= 0 for value in values):
-            raise ValueError(f"{name!r} of the {self.what} is not a list of counts")
-        return tuple(values)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        return _texts(self._get(name, list), name)
-
-    def section(self, name: str) -> "_Fields":
-        return _Fields(self.object(name), name)
-
-    def optional_section(self, name: str) -> "_Fields | None":
-        return None if self.json.get(name) is None else self.section(name)
-
-
-def _children(value: object) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _texts(values: object, name: str) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{name!r} is not a list of texts")
-    return tuple(values)
-
-
-def _model_from_json(fields: _Fields) -> ModelInfo:
+def _model_from_json(fields: Fields) -> ModelInfo:
     return ModelInfo(
         name=fields.optional_text("name"),
         class_name=fields.optional_text("class"),
@@ -346,7 +258,7 @@ def _model_from_json(fields: _Fields) -> ModelInfo:
     )
 
 
-def _variant_from_json(fields: _Fields) -> VariantInfo:
+def _variant_from_json(fields: Fields) -> VariantInfo:
     return VariantInfo(
         name=fields.optional_text("name"),
         quantizer=fields.optional_text("quantizer"),
@@ -357,7 +269,7 @@ def _variant_from_json(fields: _Fields) -> VariantInfo:
 
 
 def _root_call_from_json(json: object) -> RootCall:
-    fields = _Fields(json, "root call")
+    fields = Fields(json, "root call")
     return RootCall(
         fields.text("module"),
         fields.count("index"),
@@ -367,14 +279,14 @@ def _root_call_from_json(json: object) -> RootCall:
     )
 
 
-def _given_from_json(fields: _Fields | None) -> GivenInputs | None:
+def _given_from_json(fields: Fields | None) -> GivenInputs | None:
     if fields is None:
         return None
     return GivenInputs(fields.object("inputs"), fields.object("kwargs"), fields.text("digest"))
 
 
 def _step_from_json(json: object) -> StepEntry:
-    fields = _Fields(json, "step")
+    fields = Fields(json, "step")
     return StepEntry(
         fields.count("sample"),
         fields.count("step"),
@@ -384,7 +296,7 @@ def _step_from_json(json: object) -> StepEntry:
 
 
 def _module_from_json(json: object) -> ModuleEntry:
-    fields = _Fields(json, "module")
+    fields = Fields(json, "module")
     return ModuleEntry(
         fields.text("name"),
         fields.text("class"),
@@ -397,7 +309,7 @@ def _module_from_json(json: object) -> ModuleEntry:
 
 
 def _call_from_json(json: object) -> CallEntry:
-    fields = _Fields(json, "call")
+    fields = Fields(json, "call")
     parameters = fields.list("parameters")
     if not all(isinstance(name, str | None) for name in parameters):
         raise ValueError("the parameters of a call are not names")
@@ -421,12 +333,12 @@ def _parent_from_json(json: object) -> tuple[str, int] | None:
         return None
     if not (isinstance(json, list) and len(json) == 2):
         raise ValueError("the parent of a call is not a module and an index")
-    fields = _Fields({"module": json[0], "index": json[1]}, "parent of a call")
+    fields = Fields({"module": json[0], "index": json[1]}, "parent of a call")
     return fields.text("module"), fields.count("index")
 
 
 def _tensor_from_json(json: object) -> TensorEntry:
-    fields = _Fields(json, "tensor")
+    fields = Fields(json, "tensor")
     shape = fields.list("shape")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("the shape of a tensor is not a list of sizes")
@@ -435,14 +347,14 @@ def _tensor_from_json(json: object) -> TensorEntry:
     )
 
 
-def _skipped_from_json(fields: _Fields) -> Skipped:
+def _skipped_from_json(fields: Fields) -> Skipped:
     reasons = fields.object("reasons")
     opaque = fields.section("opaque")
     return Skipped(
         registered=fields.count("registered"),
         called=fields.count("called"),
         recorded=fields.count("recorded"),
-        reasons={reason: _texts(names, reason) for reason, names in reasons.items()},
+        reasons={reason: texts_of(names, reason) for reason, names in reasons.items()},
         opaque={reason: opaque.count(reason) for reason in opaque.json},
         warnings=fields.texts("warnings"),
     )
