@@ -21,13 +21,16 @@ if TYPE_CHECKING:
         ModelError,
         QvtraceError,
         RecordingError,
+        ResultError,
         UsageError,
     )
+    from qvtrace.judging import judge
     from qvtrace.observers import ObservedCall, Observer
     from qvtrace.observers.breaking import BreakAt
     from qvtrace.observers.printing import PrintCalls
     from qvtrace.recorder import Recording, record
     from qvtrace.recording import RecordingReport
+    from qvtrace.results import load_result
     from qvtrace.steps import TokenSteps
 
 _HOMES = {
@@ -43,12 +46,15 @@ _HOMES = {
     "Recording": "qvtrace.recorder",
     "RecordingError": "qvtrace.errors",
     "RecordingReport": "qvtrace.recording",
+    "ResultError": "qvtrace.errors",
     "Row": "qvtrace.comparison",
     "TokenSteps": "qvtrace.steps",
     "UsageError": "qvtrace.errors",
     "cached_tensor": "qvtrace.cached",
     "diff": "qvtrace.comparison",
+    "judge": "qvtrace.judging",
     "load": "qvtrace.archive",
+    "load_result": "qvtrace.results",
     "record": "qvtrace.recorder",
 }
 
@@ -65,13 +71,16 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingReport",
+    "ResultError",
     "Row",
     "TokenSteps",
     "UsageError",
     "__version__",
     "cached_tensor",
     "diff",
+    "judge",
     "load",
+    "load_result",
     "record",
 ]
 

@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from qvtrace.alignment import unwrapped
 from qvtrace.archive import Archive
+from qvtrace.elements import format_of
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.leaves import Arguments, LeafPair, pair_arguments
 from qvtrace.manifest import GivenInputs, Manifest, RootCall
 from qvtrace.patterns import shown
 from qvtrace.rows import same_contents
 from qvtrace.tokens import compare_tokens
-from qvtrace.trees import Json, Node
+from qvtrace.trees import Json, Node, TensorLeaf
 
 _DIGEST_SHOWN = 8
 _PLACES_NAMED = 3
+_INPUTS_DIFFER = "inputs differ"
+_TEXTS_PART = "texts part"
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class Comparable:
 
     ok: bool
     differences: tuple[str, ...] = ()  # each in words; those that decide `ok` first
+
+    @property
+    def same_inputs(self) -> bool:
+        """Whether both models were fed the same."""
+        return not any(text.startswith((_INPUTS_DIFFER, _TEXTS_PART)) for text in self.differences)
 
 
 def comparable(reference: Archive, candidate: Archive) -> Comparable:
@@ -66,7 +76,7 @@ def _different_texts(reference: Manifest, candidate: Manifest) -> Iterator[str]:
     if tokens is not None and tokens.parted is not None:
         parted = tokens.parted
         yield (
-            f"texts part after step {parted.step}: token {parted.reference} in the reference, "
+            f"{_TEXTS_PART} after step {parted.step}: token {parted.reference} in the reference, "
             f"{parted.candidate} in the candidate; record the candidate with --like"
         )
 
@@ -75,7 +85,7 @@ def _different_calls(reference: Archive, candidate: Archive) -> Iterator[str]:
     calls = [archive.manifest.inputs.root_calls for archive in (reference, candidate)]
     if len(calls[0]) != len(calls[1]):
         yield (
-            f"inputs differ: {len(calls[0])} calls of the model in the reference, "
+            f"{_INPUTS_DIFFER}: {len(calls[0])} calls of the model in the reference, "
             f"{len(calls[1])} in the candidate"
         )
     different = [pair for pair in zip(*calls, strict=False) if pair[0].digest != pair[1].digest]
@@ -98,7 +108,7 @@ def _different_places(where: str, pairs: Iterator[LeafPair]) -> Iterator[str]:
     if paths:
         more = ", ..." if paths[_PLACES_NAMED:] else ""
         named = ", ".join(paths[:_PLACES_NAMED])
-        yield f"inputs differ in {where}: {named}{more}"
+        yield f"{_INPUTS_DIFFER} in {where}: {named}{more}"
 
 
 _Parameters: TypeAlias = dict[tuple[str, int], tuple[str | None, ...]]
@@ -198,3 +208,45 @@ def _training(reference: Manifest, candidate: Manifest) -> Iterator[str]:
 
 def _sides(what: str, reference: object, candidate: object) -> str:
     return f"{what} {reference} in the reference, {candidate} in the candidate"
+
+
+def inputs_agree(reference: Archive, candidate: Archive) -> bool:
+    """Whether both models were fed the same, but for rounding to another floating-point dtype.
+
+    Raises `DamagedArchiveError` for trees of inputs that no writer writes.
+    """
+    fed = _fed(reference), _fed(candidate)
+    return (
+        len(fed[0]) == len(fed[1])
+        and not any(_different_texts(reference.manifest, candidate.manifest))
+        and all(
+            same_contents(leaves.reference, leaves.candidate)
+            or _differ_by_rounding(reference, candidate, leaves)
+            for arguments in zip(*fed, strict=True)
+            for leaves in pair_arguments(*arguments)
+        )
+    )
+
+
+def _fed(archive: Archive) -> list[Arguments]:
+    """What a generation was given, or each call of the model."""
+    given = archive.manifest.inputs.given
+    if given is not None:
+        return [Arguments(*_trees(archive, given), ())]
+    parameters = _parameters(archive)
+    calls = archive.manifest.inputs.root_calls
+    return [_arguments(archive, call, parameters) for call in calls]
+
+
+def _differ_by_rounding(reference: Archive, candidate: Archive, leaves: LeafPair) -> bool:
+    one, other = leaves.reference, leaves.candidate
+    if not isinstance(one, TensorLeaf) or not isinstance(other, TensorLeaf):
+        return False
+    arrays = reference.array(one), candidate.array(other)
+    if any(format_of(array.dtype).kind != "float" for array in arrays):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return any(
+            np.array_equal(array.astype(rounded.dtype), rounded, equal_nan=True)
+            for array, rounded in (arrays, arrays[::-1])
+        )

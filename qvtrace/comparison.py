@@ -12,11 +12,14 @@ from qvtrace.archive import Archive
 from qvtrace.comparability import Comparable, comparable
 from qvtrace.coverage import Coverage, cover
 from qvtrace.errors import UsageError
+from qvtrace.floor_measurement import with_floor
+from qvtrace.gates import Gate, GateResult, parse_gates
 from qvtrace.manifest import CallEntry, head_to_json
 from qvtrace.metrics import METRICS, Undefined, badness
 from qvtrace.noise import call_noises, rounding_noise, with_noise
 from qvtrace.origins import find_origins
 from qvtrace.patterns import require_matches, select
+from qvtrace.regression import Changes
 from qvtrace.rows import (
     COMPARED,
     NOT_STORED,
@@ -37,6 +40,8 @@ __all__ = [
     "Comparison",
     "Coverage",
     "DiffOptions",
+    "Gate",
+    "GateResult",
     "Place",
     "Row",
     "Side",
@@ -60,6 +65,7 @@ class DiffKeywords(TypedDict, total=False):
     path: str
     maps: Sequence[str]
     metrics: Sequence[str]
+    fail_on: Sequence[str | Gate]
 
 
 @dataclass(frozen=True)
@@ -73,17 +79,30 @@ class DiffOptions:
     path: str = "output"  # or `inputs`, `kwargs`, `all`
     maps: tuple[str, ...] = ()  # `PATTERN=REPLACEMENT` on candidate names
     metrics: tuple[str, ...] = ()  # columns; all when empty
+    fail_on: tuple[str | Gate, ...] = ()  # parsed once given
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "maps", "metrics"):
+        for name in ("include", "exclude", "maps", "metrics", "fail_on"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            single = isinstance(given, str | Gate)
+            object.__setattr__(self, name, (given,) if single else tuple(given))
+        object.__setattr__(self, "fail_on", parse_gates(self.fail_on))
         _require_known("--sort-by", self.sort_by, (*_ORDERS, *METRICS))
         _require_known("--path", self.path, tuple(PARTS))
         for metric in self.metrics:
             _require_known("--metrics", metric, METRICS)
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top {self.top}: shows nothing; give a number from 1 on")
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """What must not be, each parsed."""
+        return parse_gates(self.fail_on)
+
+    @property
+    def rows_asked(self) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+        """What decides which rows there are."""
+        return self.include, self.exclude, self.path
 
     @property
     def filters(self) -> str:
@@ -120,6 +139,9 @@ class Comparison:
     complete: bool = True  # False when rows or metrics were cut
     options: DiffOptions = field(default_factory=DiffOptions)
     tokens: Tokens | None = None  # where both sides are generations
+    floor: Side | None = None  # what the noise was measured by
+    file: str | None = None  # that it was read from
+    changes: Changes | None = None  # of modules, since the baseline that it was judged by
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
@@ -137,21 +159,27 @@ def diff(
     reference: Source,
     candidate: Source,
     *,
+    floor: Source | None = None,
     options: DiffOptions | None = None,
     **keywords: Unpack[DiffKeywords],
 ) -> Comparison:
     """Compare two archives, or files of them; every error is relative to the reference.
 
-    `keywords` are fields of `DiffOptions` and win over `options`. Where digests tell tensors equal,
-    none is read. Raises `UsageError` for unusable options, and children of `ArchiveError`
-    for files that cannot.
+    `floor` is an archive that differs from the reference by noise alone (another run, or bfloat16):
+    each row has its difference there as `floor`. `keywords` are fields of `DiffOptions` and win
+    over `options`. Where digests tell tensors equal, none is read. Raises `UsageError` for unusable
+    options, and children of `ArchiveError` for files that cannot.
     """
     options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
     with ExitStack() as opened:
-        return _compare(_open(reference, opened), _open(candidate, opened), options)
+        archives = _open(reference, opened), _open(candidate, opened)
+        noise = None if floor is None else _open(floor, opened)
+        return _compare(*archives, noise, options)
 
 
-def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Comparison:
+def _compare(
+    reference: Archive, candidate: Archive, floor: Archive | None, options: DiffOptions
+) -> Comparison:
     everything = align(reference.manifest, candidate.manifest, options.maps)
     alignment = _filtered(everything, options)
     built = RowBuilder(reference, candidate, options.path, everything.pairs)
@@ -164,8 +192,17 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
     executed = with_noise(built.rows, noises)
     origins = find_origins(noises, rounding_noise([*built.rows, *built.aside]))
     evidence = Evidence(
-        executed, coverage, comparability, origins, *manifests, options.filters, tokens
+        executed,
+        coverage,
+        comparability,
+        origins,
+        *manifests,
+        options.filters,
+        tokens,
+        options.gates,
     )
+    if floor is not None:
+        executed = with_floor(executed, reference, floor, options.path)
     ordered = _sorted(executed, options.sort_by)
     rows = ordered if options.top is None else _top(ordered, options)
     return Comparison(
@@ -178,6 +215,7 @@ def _compare(reference: Archive, candidate: Archive, options: DiffOptions) -> Co
         complete=len(rows) == len(executed) and not options.metrics,
         options=options,
         tokens=tokens,
+        floor=None if floor is None else _side(floor),
     )
 
 

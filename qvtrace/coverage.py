@@ -1,9 +1,10 @@
 """How much of two archives was compared."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from qvtrace.alignment import Alignment
-from qvtrace.rows import COMPARED, Place, RowBuilder
+from qvtrace.rows import COMPARED, Place, Row, RowBuilder
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,43 @@ class Coverage:
     # Modules among the latter two that wrap a compared one, or that a quantizer added.
     wrappers: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Row],
+        only_in_reference: Sequence[Place],
+        only_in_candidate: Sequence[Place],
+        *,
+        candidate_modules: Collection[str] | None = None,
+        wrappers: Collection[str] = (),
+    ) -> "Coverage":
+        """Count these; the candidate's names in the rows are the reference's unless given."""
+        compared = [row for row in rows if row.status in COMPARED]
+        reference_modules = {row.module for row in rows}
+        candidate_modules = reference_modules if candidate_modules is None else candidate_modules
+        unmatched = [
+            {place.module for place in places} for places in (only_in_reference, only_in_candidate)
+        ]
+        return cls(
+            modules_reference=len(reference_modules | unmatched[0].difference(wrappers)),
+            modules_candidate=len(unmatched[1].difference(wrappers).union(candidate_modules)),
+            modules_compared=len({row.module for row in compared}),
+            pairs=len(rows),
+            compared=len(compared),
+            identical=sum(row.status == "identical" for row in rows),
+            not_comparable=len(rows) - len(compared),
+            only_in_reference=tuple(only_in_reference),
+            only_in_candidate=tuple(only_in_candidate),
+            wrappers=tuple(sorted(unmatched[0].union(unmatched[1]).intersection(wrappers))),
+        )
+
 
 def cover(built: RowBuilder, alignment: Alignment) -> Coverage:
     """Count what was built from an alignment, or from a part of it."""
-    compared = [row for row in built.rows if row.status in COMPARED]
-    in_reference = {place.module for place in built.only_in_reference}
-    in_candidate = {place.module for place in built.only_in_candidate}
-    reference_wrappers = in_reference & alignment.reference_wrappers
-    candidate_wrappers = in_candidate & alignment.candidate_wrappers
-    rows_of = {row.module for row in built.rows}
-    return Coverage(
-        modules_reference=len(rows_of | (in_reference - reference_wrappers)),
-        modules_candidate=len(built.candidate_modules | (in_candidate - candidate_wrappers)),
-        modules_compared=len({row.module for row in compared}),
-        pairs=len(built.rows),
-        compared=len(compared),
-        identical=sum(row.status == "identical" for row in built.rows),
-        not_comparable=len(built.rows) - len(compared),
-        only_in_reference=tuple(built.only_in_reference),
-        only_in_candidate=tuple(built.only_in_candidate),
-        wrappers=tuple(sorted(reference_wrappers | candidate_wrappers)),
+    return Coverage.of(
+        built.rows,
+        built.only_in_reference,
+        built.only_in_candidate,
+        candidate_modules=built.candidate_modules,
+        wrappers=alignment.reference_wrappers | alignment.candidate_wrappers,
     )

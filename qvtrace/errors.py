@@ -4,6 +4,7 @@ QvtraceError                 one line: what, what is wrong, what to do
 ├── UsageError               an option, an argument or a pattern that cannot be used
 ├── ModelError               a model that cannot be loaded, quantized or run
 ├── RecordingError           a recording that could not be finished
+├── ResultError              a file that cannot be read as the result of a comparison
 └── ArchiveError             a file that cannot be read or written as an archive
     ├── MissingArchiveError      there is no such file
     ├── NotSafetensorsError      the file is something else
@@ -30,6 +31,10 @@ class ModelError(QvtraceError):
 
 class RecordingError(QvtraceError):
     """A recording that could not be finished; what there is stays in the `.partial` file."""
+
+
+class ResultError(QvtraceError):
+    """A file that cannot be read as the result of a comparison, or is not all of one."""
 
 
 class ArchiveError(QvtraceError):

@@ -44,10 +44,24 @@ class ChannelFactors:
         return [run for run in runs if run[2] != 1.0]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedFactors:
+    """What a result says of one factor for each channel: not all of them, where there are many."""
+
+    listed: tuple[tuple[int, int, float], ...]  # as `ChannelFactors.ranges` has them
+    not_listed: int = 0
+    smallest: float | None = None  # of all
+    largest: float | None = None
+
+    def ranges(self) -> list[tuple[int, int, float]]:
+        """Those that are listed."""
+        return list(self.listed)
+
+
 ScaleFactor: TypeAlias = float | ChannelFactors
 
 
-def factor_text(factor: ScaleFactor) -> str:
+def factor_text(factor: ScaleFactor | ListedFactors) -> str:
     """`0.25`, `0.25 in channels 64 to 127`, `0.12 to 5.9 in 96 channels`."""
     if isinstance(factor, float):
         return f"{factor:.3g}"

@@ -21,6 +21,7 @@ from qvtrace.norms import pooled_cosine, pooled_deviation_norm, pooled_mean
 from qvtrace.sums import FloatSums
 
 __all__ = [
+    "DECIBELS",
     "HIGHER_IS_BETTER",
     "METRICS",
     "NOISE_METRICS",
@@ -99,6 +100,7 @@ NOISE_METRICS = ("noise_in", "noise_out", "added", "gain")
 PAIR_METRICS = tuple(name for name in METRICS if name not in NOISE_METRICS)
 TOKEN_METRICS = ("token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min")
 HIGHER_IS_BETTER = frozenset({"sqnr", "cosine", *TOKEN_METRICS})
+DECIBELS = frozenset({"sqnr", "gain", *TOKEN_METRICS})
 
 
 @dataclass(frozen=True, slots=True)

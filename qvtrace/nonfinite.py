@@ -29,6 +29,18 @@ class Nonfinite:
             self.new_nan or self.lost_nan or self.inf_mismatches or self.sentinel_mismatches
         )
 
+    @property
+    def described(self) -> str:
+        """The counts in words, those that are not 0."""
+        parts = [
+            (self.new_nan, "new NaN"),
+            (self.lost_nan, "lost NaN"),
+            (self.reference_nan - self.lost_nan, "NaN on both sides"),
+            (self.inf_mismatches, "infinities that differ"),
+            (self.sentinel_mismatches, "masked on one side only"),
+        ]
+        return ", ".join(f"{count} {what}" for count, what in parts if count)
+
 
 NOTHING_FOUND = Nonfinite()
 

@@ -10,7 +10,7 @@ from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
 from qvtrace.elements import Array, Readable, format_of
 from qvtrace.errors import DamagedArchiveError
-from qvtrace.factors import ScaleFactor
+from qvtrace.factors import ListedFactors, ScaleFactor
 from qvtrace.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.leaves import (
     Arguments,
@@ -97,7 +97,9 @@ class Row:
     metrics: Metrics = field(default_factory=Metrics)
     undefined: dict[str, str] = field(default_factory=dict)
     layout: str | None = None  # what gives the candidate the reference's, as methods of torch
-    scale_factor: ScaleFactor | None = None  # the candidate is the reference times this,
+    scale_factor: ScaleFactor | ListedFactors | None = (
+        None  # the candidate is the reference times this,
+    )
     residual_peir: float | None = None  # up to what is left when it is divided by that
     residual_sqnr: float | None = None
     worst_token: tuple[int, ...] | None = None
@@ -106,6 +108,7 @@ class Row:
     nonfinite: Nonfinite | None = None
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
+    floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
 
     @property
     def place(self) -> Place:

@@ -1,4 +1,5 @@
-"""The answer in one line: what is worst, what is new that is not finite, how much was compared."""
+"""The answer in one line: what failed, what is worst, what is new that is not finite, and how much
+was compared."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,18 +7,17 @@ from dataclasses import dataclass
 
 from qvtrace.comparability import Comparable
 from qvtrace.coverage import Coverage
+from qvtrace.decision import Case, decide
 from qvtrace.factors import factor_text
-from qvtrace.manifest import Manifest
+from qvtrace.gates import Gate, GateResult, Scope
+from qvtrace.manifest import Manifest, VariantInfo
 from qvtrace.noise import decibels
 from qvtrace.origins import LEAST_EXCESS, Origin, Origins
 from qvtrace.patterns import shown
 from qvtrace.row_names import RowNames
 from qvtrace.rows import COMPARED, Row
 from qvtrace.tokens import Tokens
-from qvtrace.trees import Json
 
-DONE = 0
-NOTHING_COMPARABLE = 3
 _SHOWN_ORIGINS = 3
 _AGREE = "inputs agree"
 
@@ -27,10 +27,11 @@ class Verdict:
     """The answer in one line, and where the error comes in."""
 
     text: str
-    exit_code: int  # 0: done, 3: nothing was comparable
-    gates: tuple[Json, ...] = ()
+    exit_code: int  # 0: every gate held, 1: one failed, 3: nothing was comparable
+    gates: tuple[GateResult, ...] = ()
     origins: tuple[Origin, ...] = ()  # the most important first
     lines: tuple[str, ...] = ()  # of the origins, in words
+    findings: tuple[str, ...] = ()  # what the text says but for the gates
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,37 @@ class Evidence:
     candidate: Manifest
     filters: str = ""  # what narrowed the rows, as it was asked for
     tokens: Tokens | None = None  # of two generations
+    gates: Sequence[Gate] = ()
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """What is to be said, the loudest first."""
+    """What is to be said, the loudest first.
+
+    Raises `UsageError` for a gate whose pattern matches nothing.
+    """
+    findings = tuple(_findings(evidence))
+    case = Case(
+        Scope.of(evidence.rows, evidence.coverage),
+        findings,
+        evidence.coverage.compared,
+        is_trusted=evidence.comparable.same_inputs
+        and evidence.reference.complete
+        and evidence.candidate.complete,
+    )
+    decision = decide(case, evidence.gates)
+    return Verdict(
+        decision.text,
+        decision.exit_code,
+        decision.gates,
+        evidence.origins.found,
+        tuple(_origins(evidence.origins)),
+        findings,
+    )
+
+
+def _findings(evidence: Evidence) -> list[str]:
     name = RowNames(evidence.rows)
-    parts = [
+    return [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
         *_factor_faults(evidence.rows, name),
@@ -63,9 +89,6 @@ def judge(evidence: Evidence) -> Verdict:
         *_made_up_for(evidence.rows),
         _modules(evidence),
     ]
-    exit_code = DONE if evidence.coverage.compared else NOTHING_COMPARABLE
-    origins = evidence.origins.found
-    return Verdict("; ".join(parts), exit_code, (), origins, tuple(_origins(evidence.origins)))
 
 
 def _origins(origins: Origins) -> Iterator[str]:
@@ -106,6 +129,12 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
         )
     if not evidence.comparable.ok:
         yield f"not comparable: {evidence.comparable.differences[0]}"
+    variants = evidence.reference.variant, evidence.candidate.variant
+    if _look_swapped(*variants):
+        yield (
+            "the archives look SWAPPED: the reference is quantized, the candidate is not; "
+            "give the float one first"
+        )
     for side, manifest in (("reference", evidence.reference), ("candidate", evidence.candidate)):
         if not manifest.complete:
             yield f"the {side} is incomplete ({manifest.error or 'its recording was killed'})"
@@ -115,6 +144,17 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     experts = variant.settings.get("float_experts")
     if isinstance(experts, dict) and isinstance(share := experts.get("share"), int | float):
         yield f"fused experts stayed float, {share:.0%} of the weights"
+
+
+def _look_swapped(reference: VariantInfo, candidate: VariantInfo) -> bool:
+    """Whether the reference says that it is quantized, and the candidate that it is not."""
+    is_float = candidate.name == "fp" or bool(reference.quantized)
+    return _is_quantized(reference) and not _is_quantized(candidate) and is_float
+
+
+def _is_quantized(variant: VariantInfo) -> bool:
+    """Whether it says so; a variant of another name may be anything."""
+    return bool(variant.quantizer or variant.quantized or variant.name == "quant")
 
 
 def _why_few(candidate: Manifest) -> str:

@@ -43,6 +43,10 @@ def run_without_torch(*arguments):
     [
         ("diff", "ARCHIVE", "ARCHIVE"),
         ("diff", "ARCHIVE", "ARCHIVE", "--format", "json", "--path", "all"),
+        ("diff", "ARCHIVE", "ARCHIVE", "--format", "csv", "--floor", "ARCHIVE"),
+        ("diff", "ARCHIVE", "ARCHIVE", "--format", "markdown", "--fail-on", "nonfinite"),
+        ("diff", "ARCHIVE", "ARCHIVE", "--format", "junit"),
+        ("gate", "--help"),
         ("show", "ARCHIVE", "--stats"),
         ("show", "ARCHIVE", "--json", "--values", "0"),
         ("verify", "ARCHIVE"),

@@ -2,15 +2,18 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from qvtrace.cli import app
+from qvtrace.gates import parse_gates
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SET_UP = ("pip install . && qvtrace run", "pip install '.[test]' && pytest")
@@ -32,6 +35,20 @@ def run(line):
     program, *words = shlex.split(line)
     assert program == "qvtrace"
     return CliRunner().invoke(app, words, prog_name="qvtrace")
+
+
+WORKFLOW_MODEL = """
+import torch
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU()), torch.ones(2, 16)
+
+def quantize(model):
+    with torch.no_grad():
+        model[0].weight.mul_(1.01)
+    return model
+"""
 
 
 class Doubles(nn.Module):
@@ -65,6 +82,29 @@ def test_python_runs_as_printed(tmp_path, monkeypatch):
     for example in blocks("python"):
         exec(compile(example, "README.md", "exec"), names)
     assert names["comparison"].worst("peir", 1)
+
+
+def test_the_workflow_runs_as_printed(tmp_path, monkeypatch):
+    junitparser = pytest.importorskip("junitparser")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    Path("model.py").write_text(WORKFLOW_MODEL)
+    (workflow,) = map(yaml.safe_load, blocks("yaml"))
+    steps = workflow["jobs"]["compare"]["steps"]
+    lines = [step["run"] for step in steps if step.get("run", "").startswith("qvtrace")]
+    assert len(lines) == 4
+    for line in lines:
+        result = run(line)
+        assert result.exit_code == 0, f"{line}\n{result.stderr}"
+    assert junitparser.JUnitXml.fromfile("junit.xml").tests == 4
+    assert "every gate held" in Path("summary.md").read_text()
+    for pattern in steps[-1]["with"]["path"].split():
+        assert list(tmp_path.glob(pattern))
+
+
+def test_gates_of_the_configuration_are_gates():
+    (table,) = map(tomllib.loads, blocks("toml"))
+    assert parse_gates(table["tool"]["qvtrace"]["fail-on"])
 
 
 def test_every_flag_exists():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qvtrace.cli.diff import diff
+from qvtrace.cli.gate import gate
 from qvtrace.cli.group import TROUBLE, ReportErrors
 from qvtrace.cli.record import record
 from qvtrace.cli.recover import recover
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (run, record, diff, show, verify, recover):
+for command in (run, record, diff, gate, show, verify, recover):
     app.command()(command)
 
 

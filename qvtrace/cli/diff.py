@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import ModulePatterns, ReportFlags, RowFlags, with_flags
+from qvtrace.cli.flags import GateFlags, ModulePatterns, ReportFlags, RowFlags, with_flags
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
 
 
@@ -19,12 +19,14 @@ def diff(
     ],
     rows: RowFlags,
     patterns: ModulePatterns,
+    gates: GateFlags,
     report: ReportFlags,
 ) -> None:
     """Compare two archives module by module; the first is the reference."""
     from qvtrace.comparison import diff as compare
 
-    refuse_archive_name(report, reference, candidate)
-    comparison = compare(reference, candidate, options=rows.options(patterns))
+    refuse_archive_name(report, reference, candidate, *([rows.floor] if rows.floor else []))
+    options = rows.options(patterns, gates)
+    comparison = compare(reference, candidate, floor=rows.floor, options=options)
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

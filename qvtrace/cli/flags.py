@@ -15,6 +15,8 @@ from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
     from qvtrace.comparison import DiffOptions
+    from qvtrace.configuration import Configuration
+    from qvtrace.gates import Gate
     from qvtrace.models import ModelRequest
 
 MODEL = "Model"
@@ -24,6 +26,7 @@ MODULES = "Which modules"
 ROWS = "Which rows"
 ELEMENTS = "Elements"
 WATCHED = "What is seen while it runs"
+GATES = "Gates"
 OUTPUT = "Output"
 
 
@@ -39,6 +42,9 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
 
 
 class Paths(StrEnum):
@@ -331,6 +337,42 @@ class WatchFlags:
 
 
 @dataclass(frozen=True)
+class GateFlags:
+    """What makes a comparison fail."""
+
+    fail_on: Annotated[
+        list[str],
+        option(
+            GATES,
+            "What must not be: 'peir>0.05', 'sqnr<20 @ *.mlp.*', nonfinite, structure, unmatched; "
+            "repeatable. (default: fail-on of the configuration)",
+            metavar="GATE",
+        ),
+    ] = field(default_factory=list)
+    config: Annotated[
+        Path | None,
+        option(
+            GATES,
+            "TOML file to take the place of tool.qvtrace in pyproject.toml.",
+            metavar="FILE",
+        ),
+    ] = None
+
+    def gates(self) -> "tuple[Gate, ...]":
+        """Those of the command line; where it has none, those of the configuration."""
+        from qvtrace.gates import parse_gates
+
+        configured = self.configuration().fail_on
+        return parse_gates(self.fail_on) or configured
+
+    def configuration(self) -> "Configuration":
+        """What the project asks, or the file that was named."""
+        from qvtrace.configuration import load_configuration
+
+        return load_configuration(self.config)
+
+
+@dataclass(frozen=True)
 class RowFlags:
     """Which rows a comparison has, in which order."""
 
@@ -361,6 +403,15 @@ class RowFlags:
         str | None,
         option(ROWS, "File of such lines, applied before --map.", metavar="FILE"),
     ] = None
+    floor: Annotated[
+        str | None,
+        option(
+            ROWS,
+            "Archive that differs from the reference by noise alone (a second run, bfloat16): "
+            "rows as multiples of that.",
+            metavar="ARCHIVE",
+        ),
+    ] = None
     metrics: Annotated[
         list[str],
         option(
@@ -373,7 +424,7 @@ class RowFlags:
         names = (name.strip() for names in self.metrics for name in names.split(","))
         return tuple(dict.fromkeys(name for name in names if name))
 
-    def options(self, patterns: ModulePatterns) -> "DiffOptions":
+    def options(self, patterns: ModulePatterns, gates: "GateFlags") -> "DiffOptions":
         """What is asked of the comparison."""
         from qvtrace.comparison import DiffOptions
 
@@ -385,6 +436,7 @@ class RowFlags:
             path=self.path.value,
             maps=(*_read_maps(self.map_file), *self.maps),
             metrics=self.metric_names(),
+            fail_on=gates.gates(),
         )
 
 
@@ -402,6 +454,14 @@ class ReportFlags:
         Path | None,
         option(OUTPUT, "Write the report to a file.", "--output", "-o", metavar="FILE"),
     ] = None
+    github: Annotated[
+        bool,
+        flag(
+            OUTPUT,
+            "In GitHub Actions: markdown for the step's summary, annotations for what failed.",
+            "--github",
+        ),
+    ] = False
 
 
 def _read_maps(file: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Writes a comparison in the format and to the place that were asked for."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,34 @@ if TYPE_CHECKING:
 _ARCHIVE_SUFFIXES = (".st", ".safetensors", ".partial")
 
 
-def write_comparison(comparison: "Comparison", report: ReportFlags) -> None:
-    """Write a report to its file, or to standard output."""
+def write_comparison(comparison: "Comparison", report: ReportFlags, *, rows: bool = True) -> None:
+    """Write a report to its file, or to standard output; without rows, what came of the gates."""
     if report.output is not None:
-        _write_file(_text(comparison, report), report.output)
+        _write_file(_text(comparison, report, rows=rows), report.output)
         print(f"qvtrace: wrote {report.output}", file=sys.stderr)
-    elif report.format is Format.JSON:
-        sys.stdout.write(_text(comparison, report))
+    elif report.format is Format.TABLE:
+        print_lines(_lines(comparison, report, rows=rows, terminal=True))
     else:
-        print_lines(_lines(comparison, report, terminal=True))
+        sys.stdout.write(_text(comparison, report, rows=rows))
+    if report.github:
+        _tell_github(comparison, report)
+
+
+def _tell_github(comparison: "Comparison", report: ReportFlags) -> None:
+    """Append to the summary of the step, and annotate: where standard output is a report for
+    programs, on standard error, which GitHub reads as well."""
+    from qvtrace.reports.github import annotations
+    from qvtrace.reports.markdown import comparison_markdown
+
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(f"{comparison_markdown(comparison)}\n")
+    else:
+        print("qvtrace: --github: GITHUB_STEP_SUMMARY is not set, no summary", file=sys.stderr)
+    is_free = report.output is not None or report.format is Format.TABLE
+    for line in annotations(comparison):
+        print(line, file=sys.stdout if is_free else sys.stderr)
 
 
 def refuse_archive_name(report: ReportFlags, *archives: str) -> None:
@@ -43,24 +63,57 @@ def refuse_archive_name(report: ReportFlags, *archives: str) -> None:
         )
 
 
-def _text(comparison: "Comparison", report: ReportFlags) -> str:
-    if report.format is Format.JSON:
-        from importlib.metadata import version
-
-        from qvtrace.reports.json import comparison_text
-
-        return comparison_text(comparison, version("qvtrace")) + "\n"
-    lines = _lines(comparison, report, terminal=False)
-    return "".join(f"{line.plain}\n" for line in lines)
+def _text(comparison: "Comparison", report: ReportFlags, *, rows: bool) -> str:
+    if report.format is Format.TABLE:
+        lines = _lines(comparison, report, rows=rows, terminal=False)
+        return "".join(f"{line.plain}\n" for line in lines)
+    return _DOCUMENTS[report.format](comparison)
 
 
-def _lines(comparison: "Comparison", report: ReportFlags, *, terminal: bool) -> Iterator["Styled"]:
+def _json(comparison: "Comparison") -> str:
+    from importlib.metadata import version
+
+    from qvtrace.reports.json import comparison_text
+
+    return comparison_text(comparison, version("qvtrace")) + "\n"
+
+
+def _csv(comparison: "Comparison") -> str:
+    from qvtrace.reports.csv import comparison_csv
+
+    return comparison_csv(comparison)
+
+
+def _markdown(comparison: "Comparison") -> str:
+    from qvtrace.reports.markdown import comparison_markdown
+
+    return comparison_markdown(comparison)
+
+
+def _junit(comparison: "Comparison") -> str:
+    from qvtrace.reports.junit import comparison_junit
+
+    return comparison_junit(comparison) + "\n"
+
+
+_DOCUMENTS = {
+    Format.JSON: _json,
+    Format.CSV: _csv,
+    Format.MARKDOWN: _markdown,
+    Format.JUNIT: _junit,
+}
+
+
+def _lines(
+    comparison: "Comparison", report: ReportFlags, *, rows: bool, terminal: bool
+) -> Iterator["Styled"]:
     from qvtrace.reports.table import TableOptions, comparison_lines
 
     options = TableOptions(
         width=output_width() if terminal else None,
         blocks=terminal and shows_blocks(),
         everything=report.everything,
+        rows=rows,
     )
     return comparison_lines(comparison, options)
 

@@ -14,6 +14,7 @@ from qvtrace.cli.flags import (
     ElementFlags,
     Force,
     Format,
+    GateFlags,
     ModelFlags,
     ModulePatterns,
     ReportFlags,
@@ -39,6 +40,7 @@ def run(
     watch: WatchFlags,
     rows: RowFlags,
     elements: ElementFlags,
+    gates: GateFlags,
     report: ReportFlags,
     traces: Annotated[
         Path, option(OUTPUT, "Where the two archives go.", "--traces", metavar="DIR")
@@ -49,13 +51,13 @@ def run(
     """Record the float and the quantized variant, and compare them."""
     from qvtrace.comparison import diff
 
-    refuse_archive_name(report)
+    refuse_archive_name(report, *([rows.floor] if rows.floor else []))
     if watch.print_calls and report.output is None and report.format is not Format.TABLE:
         raise UsageError(
             f"--format {report.format}: --print has standard output for itself; "
             "write the report to a file with --output FILE"
         )
-    options = rows.options(ModulePatterns())
+    options = rows.options(ModulePatterns(), gates)
     reference, candidate = (traces / f"{variant}.st" for variant in Variant)
     for file in (reference, candidate):
         _refuse_foreign(file, force=force)
@@ -71,7 +73,7 @@ def run(
         elements=elements,
     )
     _record_both(job, candidate)
-    comparison = diff(reference, candidate, options=options)
+    comparison = diff(reference, candidate, floor=rows.floor, options=options)
     # Standard output has the calls already, for a reader of JSON.
     with redirect_stdout(sys.stderr) if watch.print_calls else nullcontext():
         write_comparison(comparison, report)

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
-from qvtrace.comparison import Row
-from qvtrace.factors import ScaleFactor, factor_text
-from qvtrace.metrics import Nonfinite
+from qvtrace.comparison import Comparison, Row
+from qvtrace.factors import ListedFactors, ScaleFactor, factor_text
+from qvtrace.metrics import DECIBELS, METRICS
 from qvtrace.noise import decibels
+from qvtrace.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.styled import Styled, styled
@@ -14,8 +15,10 @@ from qvtrace.row_names import RowNames
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_DECIBELS = frozenset({"sqnr", "token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min", "gain"})
 _NOISES = frozenset({"noise_in", "noise_out", "added"})  # ratios of powers, shown in dB
+_IN_DEFAULT_COLUMNS = frozenset(
+    {"order", "name", "peir", "token_sqnr_p50", "token_sqnr_p5", "max_abs_error", "mean_abs_error"}
+)
 _TITLES = {
     "max_abs_error": "max|d|",
     "mean_abs_error": "mean|d|",
@@ -70,8 +73,31 @@ def peir_bar(rows: Iterable[Row], *, blocks: bool) -> Bar:
     return Bar(max(lengths, default=0.0), blocks)
 
 
-def default_columns(bar: Bar) -> list[Column]:
-    """The columns that every table has unless others are asked for."""
+def asked_columns(bar: Bar | None, comparison: Comparison) -> list[Column]:
+    """The columns that were asked for, or those that every table has; what sorts is among them."""
+    options = comparison.options
+    if options.metrics:
+        columns = [metric_column(name, bar) for name in options.metrics]
+    else:
+        columns = _default_columns(bar)
+    if options.sort_by not in _IN_DEFAULT_COLUMNS and not options.metrics:
+        columns.insert(0, metric_column(options.sort_by, bar))
+    if comparison.floor is not None:
+        metric = options.sort_by if options.sort_by in METRICS else "peir"
+        columns.insert(1, Column("x floor", lambda row: _times_floor(row, metric)))
+    return columns
+
+
+def _times_floor(row: Row, metric: str) -> Styled:
+    if row.floor is None:
+        return styled("- not measured", "dim")
+    times = times_floor(row, metric)
+    if times is None:
+        return styled("- no noise", "dim")
+    return styled(number(times), "dim" if times <= 1 else "")
+
+
+def _default_columns(bar: Bar | None) -> list[Column]:
     return [
         _peir_column(bar),
         Column("token SQNR p50 / p5", _token_sqnr),
@@ -90,7 +116,7 @@ def further_columns(bar: Bar) -> list[Column]:
     ]
 
 
-def metric_column(name: str, bar: Bar) -> Column:
+def metric_column(name: str, bar: Bar | None) -> Column:
     """The column of one metric."""
     if name == "peir":
         return _peir_column(bar)
@@ -130,7 +156,7 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
     lines = []
     if row.nonfinite is not None and any(astuple(row.nonfinite)):
         style = "bold red" if row.status == "nonfinite" else "dim"
-        lines.append(styled(_nonfinite(row.nonfinite), style))
+        lines.append(styled(row.nonfinite.described, style))
     if row.dtype[0] != row.dtype[1] and row.dtype != dtypes and None not in row.dtype:
         lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
     if row.layout is not None:
@@ -143,12 +169,12 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
     return lines
 
 
-def _peir_column(bar: Bar) -> Column:
+def _peir_column(bar: Bar | None) -> Column:
     def cell(row: Row) -> Styled:
         value = row.metrics.peir
         if value is None:
             return _undefined(row, "peir")
-        if row.is_made_up_for:
+        if row.is_made_up_for or bar is None:
             return styled(number(value), "dim")
         return styled(f"{number(value):<8} {bar.of(value)}".rstrip(), bar.style(value))
 
@@ -163,7 +189,7 @@ def _metric(row: Row, name: str) -> Styled:
         return styled(decibels(value))
     if name == "cosine":  # close to 1, where three digits would say nothing
         return styled(f"{value:.6f}")
-    return styled(f"{number(value)} dB" if name in _DECIBELS else number(value))
+    return styled(f"{number(value)} dB" if name in DECIBELS else number(value))
 
 
 def _undefined(row: Row, name: str) -> Styled:
@@ -215,7 +241,7 @@ def _all_undefined(row: Row) -> Styled | None:
     return styled(f"- {printable(row.undefined.get('max_abs_error', 'undefined'))}", "dim")
 
 
-def _factor(row: Row, factor: ScaleFactor) -> str:
+def _factor(row: Row, factor: ScaleFactor | ListedFactors) -> str:
     rest = [
         f"PEIR {number(row.residual_peir)}" if row.residual_peir is not None else "",
         f"SQNR {number(row.residual_sqnr)} dB" if row.residual_sqnr is not None else "exact",
@@ -246,15 +272,3 @@ def _against(sides: tuple[object, object]) -> str:
 
 def _side(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _nonfinite(counts: Nonfinite) -> str:
-    common = counts.reference_nan - counts.lost_nan
-    parts = [
-        (counts.new_nan, "new NaN"),
-        (counts.lost_nan, "lost NaN"),
-        (common, "NaN on both sides"),
-        (counts.inf_mismatches, "infinities that differ"),
-        (counts.sentinel_mismatches, "masked on one side only"),
-    ]
-    return ", ".join(f"{count} {what}" for count, what in parts if count)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from qvtrace.comparison import Comparison, Coverage, Place, Side
+from qvtrace.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import labelled, separated, words
@@ -20,16 +21,14 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
     reference, candidate = comparison.reference, comparison.candidate
     files = [printable(side.file) for side in (reference, candidate)]
     longest = max(map(len, files))
-    facts = side_facts(reference)
-    same = _sameness(comparison)
-    for label, file, telling in (
-        ("reference", files[0], list(facts.values())),
-        ("candidate", files[1], [*same, *_different_facts(facts, side_facts(candidate))]),
+    for label, file, telling in zip(
+        ("reference", "candidate"), files, sides_told(comparison), strict=True
     ):
         pieces = separated([printable(piece) for piece in telling], SEPARATOR)
         yield from labelled(label, [styled(file.ljust(longest) + " "), *pieces], width)
     yield from _comparable_lines(comparison, width)
-    yield from labelled("coverage", words(_coverage(comparison.coverage)), width)
+    yield from labelled("coverage", words(coverage_text(comparison.coverage)), width)
+    yield from _floor_lines(comparison, width)
     yield from _matched_lines(comparison, width)
     limit = None if everything else _MODULES_LISTED
     yield from _unmatched_lines(comparison.coverage, limit, width)
@@ -38,6 +37,13 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
         for warning in side.warnings:
             text = f"{printable(side.file)}: {printable(warning)}"
             yield from labelled("warning", words(text, "yellow"), width)
+
+
+def sides_told(comparison: Comparison) -> tuple[list[str], list[str]]:
+    """The facts of the reference, and those of the candidate that are not the same."""
+    facts = side_facts(comparison.reference)
+    others = _different_facts(facts, side_facts(comparison.candidate))
+    return list(facts.values()), [*_sameness(comparison), *others]
 
 
 def side_facts(side: Side) -> dict[str, str]:
@@ -81,11 +87,16 @@ def _sameness(comparison: Comparison) -> list[str]:
 
 
 def _comparable_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
-    comparable = comparison.comparable
-    answer, style = ("yes", "green") if comparable.ok else ("no", "bold red")
-    differences = "; ".join(map(printable, comparable.differences))
-    reasons = words(differences or _what_is_the_same(comparison))
-    yield from labelled("comparable", [styled(answer + ":", style), *reasons], width)
+    answer, reasons = comparable_text(comparison)
+    style = "green" if comparison.comparable.ok else "bold red"
+    yield from labelled("comparable", [styled(answer + ":", style), *words(reasons)], width)
+
+
+def comparable_text(comparison: Comparison) -> tuple[str, str]:
+    """`yes` or `no`, and the differences, or what is the same."""
+    differences = "; ".join(map(printable, comparison.comparable.differences))
+    answer = "yes" if comparison.comparable.ok else "no"
+    return answer, differences or _what_is_the_same(comparison)
 
 
 def _what_is_the_same(comparison: Comparison) -> str:
@@ -98,11 +109,32 @@ def _what_is_the_same(comparison: Comparison) -> str:
     return ", ".join(same)
 
 
-def _coverage(coverage: Coverage) -> str:
+def coverage_text(coverage: Coverage) -> str:
+    """`77 of 77 modules, 97 pairs: 3 identical, 0 not comparable`."""
     return (
         f"{coverage.modules_compared} of {counted(coverage.modules_reference, 'module')}, "
         f"{counted(coverage.pairs, 'pair')}: {coverage.identical} identical, "
         f"{coverage.not_comparable} not comparable"
+    )
+
+
+def _floor_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
+    text = floor_text(comparison)
+    if text is not None:
+        yield from labelled("floor", words(text), width)
+
+
+def floor_text(comparison: Comparison) -> str | None:
+    """What the noise was measured by, where it was, and how many rows are no more than that."""
+    if comparison.floor is None:
+        return None
+    found = [times for row in comparison.rows if (times := times_floor(row)) is not None]
+    within = sum(times <= 1 for times in found)
+    facts = side_facts(comparison.floor)
+    told = " ".join(filter(None, (facts.get("variant"), facts.get("dtype"))))
+    return (
+        f"{printable(comparison.floor.file)} ({printable(told)}): {within} of "
+        f"{counted(len(found), 'row')} with a PEIR not above the noise"
     )
 
 
@@ -115,13 +147,19 @@ def _matched_lines(comparison: Comparison, width: int | None) -> Iterator[Styled
 
 
 def _unmatched_lines(coverage: Coverage, limit: int | None, width: int | None) -> Iterator[Styled]:
-    """Modules that only one side has, apart from those that nobody would look for on the other."""
+    for text, modules in unmatched(coverage):
+        told = f"{text}: {listed(modules, limit)}"
+        yield from labelled("unmatched", words(told, "yellow"), width)
+
+
+def unmatched(coverage: Coverage) -> Iterator[tuple[str, list[str]]]:
+    """`3 only in the reference`, and which modules those are, apart from those that nobody would
+    look for on the other side; the same for the candidate."""
     wrappers = set(coverage.wrappers)
     for side, places in _by_side(coverage):
         modules = _unmatched_modules(place for place in places if place.module not in wrappers)
         if modules:
-            text = f"{len(modules)} only in the {side}: {listed(modules, limit)}"
-            yield from labelled("unmatched", words(text, "yellow"), width)
+            yield f"{len(modules)} only in the {side}", modules
 
 
 def _wrapper_lines(coverage: Coverage, everything: bool, width: int | None) -> Iterator[Styled]:

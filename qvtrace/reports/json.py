@@ -6,16 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from qvtrace.comparison import Comparison, Coverage, Place, Row, Side, Verdict
+from qvtrace.comparison import (
+    Comparison,
+    Coverage,
+    DiffOptions,
+    GateResult,
+    Place,
+    Row,
+    Side,
+    Verdict,
+)
 from qvtrace.elements import number_json
-from qvtrace.factors import ChannelFactors, ScaleFactor
-from qvtrace.metrics import METRICS
+from qvtrace.factors import ChannelFactors, ListedFactors, ScaleFactor
+from qvtrace.gates import Finding
+from qvtrace.metrics import METRICS, Metrics
+from qvtrace.noise_floor import times_floor
 from qvtrace.trees import Json
 
 FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the reason.
-_NO_KEYS = frozenset({"same_as", "judgement"})
+_NO_KEYS = frozenset({"same_as", "judgement", "floor"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
 _DIGITS = 7  # significant ones of a factor: float32 has no more
@@ -31,10 +42,13 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     """The object itself.
 
     Every row has every metric, unless some were asked for; `complete` then says that it was cut.
-    Two generations have `tokens` besides: how many agree, and the first that differs.
+    Where they apply, it has further keys: `tokens` of two generations (how many agree, and the
+    first that differs), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
+    and `times_floor` (of the PEIR) in every row where a floor was measured, and for sides that are
+    `incomplete` or come with `warnings`.
     """
     tokens = comparison.tokens
-    return {
+    report = {
         "format": FORMAT_VERSION,
         "qvtrace": version,
         "complete": comparison.complete,
@@ -43,9 +57,17 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "comparable": asdict(comparison.comparable),
         "coverage": _coverage(comparison.coverage),
         **({} if tokens is None else {"tokens": asdict(tokens)}),
-        "rows": [_row(row, comparison.options.metrics) for row in comparison.rows],
+        "rows": [_row(row, comparison) for row in comparison.rows],
         "verdict": _verdict(comparison.verdict),
     }
+    if comparison.options.rows_asked != DiffOptions().rows_asked:
+        include, exclude, path = comparison.options.rows_asked
+        report["filters"] = {"include": include, "exclude": exclude, "path": path}
+    if comparison.floor is not None:
+        report["floor"] = _side(comparison.floor)
+    if comparison.changes is not None:
+        report["changes"] = asdict(comparison.changes)
+    return report
 
 
 def strict(value: Any) -> Any:
@@ -75,61 +97,108 @@ def _dump(value: object) -> str:
 
 
 def _side(side: Side) -> Json:
-    report = {
+    report: Json = {
         "file": side.file,
         "model": side.model,
         "variant": side.variant,
         "environment": side.environment,
     }
-    return report if side.complete else {**report, "incomplete": side.error or "killed"}
+    if not side.complete:
+        report["incomplete"] = side.error or "killed"
+    if side.warnings:
+        report["warnings"] = side.warnings
+    return report
 
 
 def _coverage(coverage: Coverage) -> Json:
-    return {
+    report: Json = {
         "compared": coverage.compared,
         "identical": coverage.identical,
         "not_comparable": coverage.not_comparable,
         "only_in_reference": list(map(_place, coverage.only_in_reference)),
         "only_in_candidate": list(map(_place, coverage.only_in_candidate)),
     }
+    return {**report, "wrappers": coverage.wrappers} if coverage.wrappers else report
 
 
 def _verdict(verdict: Verdict) -> Json:
-    report = asdict(verdict)
-    del report["lines"]  # the origins in words
-    return report
+    return {
+        "text": verdict.text,
+        "exit_code": verdict.exit_code,
+        "gates": list(map(_gate, verdict.gates)),
+        "origins": list(map(asdict, verdict.origins)),
+        "lines": verdict.lines,
+        "findings": verdict.findings,
+    }
+
+
+def _gate(result: GateResult) -> Json:
+    return {
+        "gate": result.gate,
+        "ok": result.ok,
+        "rows": result.rows,
+        "failed": result.failed,
+        "worst": None if result.worst is None else _finding(result.worst),
+    }
+
+
+def _finding(finding: Finding) -> Json:
+    """`excess` is how far the value is beyond the limit, negative where it is within."""
+    return {
+        **_place(finding.place),
+        "status": finding.status,
+        "value": finding.value,
+        "excess": finding.excess,
+        "reason": finding.reason,
+    }
 
 
 def _place(place: Place) -> Json:
     return {"module": place.module, "call": place.call, "path": place.path}
 
 
-def _row(row: Row, metrics: Sequence[str]) -> Json:
+def _row(row: Row, comparison: Comparison) -> Json:
+    metrics = comparison.options.metrics or METRICS
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
     report["scale_factor"] = _scale_factor(row.scale_factor)
-    report["metrics"] = {name: getattr(row.metrics, name) for name in metrics or METRICS}
+    report["metrics"] = _metrics(row.metrics, metrics)
     report["peak"] = None if row.peak is None else asdict(row.peak)
     report["nonfinite"] = None if row.nonfinite is None else asdict(row.nonfinite)
+    if comparison.floor is not None:
+        report["floor"] = None if row.floor is None else _metrics(row.floor, metrics)
+        report["times_floor"] = times_floor(row)
     return report
 
 
-def _scale_factor(factor: ScaleFactor | None) -> float | Json | None:
-    """A number; or ranges of channels (the first, one past the last) and the factor of each. Of
-    many, those farthest from 1 are listed, the others counted."""
-    if not isinstance(factor, ChannelFactors):
+def _metrics(found: Metrics, names: Sequence[str]) -> Json:
+    return {name: getattr(found, name) for name in names}
+
+
+def _scale_factor(factor: ScaleFactor | ListedFactors | None) -> float | Json | None:
+    """A number; or ranges of channels (the first, one past the last) and the factor of each."""
+    if isinstance(factor, ChannelFactors):
+        factor = _listed(factor.ranges())
+    if not isinstance(factor, ListedFactors):
         return factor if factor is None else _rounded(factor)
-    ranges = factor.ranges()
+    report: Json = {
+        "channels": [[start, stop] for start, stop, _ in factor.listed],
+        "factors": [_rounded(value) for _, _, value in factor.listed],
+    }
+    if factor.not_listed:
+        report["not_listed"] = factor.not_listed
+        report["smallest"], report["largest"] = factor.smallest, factor.largest
+    return report
+
+
+def _listed(ranges: list[tuple[int, int, float]]) -> ListedFactors:
+    """Of many, those farthest from 1 are listed, the others counted."""
     listed = sorted(ranges, key=_distance_from_one, reverse=True)[:_RANGES_LISTED]
     listed.sort()
-    report: Json = {
-        "channels": [[start, stop] for start, stop, _ in listed],
-        "factors": [_rounded(value) for _, _, value in listed],
-    }
-    if len(ranges) > len(listed):
-        values = [value for _, _, value in ranges]
-        report["not_listed"] = len(ranges) - len(listed)
-        report["smallest"], report["largest"] = _rounded(min(values)), _rounded(max(values))
-    return report
+    if len(ranges) == len(listed):
+        return ListedFactors(tuple(listed))
+    values = [value for _, _, value in ranges]
+    ends = _rounded(min(values)), _rounded(max(values))
+    return ListedFactors(tuple(listed), len(ranges) - len(listed), *ends)
 
 
 def _distance_from_one(channels: tuple[int, int, float]) -> float:

@@ -1,0 +1,50 @@
+"""Which rows a report lists, and what becomes of the others."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from qvtrace.comparison import Comparison, Place, Row
+from qvtrace.measures import is_unjudged
+
+
+@dataclass(frozen=True)
+class ListedRows:
+    """Which rows are listed, which are folded into those, and how many of each kind are hidden."""
+
+    listed: tuple[Row, ...]
+    folded: dict[Place, list[Row]]
+    hidden: Counter[str]
+
+    @classmethod
+    def of(cls, comparison: Comparison, *, everything: bool) -> "ListedRows":
+        """Sort the rows of a comparison."""
+        if everything:
+            return cls(comparison.rows, {}, Counter())
+        kinds = Counter(kind for row in comparison.rows if (kind := _hidden_kind(row)) is not None)
+        seen = [row for row in comparison.rows if _hidden_kind(row) is None]
+        places = {row.place for row in seen if row.same_as is None}
+        listed = []
+        folded = defaultdict(list)
+        for row in seen:
+            if row.same_as is not None and row.same_as in places:
+                folded[row.same_as].append(row)
+            else:
+                listed.append(row)
+        return cls(tuple(listed), dict(folded), kinds)
+
+    def hidden_texts(self) -> list[str]:
+        """How many rows of which kind are not listed."""
+        hidden = [f"{count} {kind}" for kind, count in self.hidden.items()]
+        folded = sum(map(len, self.folded.values()))
+        return [*hidden, f"{folded} folded into the row above (=)"] if folded else hidden
+
+
+def _hidden_kind(row: Row) -> str | None:
+    """Why nothing would be learnt from seeing the row; None when it is to be seen."""
+    if row.status == "identical":
+        return "identical"
+    if row.status == "exact":
+        return "equal integers and values"
+    if is_unjudged(row):
+        return "objects of one type, not stored"
+    return None
