@@ -23,6 +23,7 @@ from qvtrace.leaves import (
 )
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics import METRICS, Difference, Metrics, Nonfinite, Peak
+from qvtrace.routing import Routed, Routing, is_expert_by_name
 from qvtrace.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.surroundings import Judgement, Output, Surroundings
 from qvtrace.trees import (
@@ -60,6 +61,7 @@ NOT_STORED = "not stored"
 TYPES_DIFFER = "types differ"
 SHAPES_DIFFER = "shapes differ"
 STRUCTURE_DIFFERS = "structure differs"
+ROUTING_DIFFERS = "routing differs"
 
 # Below, in dB, elements of equal shapes may be in other places.
 _UNLIKE = 3.0
@@ -164,6 +166,7 @@ class RowBuilder:
         self._surroundings = Surroundings(
             reference.manifest.calls, pairs, self._compared_outputs, self._given
         )
+        self._routing = Routing(pairs, self._given_arrays)
 
     def add(self, pair: Pair) -> None:
         """Take in two calls: what their rows will be, and the places that one side did not store.
@@ -198,6 +201,7 @@ class RowBuilder:
         for start in range(0, len(wanted), _TOGETHER):
             self._compare_contents(wanted[start : start + _TOGETHER])
         self._lend_factors()
+        self._find_experts()
         self.rows = [
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
@@ -279,6 +283,34 @@ class RowBuilder:
                 scaling = scaling_like(known[place], *both, outcome.difference)
                 self._outcomes[contents] = replace(outcome, scaling=scaling)
 
+    def _find_experts(self) -> None:
+        """Before any row: an expert may be known by those beside it."""
+        for pair, leaves in (*self._planned, *self._planned_aside):
+            if _have_other_tokens(leaves):
+                self._routing.of(pair)
+
+    def _routed(self, pair: Pair, leaves: LeafPair) -> Routed | None:
+        """How an expert's tokens were routed whose tensors therefore cannot be compared."""
+        reference, candidate = leaves.reference, leaves.candidate
+        if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+            return None
+        have_other_tokens = _have_other_tokens(leaves)
+        may_be = have_other_tokens or self._routing.may_be_expert(pair)
+        if not may_be or same_contents(reference, candidate):
+            return None
+        is_told = have_other_tokens and is_expert_by_name(pair)
+        return self._routing.of(pair) or (Routed() if is_told else None)
+
+    def _given_arrays(self, pair: Pair) -> Iterator[tuple[Array, Array]]:
+        """Tensors that two calls were given at one place."""
+        reference = _arguments(self._reference, pair.reference)
+        candidate = _arguments(self._candidate, pair.candidate)
+        for leaves in pair_arguments(reference, candidate):
+            if isinstance(leaves.reference, TensorLeaf) and isinstance(
+                leaves.candidate, TensorLeaf
+            ):
+                yield self._arrays(leaves.reference, leaves.candidate)
+
     def _compared_outputs(self, pair: Pair) -> list[Output]:
         """The outputs of two calls that can be compared, whether they have rows or not."""
         outputs = []
@@ -343,7 +375,8 @@ class RowBuilder:
     def _row(self, pair: Pair, leaves: LeafPair, same_as: Place | None) -> Row:
         reference, candidate = leaves.reference, leaves.candidate
         tensors = _tensor(reference), _tensor(candidate)
-        outcome = self._outcome(reference, candidate)
+        routed = self._routed(pair, leaves)
+        outcome = _routing(routed) if routed else self._outcome(reference, candidate)
         difference, scaling = outcome.difference, outcome.scaling
         call = pair.reference
         judgement = self._judgement(pair, leaves, outcome)
@@ -455,6 +488,19 @@ def _tensor_contents(leaves: LeafPair) -> _Contents | None:
     return None
 
 
+def _have_other_tokens(leaves: LeafPair) -> bool:
+    """Whether two tensors have the same shape but for the number of vectors."""
+    reference, candidate = leaves.reference, leaves.candidate
+    if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+        return False
+    shapes = _shapes(reference, candidate)
+    return (
+        shapes[0] != shapes[1]
+        and len(shapes[0]) == len(shapes[1]) >= 2
+        and shapes[0][-1] == shapes[1][-1]
+    )
+
+
 def _has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
     """Whether two tensors can be compared, and digests do not tell how."""
     may_correspond = _may_correspond(*_shapes(reference, candidate))
@@ -557,6 +603,10 @@ def _shapes_differ(
         shapes, how = (stored[0].shape, stored[1].shape), "stored as "
     reason = f"{how}{list(shapes[0])} against {list(shapes[1])}"
     return _not_comparable("shape", SHAPES_DIFFER, reason)
+
+
+def _routing(routed: Routed) -> _Outcome:
+    return _not_comparable("routing", ROUTING_DIFFERS, routed.text)
 
 
 def _structure(reference: Node | None, candidate: Node | None) -> _Outcome:

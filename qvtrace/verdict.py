@@ -84,6 +84,7 @@ def _findings(evidence: Evidence) -> list[str]:
         *_first(evidence.rows, name),
         *_tokens(evidence.tokens),
         *_mismatches(evidence.rows, name),
+        *_routing(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
         *_layouts(evidence.rows),
         *_made_up_for(evidence.rows),
@@ -252,9 +253,17 @@ def _mismatches(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
         yield f"{what} in {_counted(len(found), 'row')}, first in {name(found[0])}"
 
 
+def _routing(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    found = [row for row in rows if row.status == "routing"]
+    if found:
+        how_many = _counted(len(found), "pair")
+        yield f"experts saw other tokens in {how_many}, first {name(found[0])}: {found[0].reason}"
+
+
 def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Opaque objects of one type are no finding: nobody could compare them."""
-    found = [row for row in rows if row.status not in COMPARED and row.status != "opaque"]
+    told = (*COMPARED, "opaque", "routing")
+    found = [row for row in rows if row.status not in told]
     if found:
         pairs = _counted(len(found), "pair")
         yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
