@@ -330,10 +330,11 @@ class RowBuilder:
         return self._tensors(reference, candidate)
 
     def _output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: _Outcome) -> Output:
-        epsilons = [format_of(array.dtype).epsilon for array in self._arrays(reference, candidate)]
+        arrays = self._arrays(reference, candidate)
+        epsilons = [format_of(array.dtype).epsilon for array in arrays]
         return Output(
             (reference.digest, candidate.digest),
-            reference.shape,
+            _in_layout(arrays, outcome.layout),
             outcome.status,
             outcome.metrics,
             max(epsilons),

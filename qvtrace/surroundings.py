@@ -16,6 +16,7 @@ from qvtrace.manifest import CallEntry
 from qvtrace.metrics import Metrics
 from qvtrace.patterns import shown
 from qvtrace.scaling import Scaling
+from qvtrace.sharing import Sides, is_summand
 
 _MARGIN = 15.0  # dB, by which an output around may be worse than the rest after the factor
 _NEVER_ENOUGH = 3.0  # dB
@@ -31,7 +32,7 @@ class Output:
     """A pair of tensors that two calls returned, compared."""
 
     digests: tuple[str, str]
-    shape: tuple[int, ...]  # of the reference
+    sides: Sides  # the tensors, the candidate's in the reference's layout
     status: str
     metrics: Metrics
     epsilon: float  # of the coarser dtype
@@ -150,10 +151,12 @@ def _is_scaled(other: Output, scaled: Output) -> bool:
 
 
 def _holds(other: Output, scaled: Output) -> bool:
-    """Whether an output may be a sum with the scaled one in it, as in a residual stream, where a
-    factor is small beside the rest: it differs by about as much in absolute terms."""
+    """Whether an output is a sum with the scaled one in it, as in a residual stream, where a factor
+    is small beside the rest."""
+    if other.sides[0].shape != scaled.sides[0].shape:
+        return False
     powers = [_error_power(output.metrics) for output in (other, scaled)]
-    return other.shape == scaled.shape and powers[0] >= _HELD * powers[1]
+    return powers[0] >= _HELD * powers[1] and is_summand(scaled.sides, other.sides)
 
 
 def _error_power(metrics: Metrics) -> float:

@@ -13,6 +13,7 @@ from qvtrace.factors import ChannelFactors, factor_text, find_factor, fits
 from qvtrace.recorder import record
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
+from qvtrace.sharing import is_summand
 from tests.tiny_models import build
 
 RANDOM = np.random.default_rng(0)
@@ -392,8 +393,9 @@ def round_linears(model: nn.Module) -> None:
 
 @pytest.fixture
 def llama_against(tmp_path):
-    def run(*changes) -> Comparison:
+    def run(*changes, prepare=None) -> Comparison:
         model, inputs = build("llama")
+        model = changed(model, prepare) if prepare else model
         for name in ("fp", "quant"):
             with torch.no_grad(), record(model, tmp_path / f"{name}.st"):
                 model(**inputs, use_cache=False)
@@ -437,3 +439,43 @@ def fold_mildly(model: nn.Module) -> None:
 
 def test_rounded_weights_alone_are_no_factor(llama_against):
     assert not any(row.scale_factor for row in llama_against(round_linears).rows)
+
+
+def errors_of(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return TOKENS, TOKENS + error
+
+
+def test_an_error_is_found_in_a_sum_whatever_else_is_added():
+    error = noise(1.0)
+
+    assert is_summand(errors_of(error), errors_of(error))
+    assert is_summand(errors_of(error), errors_of(error + noise(1.0)))
+    assert not is_summand(errors_of(error), errors_of(noise(1.0)))
+    assert not is_summand(errors_of(error), errors_of(noise(100.0)))
+    assert not is_summand(errors_of(error), errors_of(0.01 * error))
+    assert not is_summand(errors_of(0 * error), errors_of(error))
+
+
+def give_the_stream_most(model: nn.Module) -> None:
+    """Of what the blocks give to the second one, whose own part is then small beside it."""
+    model.model.layers[0].mlp.down_proj.weight.mul_(3000)
+
+
+def double_a_projection(model: nn.Module) -> None:
+    model.model.layers[1].mlp.down_proj.weight.mul_(2)
+
+
+def test_a_factor_in_a_large_residual_stream_is_a_fault(llama_against):
+    comparison = llama_against(double_a_projection, prepare=give_the_stream_most)
+
+    row = row_of(comparison, "model.layers.1.mlp.down_proj")
+    assert row.scale_factor == pytest.approx(2)
+    assert row.reason == "the factor is the fault: model.layers.1 differs too"
+
+
+def test_noise_of_a_large_residual_stream_is_not_taken_for_a_fold_beside_it(llama_against):
+    comparison = llama_against(fold_mildly, round_linears, prepare=give_the_stream_most)
+
+    scaled = [row for row in comparison.rows if row.scale_factor is not None]
+    assert scaled
+    assert all(row.is_made_up_for for row in scaled)
