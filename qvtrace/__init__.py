@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from qvtrace.judging import judge
+    from qvtrace.models.quantizers.listing import quantizers
     from qvtrace.observers import ObservedCall, Observer
     from qvtrace.observers.breaking import BreakAt
     from qvtrace.observers.printing import PrintCalls
@@ -55,6 +56,7 @@ _HOMES = {
     "judge": "qvtrace.judging",
     "load": "qvtrace.archive",
     "load_result": "qvtrace.results",
+    "quantizers": "qvtrace.models.quantizers.listing",
     "record": "qvtrace.recorder",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "judge",
     "load",
     "load_result",
+    "quantizers",
     "record",
 ]
 

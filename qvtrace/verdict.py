@@ -140,7 +140,9 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
         if not manifest.complete:
             yield f"the {side} is incomplete ({manifest.error or 'its recording was killed'})"
     variant = evidence.candidate.variant
-    if variant.quantizer is not None and not variant.quantized:
+    if variant.quantizer is not None and variant.settings.get("no_quantize") is True:
+        yield f"{variant.quantizer} with quantization off: what differs comes from its wrappers"
+    elif variant.quantizer is not None and not variant.quantized:
         yield f"the quantizer {variant.quantizer} changed NO module"
     experts = variant.settings.get("float_experts")
     if isinstance(experts, dict) and isinstance(share := experts.get("share"), int | float):

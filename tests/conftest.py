@@ -20,7 +20,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> "Saved":
     """The directory of a tiny model; written once, not to be changed."""
-    from model_fixtures import save
+    from model_fixtures import save  # imports transformers, which most tests do without
 
     root = tmp_path_factory.mktemp("models")
 

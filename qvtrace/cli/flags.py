@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -147,6 +147,22 @@ class ModelFlags:
             metavar="QUANTIZER",
         ),
     ] = None
+    no_quantize: Annotated[
+        bool,
+        flag(
+            MODEL,
+            "For quant: the quantizer's wrappers in, quantization off (tico).",
+            "--no-quantize",
+        ),
+    ] = False
+    calibration: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "For quant: calibration inputs, .safetensors or .json. (default: the sample)",
+            metavar="FILE",
+        ),
+    ] = None
     like: Annotated[
         str | None,
         option(
@@ -245,6 +261,10 @@ class ModelFlags:
             inputs_file=self.inputs,
             **flags,
         )
+
+    def for_float(self) -> "ModelFlags":
+        """The same for the float variant."""
+        return replace(self, quantizer=None, no_quantize=False, calibration=None)
 
 
 _RENAMED = frozenset({"image", "inputs", "like"})

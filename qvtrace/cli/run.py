@@ -84,8 +84,9 @@ def _record_both(job: Job, candidate: Path) -> None:
     """Run a job for the float variant, and again like it for the quantized one."""
     from qvtrace.models.quantizers import choose
 
-    choose(job.model.quantizer)  # what is wrong with it is said before the first recording
-    run_job(replace(job, model=replace(job.model, quantizer=None)))
+    chosen = choose(job.model.quantizer)  # what is wrong is said before the first recording
+    chosen.check(calibration=job.model.calibration, wrap_only=job.model.no_quantize)
+    run_job(replace(job, model=job.model.for_float()))
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory
     # The sample comes from the archive, and with it the tokens of a generation.

@@ -105,7 +105,7 @@ def _bar() -> "rich.progress.Progress":
         MofNCompleteColumn(),
         TextColumn("modules  {task.fields[bytes]}", markup=False),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=sys.stderr),
         transient=True,
         redirect_stdout=False,
     )

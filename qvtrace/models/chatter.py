@@ -5,7 +5,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 from qvtrace.redaction import without_secrets
 
@@ -16,6 +17,7 @@ LIBRARIES = (
     "huggingface_hub",
     "importlib",
     "optimum",
+    "tico",
     "tokenizers",
     "torch",
     "torchao",
@@ -23,6 +25,7 @@ LIBRARIES = (
 )
 # Read by a library that is imported while these are set.
 _AT_IMPORT = {
+    "LOGURU_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -48,6 +51,13 @@ def quiet() -> Iterator[None]:
             undo.callback(os.environ.pop, name, None)
         if "transformers" in sys.modules:
             _hide_bars(undo)
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what is written to Python's standard output and standard error."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         yield
 
 

@@ -13,8 +13,8 @@ def check(request: ModelRequest, origin: Origin) -> None:
     """Raise `UsageError` for options that are unknown or contradict each other."""
     if request.variant not in ("fp", "quant"):
         raise UsageError(f"--variant {request.variant}: is unknown; there are fp and quant")
-    if request.variant == "fp" and request.quantizer is not None:
-        raise UsageError("--quantizer: the variant fp is not quantized; add --variant quant")
+    if request.variant == "fp":
+        _check_float(request)
     if request.inputs_file is not None and (request.prompt is not None or request.images):
         raise UsageError("--inputs: takes the place of --prompt and --image; give one or the other")
     if request.prompt == "":
@@ -27,6 +27,17 @@ def check(request: ModelRequest, origin: Origin) -> None:
         option = "--from-config" if request.from_config else "--num-layers"
         raise UsageError(f"{option}: a function makes its model itself; leave the option out")
     _check_placement(request)
+
+
+def _check_float(request: ModelRequest) -> None:
+    asked = {
+        "--quantizer": request.quantizer is not None,
+        "--calibration": request.calibration is not None,
+        "--no-quantize": request.no_quantize,
+    }
+    for option, given in asked.items():
+        if given:
+            raise UsageError(f"{option}: the variant fp is not quantized; add --variant quant")
 
 
 def _check_placement(request: ModelRequest) -> None:

@@ -98,10 +98,10 @@ class FunctionName:
             ) from error
 
 
-def call(function: Callable[..., Any], label: str, *arguments: Any) -> Any:
+def call(function: Callable[..., Any], label: str, *arguments: Any, **named: Any) -> Any:
     """What a user's function returns; raises `ModelError` naming it when it raises."""
     try:
-        inspect.signature(function).bind(*arguments)
+        inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
         raise UsageError(
             f"{label}: cannot be called with {len(arguments)} arguments ({error}); "
@@ -110,7 +110,7 @@ def call(function: Callable[..., Any], label: str, *arguments: Any) -> Any:
     except ValueError:
         pass  # a builtin without a signature
     with _foreign_code(f"{label}: raised"):
-        return function(*arguments)
+        return function(*arguments, **named)
 
 
 @contextmanager
@@ -136,9 +136,9 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _importing_from(function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
-    def importing(*arguments: Any) -> Any:
+    def importing(*arguments: Any, **named: Any) -> Any:
         with _importable(folder):
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return importing
 

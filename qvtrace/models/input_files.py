@@ -15,29 +15,48 @@ from qvtrace.models.request import Sample
 from qvtrace.models.signatures import accepted_names, missing_names, parameters
 
 
-def read_inputs(file: str, model: nn.Module) -> Sample:
+def read_inputs(file: str, model: nn.Module, option: str = "--inputs") -> Sample:
     """The keyword arguments in `file`, checked against the forward of `model`.
 
     In JSON, a list is a tensor (integers int64, others float32) and anything else is itself.
-    Raises `UsageError`, naming the first name that is unknown or missing.
+    Raises `UsageError`, naming `option` and the first name that is unknown or missing.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"--inputs {file}: there is no such file; check the path")
-    if path.suffix == ".safetensors":
-        kwargs = _read_safetensors(path)
-    elif path.suffix == ".json":
-        kwargs = _read_json(path)
-    else:
-        raise UsageError(
-            f"--inputs {file}: is neither .safetensors nor .json; "
-            "convert it (the inputs of an archive come with --like)"
-        )
-    _check_names(file, kwargs, model)
+    return _sample(_read(file, option), file, option, model)
+
+
+def read_samples(file: str, model: nn.Module, option: str) -> tuple[Sample, ...]:
+    """As `read_inputs`, but a JSON file may hold a list of objects: several samples."""
+    values = _read(file, option)
+    several = values if isinstance(values, list) else [values]
+    if not several:
+        raise UsageError(f"{option} {file}: is empty; it must hold what the model is called with")
+    return tuple(_sample(value, file, option, model) for value in several)
+
+
+def _sample(values: Any, file: str, option: str, model: nn.Module) -> Sample:
+    if not isinstance(values, dict):
+        raise UsageError(f'{option} {file}: is no object; write {{"input_ids": [[1, 2, 3]]}}')
+    label = f"{option} {file}"
+    kwargs = {name: _from_json(value, f"{label}: {name}") for name, value in values.items()}
+    _check_names(label, kwargs, model)
     return Sample((), kwargs, {"kind": "file", "file": relative(file)})
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read(file: str, option: str) -> Any:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{option} {file}: there is no such file; check the path")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, option)
+    if path.suffix == ".json":
+        return _read_json(path, option)
+    raise UsageError(
+        f"{option} {file}: is neither .safetensors nor .json; "
+        "convert it (the inputs of an archive come with --like)"
+    )
+
+
+def _read_safetensors(path: Path, option: str) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -45,18 +64,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            f"--inputs {path}: is no whole safetensors file ({error}); write it again"
+            f"{option} {path}: is no whole safetensors file ({error}); write it again"
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, option: str) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"--inputs {path}: is no JSON ({error}); correct it") from error
-    if not isinstance(values, dict):
-        raise UsageError(f'--inputs {path}: is no object; write {{"input_ids": [[1, 2, 3]]}}')
-    return {name: _from_json(value, f"--inputs {path}: {name}") for name, value in values.items()}
+        raise UsageError(f"{option} {path}: is no JSON ({error}); correct it") from error
 
 
 def _from_json(value: Any, label: str) -> Any:
@@ -75,19 +91,18 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
     return get_close_matches(name, names, n=3, cutoff=0.7)
 
 
-def _check_names(file: str, kwargs: dict[str, Any], model: nn.Module) -> None:
+def _check_names(label: str, kwargs: dict[str, Any], model: nn.Module) -> None:
     accepted = accepted_names(model)
     if not kwargs:
-        raise UsageError(f"--inputs {file}: is empty; it must hold what the model is called with")
+        raise UsageError(f"{label}: is empty; it must hold what the model is called with")
     for name in kwargs:
         if accepted is not None and name not in accepted:
             raise UsageError(
-                f"--inputs {file}: {name} is unknown to {type(model).__name__}; "
+                f"{label}: {name} is unknown to {type(model).__name__}; "
                 f"it takes {', '.join(_nearest(name, accepted) or parameters(model))}"
             )
     missing = missing_names(model, (), set(kwargs))
     if missing:
         raise UsageError(
-            f"--inputs {file}: {', '.join(missing)} missing, which {type(model).__name__} needs; "
-            "add it"
+            f"{label}: {', '.join(missing)} missing, which {type(model).__name__} needs; add it"
         )

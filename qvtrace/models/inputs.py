@@ -10,7 +10,7 @@ from qvtrace.identity import model_dtype
 from qvtrace.models.embedded import embedded_sample
 from qvtrace.models.functions import FunctionName
 from qvtrace.models.generation import starting_point
-from qvtrace.models.input_files import read_inputs
+from qvtrace.models.input_files import read_inputs, read_samples
 from qvtrace.models.likeness import rebuild_inputs
 from qvtrace.models.loading import Loaded
 from qvtrace.models.origins import Checkpoint, Embedded, Origin
@@ -47,6 +47,18 @@ def make_inputs(
 def takes_inputs_of_archive(request: ModelRequest) -> bool:
     """Whether the request leaves it to the archive that is followed what the inputs are."""
     return request.prompt is None and not request.images and request.inputs_file is None
+
+
+def calibration_inputs(
+    file: str, origin: Origin, model: nn.Module, request: ModelRequest
+) -> tuple[Sample, ...]:
+    """The samples in a calibration file, called as the recorded one is.
+
+    Raises `UsageError` for a file that cannot be read or does not fit the model.
+    """
+    samples = read_samples(file, model, "--calibration")
+    options = (_with_options(sample, model, request, recorded=False) for sample in samples)
+    return tuple(_placed(sample, origin, model, request) for sample in options)
 
 
 def _craft(origin: Checkpoint | FunctionName, model: nn.Module, request: ModelRequest) -> Sample:

@@ -1,18 +1,18 @@
 """From a request to a model that is ready to run: load, describe, quantize."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.errors import QvtraceError
+from qvtrace.errors import QvtraceError, UsageError
 from qvtrace.identity import describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
-from qvtrace.models.chatter import quiet
+from qvtrace.models.calibration import Calibration, make_calibration, run_once
+from qvtrace.models.chatter import quiet, silent
 from qvtrace.models.checks import check
 from qvtrace.models.generation import (
     Generation,
@@ -24,9 +24,16 @@ from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.origins import Origin, parse_origin
-from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
+from qvtrace.models.quantizers import (
+    QUANTIZERS,
+    Chosen,
+    Context,
+    Quantized,
+    as_quantized,
+    choose,
+)
 from qvtrace.models.quantizers.experts import float_experts
-from qvtrace.models.request import ModelRequest, PreparedModel, Sample, map_tensors
+from qvtrace.models.request import ModelRequest, PreparedModel, Sample
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
 from qvtrace.patterns import folded
@@ -52,7 +59,7 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         request = replace(request, seed=seed)
         origin = parse_origin(request.model)
         check(request, origin)
-        chosen = choose(request.quantizer) if request.variant == "quant" else None
+        chosen = _choose(request)
         with seeded(seed):
             loaded = load_model(origin, request)
         generation = _generation(loaded.model, request, origin, like)
@@ -65,10 +72,23 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
             prepared = replace(prepared, warnings=(*prepared.warnings, free))
         if chosen is None:
             return prepared
-        quantized = _quantized(prepared, loaded, chosen, seed)
+        if loaded.quantization is not None:
+            quantized = _already_quantized(prepared, loaded.quantization)
+        else:
+            calibration = make_calibration(origin, loaded, request, prepared)
+            quantized = _quantized(prepared, chosen, calibration, request)
         if generation is not None:
-            check_generates(quantized.model, f"{origin.name} as {chosen.label} leaves it")
+            label = quantized.variant.quantizer
+            check_generates(quantized.model, f"{origin.name} as {label} leaves it")
         return quantized
+
+
+def _choose(request: ModelRequest) -> Chosen | None:
+    if request.variant != "quant":
+        return None
+    chosen = choose(request.quantizer)
+    chosen.check(calibration=request.calibration, wrap_only=request.no_quantize)
+    return chosen
 
 
 def _generation(
@@ -138,24 +158,41 @@ def _environment(model: nn.Module, request: ModelRequest) -> Json:
     return {name: value for name, value in environment.items() if value}
 
 
-def _quantized(prepared: PreparedModel, loaded: Loaded, chosen: Chosen, seed: int) -> PreparedModel:
-    """`prepared` with its model quantized, by `chosen` or already by its checkpoint."""
-    if loaded.quantization is not None:
-        label = f"checkpoint:{loaded.quantization.get('quant_method', 'unnamed')}"
-        outcome = as_quantized(prepared.model, loaded.quantization)
-    else:
-        label = chosen.label
-        with seeded(seed):
-            outcome = chosen.quantizer.apply(prepared.model, chosen.scheme, _context(prepared))
+def _already_quantized(prepared: PreparedModel, settings: Json) -> PreparedModel:
+    label = f"checkpoint:{settings.get('quant_method', 'unnamed')}"
+    return _described(prepared, as_quantized(prepared.model, settings), label)
+
+
+def _quantized(
+    prepared: PreparedModel, chosen: Chosen, calibration: Calibration, request: ModelRequest
+) -> PreparedModel:
+    """`prepared` with its model quantized by `chosen`."""
+    seed = DEFAULT_SEED if request.seed is None else request.seed
+    context = _context(prepared, calibration, request)
+    with seeded(seed), _silent(chosen):
+        outcome = chosen.quantizer.apply(prepared.model, chosen.scheme, context)
+    settings = dict(outcome.settings)
+    if calibration.used:
+        settings["calibration"] = calibration.settings
+    elif request.calibration is not None:
+        raise UsageError(
+            f"--calibration {request.calibration}: {chosen.label} ran no model on it; "
+            "leave the option out"
+        )
+    if request.no_quantize:
+        settings["no_quantize"] = True
+    return _described(prepared, replace(outcome, settings=settings), chosen.label)
+
+
+def _described(prepared: PreparedModel, outcome: Quantized, label: str) -> PreparedModel:
+    """`prepared` with the model of `outcome`, and with what is to be said of it."""
     outcome.model.eval()
-    warnings = prepared.warnings
-    if not outcome.quantized:
-        warnings += (f"{label} CHANGED NOTHING, the model is still float: {_why_nothing(outcome)}",)
     settings = {**outcome.settings, "left_float": _counted(outcome)}
+    warnings = [*prepared.warnings, *_nothing_changed(outcome, label)]
     experts = float_experts(outcome.model)
     if experts is not None:
         settings["float_experts"] = experts
-        warnings += (_about_experts(experts, label),)
+        warnings.append(_about_experts(experts, label))
     return replace(
         prepared,
         model=outcome.model,
@@ -167,17 +204,29 @@ def _quantized(prepared: PreparedModel, loaded: Loaded, chosen: Chosen, seed: in
             left_float=tuple(name for names in outcome.left_float.values() for name in names),
         ),
         environment={**prepared.environment, **outcome.versions},
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 
-def _context(prepared: PreparedModel) -> Context:
-    def run() -> None:
-        args, kwargs = map_tensors((prepared.args, prepared.kwargs), Tensor.clone)
-        with torch.compiler.set_stance("force_eager"):
-            replace(prepared, args=args, kwargs=kwargs).run()
+def _context(prepared: PreparedModel, calibration: Calibration, request: ModelRequest) -> Context:
+    recorded = Sample(prepared.args, prepared.kwargs, prepared.source)
+    inputs = recorded.kwargs, *(sample.kwargs for sample in calibration.samples)
 
-    return Context(run)
+    def run(model: nn.Module) -> None:
+        run_once(replace(prepared, model=model), recorded)
+
+    return Context(run, calibration, inputs, wrap_only=request.no_quantize)
+
+
+def _silent(chosen: Chosen) -> AbstractContextManager[object]:
+    """Nothing of what a package's quantizer prints reaches the terminal; a user's function may
+    speak."""
+    return silent() if chosen.quantizer.name in QUANTIZERS else nullcontext()
+
+
+def _nothing_changed(outcome: Quantized, label: str) -> Iterator[str]:
+    if not outcome.quantized and not outcome.settings.get("no_quantize"):
+        yield f"{label} CHANGED NOTHING, the model is still float: {_why_nothing(outcome)}"
 
 
 def _about_experts(experts: Json, label: str) -> str:

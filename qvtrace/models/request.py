@@ -23,6 +23,8 @@ class ModelRequest:
     model: str | None = None  # embedded name, directory, hub id or function
     variant: str = "fp"  # or `quant`
     quantizer: str | None = None  # `NAME`, `NAME:SCHEME` or a function
+    no_quantize: bool = False  # the quantizer's wrappers in, quantization off
+    calibration: str | None = None  # file of inputs; None: the sample that is recorded
     from_config: bool = False  # random weights
     num_layers: int | None = None
     prompt: str | None = None

@@ -8,11 +8,21 @@ from qvtrace.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import labelled, separated, words
+from qvtrace.reports.quantization import calibration_text, is_switched_off
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.trees import Json
 
 _MODULES_LISTED = 8  # unmatched modules that are named without being asked for
-_VERSIONS = ("torch", "transformers", "torchao")
+_VERSIONS = (
+    "torch",
+    "transformers",
+    "torchao",
+    "bitsandbytes",
+    "compressed-tensors",
+    "optimum-quanto",
+    "tico",
+    "gguf",
+)
 SEPARATOR = " ·"
 
 
@@ -47,7 +57,7 @@ def sides_told(comparison: Comparison) -> tuple[list[str], list[str]]:
 
 
 def side_facts(side: Side) -> dict[str, str]:
-    """What a side is, each fact by its name: model, variant, quantizer, dtype, device, versions."""
+    """What a side is, each fact by its name."""
     return model_facts(side.model, side.variant, side.environment)
 
 
@@ -58,6 +68,8 @@ def model_facts(model: Json, variant: Json, environment: Json) -> dict[str, str]
         "model": model.get("name"),
         "variant": variant.get("name"),
         "quantizer": variant.get("quantizer"),
+        "quantization": "quantization off, wrappers only" if is_switched_off(variant) else None,
+        "calibration": calibration_text(variant),
         "dtype": model.get("dtype"),
         "device": environment.get("device"),
         **{name: _version(environment, name) for name in _VERSIONS},

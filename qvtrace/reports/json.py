@@ -21,6 +21,7 @@ from qvtrace.factors import ChannelFactors, ListedFactors, ScaleFactor
 from qvtrace.gates import Finding
 from qvtrace.metrics import METRICS, Metrics
 from qvtrace.noise_floor import times_floor
+from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json
 
 FORMAT_VERSION = 1
@@ -107,6 +108,9 @@ def _side(side: Side) -> Json:
         report["incomplete"] = side.error or "killed"
     if side.warnings:
         report["warnings"] = side.warnings
+    calibration = calibration_text(side.variant)
+    if calibration is not None:
+        report["calibration"] = calibration
     return report
 
 

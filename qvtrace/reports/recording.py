@@ -8,6 +8,7 @@ from qvtrace.manifest import StepEntry, VariantInfo
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
+from qvtrace.reports.quantization import is_switched_off
 from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def quantizer_lines(
     if variant.quantizer is None:
         return
     text = f"{printable(variant.quantizer)}: {counted(len(variant.quantized), 'module')}"
+    if is_switched_off({"settings": variant.settings}):
+        text += ", wrappers only: quantization is off"
     if variant.left_float:
         left = listed(folded(variant.left_float), limit)
         text += f"; {len(variant.left_float)} left float: {left}"

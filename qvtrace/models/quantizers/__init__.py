@@ -1,20 +1,31 @@
 """Quantizers by name: what each takes and returns, and which there are.
 
-A quantizer is a module here with a class of the form of `Quantizer`, and its place in QUANTIZERS.
+A quantizer is a module here with a class of the form of `Quantizer`, and its place in QUANTIZERS;
+or it comes with another package, see `plugins`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 
 from qvtrace.errors import UsageError
 from qvtrace.models.functions import FunctionName
+from qvtrace.models.quantizers.bitsandbytes import BitsandbytesQuantizer
+from qvtrace.models.quantizers.checkpoint import as_quantized
+from qvtrace.models.quantizers.compressed_tensors import CompressedTensorsQuantizer
 from qvtrace.models.quantizers.function import FunctionQuantizer
-from qvtrace.models.quantizers.outcome import Context, Quantized, as_quantized
+from qvtrace.models.quantizers.outcome import Context, Quantized
+from qvtrace.models.quantizers.packages import Package
+from qvtrace.models.quantizers.plugins import plugins
+from qvtrace.models.quantizers.quanto import QuantoQuantizer
+from qvtrace.models.quantizers.tico import TicoQuantizer
 from qvtrace.models.quantizers.torchao import TorchaoQuantizer
 
-__all__ = ["QUANTIZERS", "Chosen", "Context", "Quantized", "as_quantized", "choose"]
+__all__ = ["QUANTIZERS", "Chosen", "Context", "Quantized", "Quantizer", "as_quantized", "choose"]
 
 
 class Quantizer(Protocol):
@@ -26,14 +37,19 @@ class Quantizer(Protocol):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """Its ways to quantize, by name; empty when it has only one."""
+        """Its ways to quantize, by name, the default first; empty when it has only one."""
 
     @property
-    def default_scheme(self) -> str:
-        """The scheme that its name alone stands for."""
+    def calibrated(self) -> tuple[str, ...] | None:
+        """The schemes that need calibration; None: only quantizing shows it."""
 
-    def installed(self) -> bool:
-        """Whether the package that it needs is there."""
+    @property
+    def wraps(self) -> bool:
+        """Whether it puts wrappers around modules, which can be left without quantization."""
+
+    @property
+    def package(self) -> Package | None:
+        """The package that it needs; None: it is there if the quantizer is."""
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Quantize `model`, in place or not; raises `ModelError` when it cannot."""
@@ -52,9 +68,29 @@ class Chosen:
         name = self.quantizer.name
         return f"{name}:{self.scheme}" if self.scheme else name
 
+    def check(self, *, calibration: str | None, wrap_only: bool) -> None:
+        """Raise `UsageError` for options that mean nothing to this quantizer."""
+        calibrated = self.quantizer.calibrated
+        if calibration is not None and calibrated is not None and self.scheme not in calibrated:
+            raise UsageError(
+                f"--calibration {calibration}: {self.label} needs none; leave the option out"
+            )
+        if wrap_only and not self.quantizer.wraps:
+            raise UsageError(
+                f"--no-quantize: {self.label} puts no wrappers around modules; "
+                "leave the option out, and compare with --variant fp"
+            )
+
 
 QUANTIZERS: dict[str, Quantizer] = {
-    quantizer.name: quantizer for quantizer in (TorchaoQuantizer(),)
+    quantizer.name: quantizer
+    for quantizer in (
+        TorchaoQuantizer(),
+        BitsandbytesQuantizer(),
+        CompressedTensorsQuantizer(),
+        QuantoQuantizer(),
+        TicoQuantizer(),
+    )
 }
 _DEFAULT = "torchao"
 
@@ -64,26 +100,42 @@ def choose(text: str | None) -> Chosen:
 
     Raises `UsageError`, listing what there is, for any other text and for a missing package.
     """
-    name, _, scheme = (text or _DEFAULT).partition(":")
-    if name not in QUANTIZERS:
-        function = FunctionName.parse(text or "")
-        if function is None:
-            raise UsageError(
-                f"--quantizer {text}: is unknown; there are {', '.join(_known())}, "
-                "or FILE.py:FUNCTION"
-            )
-        return Chosen(FunctionQuantizer(function), "")
-    quantizer = QUANTIZERS[name]
-    scheme = scheme or quantizer.default_scheme
-    if scheme not in quantizer.schemes:
+    name, colon, scheme = (text or _DEFAULT).partition(":")
+    quantizer = QUANTIZERS.get(name) or plugins().get(name)
+    if quantizer is None:
+        return Chosen(FunctionQuantizer(_function(text or "")), "")
+    schemes = quantizer.schemes
+    if (colon or schemes) and (scheme or next(iter(schemes), "")) not in schemes:
+        there = f"there are {', '.join(schemes)}" if schemes else f"it has none, write {name}"
+        raise UsageError(f"--quantizer {text}: {name} has no scheme {scheme}; {there}")
+    if quantizer.package is not None and not quantizer.package.installed:
+        raise UsageError(f"--quantizer {text}: is not installed; {quantizer.package.remedy}")
+    return Chosen(quantizer, scheme or next(iter(schemes), ""))
+
+
+def _function(text: str) -> FunctionName:
+    function = FunctionName.parse(text)
+    if function is None or not (function.is_file or _may_be_imported(function.place)):
         raise UsageError(
-            f"--quantizer {text}: {name} has no scheme {scheme}; "
-            f"there are {', '.join(quantizer.schemes)}"
+            f"--quantizer {text}: is unknown; there are {', '.join(_known())}, or FILE.py:FUNCTION"
         )
-    if not quantizer.installed():
-        raise UsageError(f"--quantizer {text}: is not installed; pip install {name}")
-    return Chosen(quantizer, scheme)
+    return function
 
 
-def _known() -> list[str]:
-    return [f"{q.name}:{scheme}" for q in QUANTIZERS.values() for scheme in q.schemes]
+def _may_be_imported(place: str) -> bool:
+    """Whether there may be such a module: a name without a dot may be a quantizer's, mistyped."""
+    beside = Path(place)
+    return "." in place or beside.is_dir() or beside.with_suffix(".py").is_file() or _found(place)
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _known() -> Iterator[str]:
+    for quantizer in QUANTIZERS.values():
+        yield from (f"{quantizer.name}:{scheme}" for scheme in quantizer.schemes)
+    yield from plugins().keys() - QUANTIZERS.keys()

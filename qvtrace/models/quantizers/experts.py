@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from qvtrace.models.quantizers.outcome import is_quantized
+from qvtrace.models.quantizers.checkpoint import is_quantized
 from qvtrace.trees import Json
 
 

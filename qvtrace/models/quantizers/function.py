@@ -1,65 +1,49 @@
 """A user's own quantizer: a function that takes a model and returns one."""
 
-import torch
-from torch import Tensor, nn
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-from qvtrace.digests import Hasher
-from qvtrace.errors import ModelError
+from torch import nn
+
 from qvtrace.models.functions import FunctionName, call
+from qvtrace.models.quantizers.changes import observed
 from qvtrace.models.quantizers.outcome import Context, Quantized
 
 
 class FunctionQuantizer:
-    """What changed is told by comparing each module with what it was."""
+    """A function named on the command line.
+
+    One with a parameter `calibrate` is given a function that runs a model on the calibration
+    inputs.
+    """
 
     schemes = ()
-    default_scheme = ""
+    calibrated = None
+    wraps = False
+    package = None
 
     def __init__(self, function: FunctionName) -> None:
         self.name = function.name
         self._function = function
 
-    def installed(self) -> bool:
-        """Always: the function is the user's."""
-        return True
-
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Call the function; raises `ModelError` when it raises or returns no model."""
-        before = _fingerprints(model)
+        label = f"--quantizer {self.name}"
         function = self._function.load("--quantizer", reuse=True)
-        quantized = call(function, f"--quantizer {self.name}", model)
-        if not isinstance(quantized, nn.Module):
-            raise ModelError(
-                f"--quantizer {self.name}: returned {type(quantized).__name__}; "
-                "return the quantized model"
-            )
-        after = _fingerprints(quantized)
-        changed = tuple(name for name in after if after[name] != before.get(name))
-        left = tuple(
-            name
-            for name, module in quantized.named_modules()
-            if isinstance(module, nn.Linear) and name not in changed
-        )
-        return Quantized(
-            quantized, quantized=changed, left_float={"left as it was": left} if left else {}
-        )
+        return observed(model, lambda: call_function(function, label, model, context), label)
 
 
-def _fingerprints(model: nn.Module) -> dict[str, str]:
-    """Of each module: its class, its own tensors and whether its forward was replaced."""
-    return {name: _fingerprint(module) for name, module in model.named_modules()}
+def call_function(
+    function: Callable[..., Any], label: str, model: nn.Module, context: Context
+) -> object:
+    """What a function makes of a model; raises `ModelError` naming it when it raises."""
+    return call(function, label, model, **_wanted(function, context))
 
 
-def _fingerprint(module: nn.Module) -> str:
-    hasher = Hasher(f"{type(module).__qualname__} {'forward' in vars(module)}".encode())
-    for tensors in (module.named_parameters, module.named_buffers):
-        for name, tensor in tensors(recurse=False):
-            hasher.update(f"{name} {type(tensor).__name__} {tensor.dtype}".encode())
-            if _is_plain(tensor):
-                contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                hasher.update(contents.numpy().data)
-    return str(hasher.hexdigest())
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel() > 0
+def _wanted(function: Callable[..., Any], context: Context) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {"calibrate": context.calibrate} if "calibrate" in parameters else {}

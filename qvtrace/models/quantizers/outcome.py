@@ -1,20 +1,24 @@
 """What a quantizer is given and what it says of its work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from qvtrace.errors import ModelError
+from qvtrace.models.chatter import one_line
 from qvtrace.trees import Json
-
-_PLAIN = (Tensor, nn.Parameter)
 
 
 @dataclass(frozen=True)
 class Context:
     """What a quantizer may need beside the model."""
 
-    run: Callable[[], None]  # one float forward on the sample
+    run: Callable[[nn.Module], None]  # one forward of a model on the sample that is recorded
+    calibrate: Callable[[nn.Module], None]  # a forward on each calibration input
+    inputs: Sequence[Mapping[str, Any]] = ()  # the keyword inputs of all these forwards
+    wrap_only: bool = False  # wrappers in, quantization off
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,6 @@ class Quantized:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def as_quantized(model: nn.Module, settings: Json) -> Quantized:
-    """What a model that came quantized holds: weights of a quantized class, integers or fp8."""
-    modules = dict(model.named_modules())
-    quantized = tuple(name for name, module in modules.items() if _holds_quantized(module))
-    linears = (name for name, module in modules.items() if isinstance(module, nn.Linear))
-    left = tuple(name for name in linears if name not in quantized)
-    left_float = {"float in the checkpoint": left} if left else {}
-    return Quantized(model, settings, quantized, left_float)
-
-
-def _holds_quantized(module: nn.Module) -> bool:
-    return hasattr(module, "quantization_scheme") or any(map(is_quantized, _weights(module)))
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    for tensors in (module.named_parameters, module.named_buffers):
-        yield from (tensor for name, tensor in tensors(recurse=False) if "weight" in name)
-
-
-def is_quantized(weight: Tensor) -> bool:
-    """Whether a weight is of a tensor class of its own, an integer or an fp8."""
-    wide_float = weight.is_floating_point() and weight.element_size() >= 2
-    return type(weight) not in _PLAIN or not wide_float
+def cannot_quantize(label: str, error: Exception, remedy: str = "try another scheme") -> ModelError:
+    """The error for a quantizer that raised."""
+    return ModelError(f"{label}: cannot quantize this model, {one_line(error)}; {remedy}")

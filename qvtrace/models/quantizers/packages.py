@@ -1,0 +1,46 @@
+"""Packages that quantizers rest on: whether they are there, and how to get them."""
+
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package, by its three names."""
+
+    module: str  # as it is imported
+    distribution: str  # as the package registry has it
+    requirement: str  # what pip is told
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be found, without importing it."""
+        try:
+            return find_spec(self.module) is not None
+        except (ImportError, ValueError):  # of a parent that is missing, or of a broken finder
+            return False
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None where it says none."""
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            return None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The installed version by the distribution's name, as a manifest's environment has it."""
+        return {} if self.version is None else {self.distribution: self.version}
+
+    @property
+    def remedy(self) -> str:
+        """What to type when it is missing."""
+        quote = "'" if "[" in self.requirement else ""
+        return f"pip install {quote}{self.requirement}{quote}"
+
+
+def extra(name: str, module: str, distribution: str) -> Package:
+    """A package that comes with an extra of qvtrace."""
+    return Package(module, distribution, f"qvtrace[{name}]")

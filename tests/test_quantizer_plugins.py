@@ -1,0 +1,323 @@
+"""Quantizers that other packages bring, what `qvtrace quantizers` lists, and calibration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_fixtures import Saved, record
+from typer.testing import CliRunner, Result
+
+import qvtrace
+from qvtrace.cli import app
+from qvtrace.errors import ModelError, UsageError
+from qvtrace.models import ModelRequest, PreparedModel, prepare
+
+PLUGIN = """
+import torch
+from qvtrace.models.quantizers import Quantized
+
+
+class Rounding:
+    schemes = ("tenths", "halves")
+    calibrated = ("halves",)
+
+    def apply(self, model, scheme, context):
+        if scheme == "halves":
+            context.calibrate(model)
+        steps = {"tenths": 10, "halves": 2}[scheme]
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.copy_((module.weight * steps).round() / steps)
+        return model
+
+
+def zeroing(model):
+    model.lm_head.weight.data.zero_()
+    return model
+
+
+def telling(model, calibrate):
+    calibrate(model)
+    return Quantized(model, {"by": "telling"}, ("lm_head",), {"for no reason": ("model.norm",)})
+
+
+def failing(model):
+    raise RuntimeError("out of luck")
+
+
+number = 3
+"""
+ENTRY_POINTS = """
+[qvtrace.quantizers]
+rounding = rounding_quantizers:Rounding
+zeroing = rounding_quantizers:zeroing
+telling = rounding_quantizers:telling
+failing = rounding_quantizers:failing
+number = rounding_quantizers:number
+broken = no_such_module:quantize
+torchao = rounding_quantizers:zeroing
+"""
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A distribution with entry points, as pip leaves it in a folder of packages."""
+    site = tmp_path / "site"
+    metadata = site / "rounding_quantizers-1.2.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "rounding_quantizers.py").write_text(PLUGIN)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rounding\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
+    monkeypatch.syspath_prepend(str(site))
+    return "rounding"
+
+
+def quantize(saved: Saved, quantizer: str, **request: Any) -> PreparedModel:
+    return prepare(
+        ModelRequest(model=str(saved("llama")), variant="quant", quantizer=quantizer, **request)
+    )
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, words, prog_name="qvtrace")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "label"),
+    [("rounding", "rounding:tenths"), ("rounding:halves", "rounding:halves")],
+    ids=["default", "named"],
+)
+def test_a_class_behind_an_entry_point_is_a_quantizer(
+    quantizer: str, label: str, distribution: str, saved: Saved
+) -> None:
+    prepared = quantize(saved, quantizer)
+
+    assert prepared.variant.quantizer == label
+    assert "model.layers.0.mlp.up_proj" in prepared.variant.quantized
+    assert "model.norm" not in prepared.variant.quantized
+    assert prepared.environment[distribution] == "1.2"
+    assert ("calibration" in prepared.variant.settings) == (label == "rounding:halves")
+
+
+def test_a_function_behind_an_entry_point_is_a_quantizer(distribution: str, saved: Saved) -> None:
+    variant = quantize(saved, "zeroing").variant
+
+    assert (variant.quantizer, variant.quantized) == ("zeroing", ("lm_head",))
+    assert "model.layers.0.mlp.up_proj" in variant.left_float
+
+
+def test_what_a_quantizer_says_of_its_work_is_recorded(distribution: str, saved: Saved) -> None:
+    variant = quantize(saved, "telling").variant
+
+    assert variant.quantized == ("lm_head",)
+    assert variant.left_float == ("model.norm",)
+    assert variant.settings["by"] == "telling"
+    assert variant.settings["calibration"]["source"] == "sample"
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "match"),
+    [
+        ("failing", "--quantizer failing: raised RuntimeError: out of luck; --traceback shows"),
+        ("number", "--quantizer number: rounding names a int; it must name a function, or a"),
+        ("broken", "--quantizer broken: rounding cannot be used, ModuleNotFoundError: No module"),
+    ],
+    ids=["raises", "no function", "no module"],
+)
+def test_an_entry_point_that_cannot_be_used_is_named(
+    quantizer: str, match: str, distribution: str, saved: Saved
+) -> None:
+    with pytest.raises(ModelError, match=match):
+        quantize(saved, quantizer)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "match"),
+    [
+        ("rounding:thirds", "rounding has no scheme thirds; there are tenths, halves"),
+        ("zeroing:all", "zeroing has no scheme all; it has none, write zeroing"),
+        ("rouding", "rouding: is unknown; there are torchao:int8-dynamic, .*rounding"),
+        ("rouding:tenths", "rouding:tenths: is unknown; there are torchao:int8-dynamic, .*round"),
+    ],
+    ids=["scheme", "no schemes", "name", "name with scheme"],
+)
+def test_a_mistyped_name_lists_what_there_is(
+    quantizer: str, match: str, distribution: str, saved: Saved
+) -> None:
+    with pytest.raises(UsageError, match=match):
+        quantize(saved, quantizer)
+
+
+def test_a_name_of_ones_own_is_not_taken_over(distribution: str, saved: Saved) -> None:
+    assert quantize(saved, "torchao").variant.quantizer == "torchao:int8-dynamic"
+    foreign = [q for q in qvtrace.quantizers() if q.origin == distribution and q.name == "torchao"]
+    assert foreign[0].remedy == "its name is that of one of qvtrace's own"
+
+
+def test_quantizers_lists_name_schemes_installation_and_calibration(distribution: str) -> None:
+    result = run("quantizers")
+
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert result.exit_code == 0
+    assert "int8-dynamic (default), int8-weight, int4-weight, int8-int4, float8-weight" in lines
+    cells = {line.split()[0]: line.split()[1:] for line in reversed(lines) if line}
+    assert cells["torchao"][-1] == "no"
+    assert cells["quanto"][-2:] == ["for", "w8a8"]
+    assert cells["tico"][-1] == "yes"
+    assert cells["rounding"] == ["1.2,", "from", "rounding", "for", "halves"]
+    assert cells["broken"][:2] == ["no:", "--quantizer"]
+
+
+def test_quantizers_as_json_is_what_the_library_lists(distribution: str) -> None:
+    result = run("quantizers", "--json")
+
+    listed = json.loads(result.stdout)
+    assert [(q["name"], tuple(q["schemes"]), q["installed"]) for q in listed] == [
+        (q.name, q.schemes, q.installed) for q in qvtrace.quantizers()
+    ]
+    rounding = next(quantizer for quantizer in listed if quantizer["name"] == "rounding")
+    assert (rounding["calibrated"], rounding["version"]) == (["halves"], "1.2")
+
+
+@pytest.fixture
+def calibrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A user's quantizer, which keeps the input ids that it was calibrated on."""
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def static(model, calibrate):\n"
+        "    seen = []\n"
+        "    keep = lambda module, args, kwargs: seen.append(kwargs['input_ids'].tolist())\n"
+        "    handle = model.register_forward_pre_hook(keep, with_kwargs=True)\n"
+        "    calibrate(model)\n"
+        "    handle.remove()\n"
+        "    model.seen = seen\n"
+        "    model.lm_head.weight.data.zero_()\n"
+        "    return model\n"
+        "def blind(model):\n"
+        "    return static(model, lambda model: None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "own.py:static"
+
+
+def head(archive: Path, reference: Path) -> str:
+    return run("diff", str(reference), str(archive)).stdout.split("verdict")[0].replace("\n", " ")
+
+
+@pytest.fixture
+def reference(saved: Saved, tmp_path: Path) -> Path:
+    return record(prepare(ModelRequest(model=str(saved("llama")))), tmp_path / "fp.st")
+
+
+def test_the_recorded_sample_calibrates_by_default_and_every_diff_says_so(
+    calibrating: str, saved: Saved, reference: Path, tmp_path: Path
+) -> None:
+    prepared = quantize(saved, calibrating)
+    archive = record(prepared, tmp_path / "quant.st")
+
+    model: Any = prepared.model
+    assert model.seen == [prepared.kwargs["input_ids"].tolist()]
+    assert "calibrated on the test input" in head(archive, reference)
+    report = json.loads(run("diff", str(reference), str(archive), "--format", "json").stdout)
+    assert report["candidate"]["calibration"] == "calibrated on the test input"
+    assert "calibration" not in report["reference"]
+
+
+def test_a_file_of_several_samples_calibrates_and_its_digest_is_recorded(
+    calibrating: str, saved: Saved, reference: Path, tmp_path: Path
+) -> None:
+    samples = [{"input_ids": [[5, 6, 7]]}, {"input_ids": [[8, 9, 10, 11]]}]
+    (tmp_path / "calibration.json").write_text(json.dumps(samples))
+
+    prepared = quantize(saved, calibrating, calibration="calibration.json")
+    archive = record(prepared, tmp_path / "quant.st")
+
+    model: Any = prepared.model
+    assert model.seen == [[[5, 6, 7]], [[8, 9, 10, 11]]]
+    calibration = prepared.variant.settings["calibration"]
+    assert (calibration["file"], calibration["samples"]) == ("calibration.json", 2)
+    told = f"calibrated on calibration.json (2 samples, digest {calibration['digest'][:8]})"
+    assert told in " ".join(head(archive, reference).split())
+
+
+def test_a_file_that_holds_the_test_input_is_not_taken_for_another(
+    calibrating: str, saved: Saved, reference: Path, tmp_path: Path
+) -> None:
+    kwargs = prepare(ModelRequest(model=str(saved("llama")))).kwargs
+    sample = {name: v.tolist() for name, v in kwargs.items() if isinstance(v, torch.Tensor)}
+    (tmp_path / "same.json").write_text(json.dumps([sample, {"input_ids": [[5, 6, 7]]}]))
+
+    archive = record(quantize(saved, calibrating, calibration="same.json"), tmp_path / "quant.st")
+
+    assert "calibrated on the test input, which is in same.json" in " ".join(
+        head(archive, reference).split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "match"),
+    [
+        ("[]", r"--calibration file.json: is empty"),
+        ("[3]", r"--calibration file.json: is no object"),
+        ('{"ids": [[1]]}', r"--calibration file.json: ids is unknown to LlamaForCausalLM"),
+        ("{", r"--calibration file.json: is no JSON"),
+    ],
+    ids=["empty", "no object", "unknown name", "no JSON"],
+)
+def test_a_calibration_file_that_does_not_fit_is_named(
+    contents: str, match: str, calibrating: str, saved: Saved, tmp_path: Path
+) -> None:
+    (tmp_path / "file.json").write_text(contents)
+
+    with pytest.raises(UsageError, match=match):
+        quantize(saved, calibrating, calibration="file.json")
+
+
+def test_calibration_on_which_the_model_raises_names_the_file(
+    calibrating: str, saved: Saved, tmp_path: Path
+) -> None:
+    (tmp_path / "beyond.json").write_text('{"input_ids": [[100000]]}')
+
+    with pytest.raises(ModelError, match=r"--calibration beyond.json: .*: the model raised Index"):
+        quantize(saved, calibrating, calibration="beyond.json")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "match"),
+    [
+        ("torchao", "torchao:int8-dynamic needs none; leave the option out"),
+        ("own.py:blind", "own.py:blind ran no model on it; leave the option out"),
+    ],
+    ids=["known", "found out"],
+)
+def test_calibration_for_a_quantizer_that_does_not_calibrate_is_refused(
+    quantizer: str, match: str, calibrating: str, saved: Saved, tmp_path: Path
+) -> None:
+    (tmp_path / "file.json").write_text('{"input_ids": [[5, 6, 7]]}')
+
+    with pytest.raises(UsageError, match=f"--calibration file.json: {match}"):
+        quantize(saved, quantizer, calibration="file.json")
+
+
+@pytest.mark.parametrize(
+    "option", [{"calibration": "x.json"}, {"no_quantize": True}], ids=["calibration", "off"]
+)
+def test_the_float_variant_takes_no_option_of_a_quantizer(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="the variant fp is not quantized; add --variant quant"):
+        prepare(ModelRequest(**option))
+
+
+def test_ranges_differ_with_the_calibration_inputs(saved: Saved, tmp_path: Path) -> None:
+    pytest.importorskip("optimum.quanto")
+    file = tmp_path / "calibration.json"
+    file.write_text('{"input_ids": [[5, 6, 7]]}')
+
+    on_sample = quantize(saved, "quanto:w8a8").model
+    on_file = quantize(saved, "quanto:w8a8", calibration=str(file)).model
+
+    name = "model.layers.0.mlp.up_proj"
+    scales: list[Any] = [model.get_submodule(name).input_scale for model in (on_sample, on_file)]
+    assert scales[0] != scales[1]
