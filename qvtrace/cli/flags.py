@@ -131,7 +131,8 @@ class ModelFlags:
         str | None,
         option(
             MODEL,
-            "Embedded name, local directory, hub id, or file.py:function (package.module:function) "
+            "Embedded name, local directory, GGUF file, hub id, or file.py:function "
+            "(package.module:function) "
             "that returns a model, or a model and its inputs. (default: qwen3-vl-tiny)",
             "--model",
             "-m",

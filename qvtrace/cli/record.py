@@ -69,13 +69,16 @@ def record(
         watch=watch,
         elements=elements,
     )
-    run_job(job)
+    quantizer = run_job(job).variant.quantizer
     if not dry_run:
-        print_next(next_command(file, variant, model))
+        print_next(next_command(file, variant, model, quantizer))
 
 
-def next_command(file: Path, variant: Variant, model: ModelFlags) -> str:
-    """What to type after a recording: compare it, or first record what it can be compared with."""
+def next_command(file: Path, variant: Variant, model: ModelFlags, quantizer: str | None) -> str:
+    """What to type after a recording: compare it, or first record what it can be compared with.
+
+    The float original of a quantized checkpoint is another model, which is not known here.
+    """
     reference = model.like if model.like is not None else _reference_of(file, variant)
     if reference is not None:
         sides = (reference, str(file)) if variant is Variant.QUANT else (str(file), reference)
@@ -84,6 +87,8 @@ def next_command(file: Path, variant: Variant, model: ModelFlags) -> str:
     again = []
     if model.model is not None and ":" in model.model:  # no archive's word imports a function
         again += ["--model", model.model]
+    if quantizer is not None and quantizer.startswith("checkpoint:"):
+        again += ["--model", "ORIGINAL"]
     if model.trust_remote_code:
         again.append("--trust-remote-code")
     return _command("record", "--variant", other, "--like", str(file), *again)

@@ -55,7 +55,7 @@ class Job:
         return self.watch.print_calls or self.recorded_by != "record"
 
 
-def run_job(job: Job) -> None:
+def run_job(job: Job) -> "Outcome":
     """Record, and say what came of it: on standard error, or on standard output for a dry run
     that does not print calls there."""
     from qvtrace.archive import refuse_existing
@@ -68,10 +68,12 @@ def run_job(job: Job) -> None:
         outcome = _record(job)
         width = error_width() if job.messages_only else output_width()
         print_lines(dry_run_lines(outcome, width), sys.stderr if job.messages_only else sys.stdout)
-        return
+        return outcome
     if not job.overwrite:
         refuse_existing(job.file)  # before a model is loaded in vain
-    print_lines(recording_lines(_record(job), error_width()), sys.stderr)
+    outcome = _record(job)
+    print_lines(recording_lines(outcome, error_width()), sys.stderr)
+    return outcome
 
 
 def _record(job: Job) -> "Outcome":

@@ -6,7 +6,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
 from io import StringIO
+from types import FrameType
+from typing import Any
 
 from qvtrace.redaction import without_secrets
 
@@ -51,6 +54,7 @@ def quiet() -> Iterator[None]:
             undo.callback(os.environ.pop, name, None)
         if "transformers" in sys.modules:
             _hide_bars(undo)
+        _hide_tqdm(undo)
         yield
 
 
@@ -67,6 +71,33 @@ def _hide_bars(undo: ExitStack) -> None:
     if bars.is_progress_bar_enabled():
         bars.disable_progress_bar()
         undo.callback(bars.enable_progress_bar)
+
+
+def _hide_tqdm(undo: ExitStack) -> None:
+    """Disable what LIBRARIES show by tqdm: some of their bars have no switch of their own."""
+    from tqdm.std import tqdm
+
+    start: Any = tqdm.__init__
+
+    @wraps(start)
+    def start_unseen(bar: Any, *arguments: Any, **options: Any) -> None:
+        if _caller() in LIBRARIES:
+            options["disable"] = True
+        start(bar, *arguments, **options)
+
+    undo.callback(setattr, tqdm, "__init__", start)
+    tqdm.__init__ = start_unseen
+
+
+def _caller() -> str:
+    """The package whose code made the bar that is about to start."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package != "tqdm":
+            return package
+        frame = frame.f_back
+    return ""
 
 
 def one_line(error: BaseException, *secrets: str | None) -> str:

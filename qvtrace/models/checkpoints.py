@@ -44,12 +44,15 @@ def load_config(checkpoint: Checkpoint, request: ModelRequest) -> Any:
     """
     import transformers
 
-    if checkpoint.local:
+    if checkpoint.local and checkpoint.gguf is None:
         _check_config_file(Path(checkpoint.place), checkpoint.name)
+    options = source_options(checkpoint, request)
     with _told_as_errors_of(checkpoint, request):
         config = transformers.AutoConfig.from_pretrained(
-            checkpoint.place, trust_remote_code=request.trust_remote_code, **hub_options(request)
+            checkpoint.place, trust_remote_code=request.trust_remote_code, **options
         )
+    if checkpoint.gguf is not None and not config.architectures:
+        config.architectures = _architectures(config.model_type)
     if request.num_layers is not None:
         keep_first_layers(config, request.num_layers, checkpoint.name)
     return config
@@ -65,7 +68,7 @@ def load_weights(
         "dtype": parse_dtype(request.dtype) or "auto",
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # the report is read below, and names them
-        **hub_options(request),
+        **source_options(checkpoint, request),
     }
     if attention is not None:
         options["attn_implementation"] = attention
@@ -98,9 +101,10 @@ def build_from_config(config: Any, request: ModelRequest, label: str) -> LoadedC
     return LoadedCheckpoint(model.to(dtype), warnings)
 
 
-def hub_options(request: ModelRequest) -> dict[str, Any]:
-    """What transformers is told about the hub; nothing that was not asked for."""
+def source_options(checkpoint: Checkpoint, request: ModelRequest) -> dict[str, Any]:
+    """What transformers is told about the hub and the file; nothing that was not asked for."""
     options = {
+        "gguf_file": checkpoint.gguf,
         "revision": request.revision,
         "cache_dir": request.cache_dir,
         "token": request.hf_token,
@@ -128,6 +132,19 @@ def _model_class(config: Any, request: ModelRequest) -> tuple[Any, tuple[str, ..
     said = f"the architecture {name} is unknown to transformers {transformers.__version__}"
     warning = f"{said if name else 'the configuration names no architecture'}; {stands_in}"
     return transformers.AutoModel, (warning,), {"trust_remote_code": request.trust_remote_code}
+
+
+def _architectures(model_type: str) -> list[str] | None:
+    """The class with a head, of a model whose file names none."""
+    from transformers.models.auto import modeling_auto as known
+
+    for names in (
+        known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    ):
+        if model_type in names:
+            return [names[model_type]]
+    return None
 
 
 def _check_config_file(directory: Path, label: str) -> None:

@@ -1,7 +1,8 @@
 """An origin and a request -> a model in memory, placed, with the inputs that came with it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import placement
+from qvtrace.models.chatter import one_line
 from qvtrace.models.checkpoints import build_from_config, load_config, load_weights
 from qvtrace.models.embedded import embedded_config
 from qvtrace.models.functions import FunctionName, call
+from qvtrace.models.gguf_files import check_package, quantization_of
 from qvtrace.models.layers import keep_first_layers
 from qvtrace.models.origins import Checkpoint, Embedded, Origin
+from qvtrace.models.quantizers.checkpoint import remedy
 from qvtrace.models.request import ModelRequest, Sample
 from qvtrace.trees import Json
 
@@ -61,6 +65,8 @@ def _build_embedded(origin: Embedded, request: ModelRequest) -> Loaded:
 
 
 def _load_checkpoint(origin: Checkpoint, request: ModelRequest) -> Loaded:
+    if origin.gguf is not None:
+        check_package(origin.name)
     config = load_config(origin, request)
     attention = attention_of(request)
     if request.from_config:
@@ -68,27 +74,65 @@ def _load_checkpoint(origin: Checkpoint, request: ModelRequest) -> Loaded:
         if attention is not None:
             placement.set_attention(built.model, attention)
         return Loaded(_distributed(built.model, request), warnings=built.warnings)
-    quantization = _quantization(config)
-    if quantization is not None:
-        _check_quantized(origin, request, quantization)
-    loaded = load_weights(origin, config, request, attention)
-    return Loaded(loaded.model, warnings=loaded.warnings, quantization=quantization)
+    quantization, warnings = _quantization(origin, config, request)
+    with _naming_packages(origin, quantization):
+        loaded = load_weights(origin, config, request, attention)
+    return Loaded(loaded.model, warnings=(*warnings, *loaded.warnings), quantization=quantization)
 
 
-def _quantization(config: Any) -> Json | None:
+@contextmanager
+def _naming_packages(origin: Checkpoint, quantization: Json | None) -> Iterator[None]:
+    """Say what to install where a package is missing that reads such a checkpoint."""
+    try:
+        yield
+    except ModelError as error:
+        missing = error.__cause__
+        if quantization is None or not isinstance(missing, ImportError):
+            raise
+        method = quantization.get("quant_method")
+        raise ModelError(
+            f"{origin.name}: is quantized by {method}, which transformers reads with a package "
+            f"that is not here ({one_line(missing)}); {remedy(method)}"
+        ) from missing
+
+
+def _quantization(
+    origin: Checkpoint, config: Any, request: ModelRequest
+) -> tuple[Json | None, tuple[str, ...]]:
+    """How the model comes quantized, None if it comes as floats; and warnings of it."""
+    if origin.gguf is not None:
+        return _gguf_quantization(origin, request)
     settings = getattr(config, "quantization_config", None)
     if settings is None:
-        return None
+        return None, ()
     settings = settings.to_dict() if hasattr(settings, "to_dict") else settings
-    return dict(json.loads(json.dumps(settings, default=str)))
+    quantization = dict(json.loads(json.dumps(settings, default=str)))
+    _check_quantized(origin, request, quantization)
+    return quantization, ()
+
+
+def _gguf_quantization(
+    origin: Checkpoint, request: ModelRequest
+) -> tuple[Json | None, tuple[str, ...]]:
+    """What the weights in the file were; transformers makes floats of them, which can stand for a
+    float model, or be quantized otherwise."""
+    quantization = quantization_of(origin.gguf_file, origin.name)
+    if quantization is None or (request.variant == "quant" and request.quantizer is None):
+        return quantization, ()
+    types = ", ".join(quantization["types"])
+    warning = (
+        f"{origin.name} holds quantized weights ({types}), which are dequantized here: "
+        "this is not the float original"
+    )
+    return None, (warning,)
 
 
 def _check_quantized(origin: Checkpoint, request: ModelRequest, quantization: Json) -> None:
     method = quantization.get("quant_method", "by an unnamed method")
     if request.variant == "fp":
         raise UsageError(
-            f"--variant fp: {origin.name} is already quantized ({method}); "
-            "record it with --variant quant"
+            f"--variant fp: {origin.name} is already quantized ({method}); record it with "
+            "--variant quant, and the original that it was made from with --variant fp"
         )
     if request.quantizer is not None:
         raise UsageError(

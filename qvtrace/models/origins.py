@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from qvtrace.errors import UsageError
 from qvtrace.models.functions import FunctionName
+from qvtrace.models.gguf_files import SUFFIX, gguf_in
 
 EMBEDDED = "qwen3-vl-tiny"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -21,15 +22,24 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local Hugging Face directory, or a hub id."""
+    """A local Hugging Face directory, a hub id, or a GGUF file in a local directory."""
 
     place: str
     local: bool
+    gguf: str | None = None  # name of the file in the directory
 
     @property
     def name(self) -> str:
         """As the user gave it; relative where it lies below the working folder."""
+        if self.gguf is not None:
+            return relative(str(self.gguf_file))
         return relative(self.place) if self.local else self.place
+
+    @property
+    def gguf_file(self) -> Path:
+        """The GGUF file itself."""
+        assert self.gguf is not None
+        return Path(self.place) / self.gguf
 
 
 Origin: TypeAlias = Embedded | Checkpoint | FunctionName
@@ -44,7 +54,9 @@ def parse_origin(model: str | None) -> Origin:
         return Embedded()
     path = Path(model).expanduser()
     if path.is_dir():
-        return Checkpoint(str(path), local=True)
+        return Checkpoint(str(path), local=True, gguf=gguf_in(path))
+    if path.is_file() and path.suffix == SUFFIX:
+        return Checkpoint(str(path.parent), local=True, gguf=path.name)
     function = FunctionName.parse(model)
     if function is not None:
         return function
@@ -70,4 +82,4 @@ def relative(place: str) -> str:
 def _remedy(path: Path) -> str:
     if path.suffix == ".py":
         return f"name the function in it that returns the model, {path}:FUNCTION"
-    return "give the directory that has config.json and the weights in it"
+    return "give the directory that has config.json and the weights in it, or a .gguf file"

@@ -11,6 +11,7 @@ from qvtrace.archive import Archive
 from qvtrace.errors import QvtraceError, UsageError
 from qvtrace.identity import describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
+from qvtrace.models import gguf_files
 from qvtrace.models.calibration import Calibration, make_calibration, run_once
 from qvtrace.models.chatter import quiet, silent
 from qvtrace.models.checks import check
@@ -23,7 +24,7 @@ from qvtrace.models.generation import (
 from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
-from qvtrace.models.origins import Origin, parse_origin
+from qvtrace.models.origins import Checkpoint, Origin, parse_origin
 from qvtrace.models.quantizers import (
     QUANTIZERS,
     Chosen,
@@ -73,7 +74,7 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         if chosen is None:
             return prepared
         if loaded.quantization is not None:
-            quantized = _already_quantized(prepared, loaded.quantization)
+            quantized = _already_quantized(prepared, origin, loaded.quantization)
         else:
             calibration = make_calibration(origin, loaded, request, prepared)
             quantized = _quantized(prepared, chosen, calibration, request)
@@ -120,8 +121,12 @@ def _modifications(asked: ModelRequest, request: ModelRequest, like: Archive | N
 
 def _info(origin: Origin, loaded: Loaded, request: ModelRequest, modifications: Json) -> ModelInfo:
     config = getattr(loaded.model, "config", None)
+    info = describe_model(loaded.model, weights=loaded.quantization is None)
+    if isinstance(origin, Checkpoint) and origin.gguf is not None:
+        # It was put together from the file's metadata: that of the original says more.
+        info = replace(info, config_digest=None)
     return replace(
-        describe_model(loaded.model, weights=loaded.quantization is None),
+        info,
         name=origin.name,
         revision=request.revision or getattr(config, "_commit_hash", None),
         seed=request.seed,
@@ -158,9 +163,13 @@ def _environment(model: nn.Module, request: ModelRequest) -> Json:
     return {name: value for name, value in environment.items() if value}
 
 
-def _already_quantized(prepared: PreparedModel, settings: Json) -> PreparedModel:
+def _already_quantized(prepared: PreparedModel, origin: Origin, settings: Json) -> PreparedModel:
     label = f"checkpoint:{settings.get('quant_method', 'unnamed')}"
-    return _described(prepared, as_quantized(prepared.model, settings), label)
+    if isinstance(origin, Checkpoint) and origin.gguf is not None:
+        outcome = gguf_files.as_quantized(prepared.model, origin.gguf_file, settings, origin.name)
+    else:
+        outcome = as_quantized(prepared.model, settings)
+    return _described(prepared, outcome, label)
 
 
 def _quantized(

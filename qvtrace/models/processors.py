@@ -6,7 +6,8 @@ from typing import Any
 
 from qvtrace.errors import ModelError
 from qvtrace.models.chatter import one_line
-from qvtrace.models.checkpoints import hub_options
+from qvtrace.models.checkpoints import source_options
+from qvtrace.models.gguf_files import has_tokenizer
 from qvtrace.models.origins import Checkpoint
 from qvtrace.models.request import ModelRequest
 
@@ -28,7 +29,7 @@ class Processors:
 
     def __init__(self, checkpoint: Checkpoint, request: ModelRequest) -> None:
         self._checkpoint = checkpoint
-        self._options = hub_options(request)
+        self._options = source_options(checkpoint, request)
         self._trust = request.trust_remote_code
 
     @cached_property
@@ -57,7 +58,7 @@ class Processors:
     def _load(self, auto_class: str, what: str, files: tuple[str, ...]) -> Any:
         import transformers
 
-        if not any(map(self._has, files)):
+        if not (self._is_in_gguf(auto_class) or any(map(self._has, files))):
             return None
         auto = getattr(transformers, auto_class)
         try:
@@ -69,6 +70,11 @@ class Processors:
                 f"{self._checkpoint.name}: its {what} cannot be loaded, {one_line(error)}; "
                 "repair it, or give ready tensors with --inputs"
             ) from error
+
+    def _is_in_gguf(self, auto_class: str) -> bool:
+        if self._checkpoint.gguf is None or auto_class != "AutoTokenizer":
+            return False
+        return has_tokenizer(self._checkpoint.gguf_file, self._checkpoint.name)
 
     def _has(self, file: str) -> bool:
         from huggingface_hub import hf_hub_download

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _FURTHER = (
     "A file.py:function or package.module:function that takes a model and returns it quantized "
     "is one too.",
-    "A checkpoint that is already quantized needs none: --variant quant.",
+    "A checkpoint that is already quantized, or a GGUF file, needs none: --variant quant.",
 )
 
 

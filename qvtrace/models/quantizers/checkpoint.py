@@ -4,19 +4,35 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from qvtrace.models.quantizers.linears import other_matrices
 from qvtrace.models.quantizers.outcome import Quantized
 from qvtrace.trees import Json
 
+_REMEDIES = {
+    "awq": "pip install gptqmodel",
+    "bitsandbytes": "pip install 'qvtrace[bitsandbytes]'",
+    "compressed-tensors": "pip install 'qvtrace[compressed-tensors]'",
+    "gptq": "pip install gptqmodel optimum",
+    "quanto": "pip install 'qvtrace[quanto]'",
+}
 _PLAIN = (Tensor, nn.Parameter)
+
+
+def remedy(method: object) -> str:
+    """What to do where a package is missing that reads checkpoints of a method."""
+    return _REMEDIES.get(str(method), "install it")
 
 
 def as_quantized(model: nn.Module, settings: Json) -> Quantized:
     """What a model that came quantized holds: weights of a quantized class, integers or fp8."""
     modules = dict(model.named_modules())
     quantized = tuple(name for name, module in modules.items() if _holds_quantized(module))
-    linears = (name for name, module in modules.items() if isinstance(module, nn.Linear))
-    left = tuple(name for name in linears if name not in quantized)
-    left_float = {"float in the checkpoint": left} if left else {}
+    float_linears = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+    left = dict.fromkeys(float_linears, "float in the checkpoint") | dict(other_matrices(model))
+    left_float: dict[str, tuple[str, ...]] = {}
+    for name, reason in left.items():
+        if name not in quantized:
+            left_float[reason] = (*left_float.get(reason, ()), name)
     return Quantized(model, settings, quantized, left_float)
 
 
@@ -25,8 +41,10 @@ def _holds_quantized(module: nn.Module) -> bool:
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
-    for tensors in (module.named_parameters, module.named_buffers):
-        yield from (tensor for name, tensor in tensors(recurse=False) if "weight" in name)
+    """All parameters, and those buffers that hold weights: others are integers by nature."""
+    yield from module.parameters(recurse=False)
+    buffers = module.named_buffers(recurse=False)
+    yield from (buffer for name, buffer in buffers if "weight" in name)
 
 
 def is_quantized(weight: Tensor) -> bool:

@@ -59,7 +59,7 @@ def find_linears(
         elif grouped and linear.in_features % GROUP_SIZE:
             left[name] = f"{linear.in_features} inputs are no multiple of {GROUP_SIZE}"
     targets = {name: linear for name, linear in linears.items() if name not in left}
-    return Linears(targets, left | dict(_other_matrices(model)))
+    return Linears(targets, left | dict(other_matrices(model)))
 
 
 def replace_module(model: nn.Module, module: nn.Module, replacement: nn.Module) -> None:
@@ -93,7 +93,7 @@ def _is_plain(linear: nn.Linear) -> bool:
     return type(linear).forward is nn.Linear.forward and "forward" not in vars(linear)
 
 
-def _other_matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
+def other_matrices(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Modules that multiply by weights of their own without being Linear, and what they are."""
     for name, module in model.named_modules():
         class_name = type(module).__name__
