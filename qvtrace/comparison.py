@@ -19,6 +19,8 @@ from qvtrace.metrics import METRICS, Undefined, badness
 from qvtrace.noise import call_noises, rounding_noise, with_noise
 from qvtrace.origins import find_origins
 from qvtrace.patterns import require_matches, select
+from qvtrace.qparams.findings import Finding, parameters_of, suspect
+from qvtrace.qparams.saturation import saturated_pairs
 from qvtrace.regression import Changes
 from qvtrace.rows import (
     COMPARED,
@@ -124,6 +126,7 @@ class Side:
     complete: bool = True
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()  # quantization parameters that are suspect
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def _compare(
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
+    findings = _findings(reference, candidate, alignment)
     noises = call_noises([*built.rows, *built.aside], reference.manifest.calls)
     executed = with_noise(built.rows, noises)
     origins = find_origins(noises, rounding_noise([*built.rows, *built.aside]))
@@ -200,14 +204,15 @@ def _compare(
         options.filters,
         tokens,
         options.gates,
+        findings[1],
     )
     if floor is not None:
         executed = with_floor(executed, reference, floor, options.path)
     ordered = _sorted(executed, options.sort_by)
     rows = ordered if options.top is None else _top(ordered, options)
     return Comparison(
-        _side(reference),
-        _side(candidate, alignment.warnings),
+        _side(reference, findings[0]),
+        _side(candidate, findings[1], alignment.warnings),
         comparability,
         coverage,
         tuple(rows),
@@ -292,7 +297,17 @@ def _top(rows: list[Row], options: DiffOptions) -> list[Row]:
     return [row for row in rows if row.place in worst]
 
 
-def _side(archive: Archive, warnings: Sequence[str] = ()) -> Side:
+def _findings(
+    reference: Archive, candidate: Archive, alignment: Alignment
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """What is suspect about the quantization of each side; the candidate's ranges are also held
+    against values."""
+    ours, theirs = parameters_of(reference), parameters_of(candidate)
+    clipped = saturated_pairs(reference, candidate, alignment.pairs, theirs)
+    return tuple(suspect(ours)), (*suspect(theirs), *clipped)
+
+
+def _side(archive: Archive, findings: tuple[Finding, ...], warnings: Sequence[str] = ()) -> Side:
     manifest = archive.manifest
     head = head_to_json(manifest)
     incomplete = [] if manifest.complete else [f"incomplete: {manifest.error or 'killed'}"]
@@ -304,6 +319,7 @@ def _side(archive: Archive, warnings: Sequence[str] = ()) -> Side:
         manifest.complete,
         manifest.error,
         (*incomplete, *manifest.skipped.warnings, *warnings),
+        findings,
     )
 
 

@@ -30,7 +30,7 @@ from qvtrace.archive import ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
 from qvtrace.device_copies import DeviceCopies
 from qvtrace.digests import digest_json
-from qvtrace.errors import QvtraceError, RecordingError, UsageError
+from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
 from qvtrace.identity import (
     describe_environment,
     describe_model,
@@ -51,6 +51,7 @@ from qvtrace.manifest import (
 from qvtrace.module_tree import NamedModule, walk_modules
 from qvtrace.observers import ObservedCall, Observer, Watch
 from qvtrace.patterns import require_matches, select
+from qvtrace.qparams.recording import ParameterRecorder
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
 from qvtrace.redaction import without_secrets
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
@@ -59,6 +60,7 @@ from qvtrace.steps import Ids, step_entry
 from qvtrace.trees import Json, Node
 
 _PROGRESS_SECONDS = 0.1
+_PARTS_OF_CALLS = frozenset({"inputs", "kwargs", "output"})
 
 
 def record(
@@ -201,13 +203,15 @@ class Recording(AbstractContextManager["Recording"]):
         self._writer = self._open_writer()
         self._snapshots = Snapshots(self._store, caches=self._options.caches, moment=self._moment)
         self._device_copies = DeviceCopies(self._writer)
+        self._qparams = ParameterRecorder(self._snapshots)
         with ExitStack() as stack:
             stack.callback(self._abandon)
             self._hooks = stack.enter_context(ExitStack())
             self._hooks.enter_context(_eager_stance())
-            self._hook(modules)
+            chosen = self._chosen(modules)
+            self._hook(modules, chosen)
+            self._active = self._describe(modules, chosen)
             stack.pop_all()
-        self._active = True
         return self
 
     def __exit__(
@@ -276,7 +280,7 @@ class Recording(AbstractContextManager["Recording"]):
                 "caches": options.caches,
                 **options.settings,
             },
-            modules=tuple(_entry(module, calls=0) for module in modules),
+            modules=tuple(_entry(module) for module in modules),
             calls=(),
             tensors=(),
             skipped=Skipped(),
@@ -290,10 +294,28 @@ class Recording(AbstractContextManager["Recording"]):
     def _abandon(self) -> None:
         self._writer.discard()
 
-    def _hook(self, modules: list[NamedModule]) -> None:
-        """Put hooks on those that have none yet."""
+    def _describe(self, modules: list[NamedModule], chosen: set[str]) -> bool:
+        """Read what is known of modules before any of them runs; False when the disk is full."""
+        try:
+            self._read_qparams(modules, chosen)
+            if self._qparams.found_any:
+                entries = (self._entry(module, calls=0) for module in modules)
+                self._writer.add_modules(tuple(entries))
+        except (OSError, ArchiveError) as error:
+            self._failure = error
+        return self._failure is None
+
+    def _read_qparams(self, modules: list[NamedModule], chosen: set[str]) -> None:
+        self._thread.kind = "quantization parameters"
+        self._qparams.read(modules, chosen)
+
+    def _chosen(self, modules: list[NamedModule]) -> set[str]:
+        """Names of the modules that are to be recorded."""
         names = {name for module in modules for name in (module.name, *module.aliases)}
-        chosen = select(names, include=self._options.include, exclude=self._options.exclude)
+        return select(names, include=self._options.include, exclude=self._options.exclude)
+
+    def _hook(self, modules: list[NamedModule], chosen: set[str]) -> None:
+        """Put hooks on those that have none yet."""
         for module in modules:
             if id(module.module) not in self._hooked and not module.is_container:
                 recorded = not chosen.isdisjoint((module.name, *module.aliases))
@@ -345,14 +367,17 @@ class Recording(AbstractContextManager["Recording"]):
         frames = self._thread.frames
         if not frames:
             with self._lock:
-                self._hook(walk_modules(self._model))
+                modules = walk_modules(self._model)
+                chosen = self._chosen(modules)
+                self._hook(modules, chosen)
+                self._read_qparams(modules, chosen)
         elif not hooked.calls:
             self._note_bypass(hooked.module, frames)
         with self._lock:
             index = self._indices.get(hooked.module.name, 0)
             self._indices[hooked.module.name] = index + 1
             hooked.calls += 1
-        place = f"{_key_name(hooked.module.name)}#{index}/"
+        place = f"{trees.key_name(hooked.module.name)}#{index}/"
         is_root = not frames
         taken = self._take_inputs(hooked, place, args, kwargs, is_root=is_root)
         if is_root:
@@ -421,7 +446,7 @@ class Recording(AbstractContextManager["Recording"]):
         node = None
         if frame.number is not None:
             if error is None:
-                place = f"{_key_name(hooked.module.name)}#{frame.index}/"
+                place = f"{trees.key_name(hooked.module.name)}#{frame.index}/"
                 node = self._take(output, place, "output")
             seconds = now - frame.started - (self._thread.overhead - frame.overhead)
             self._end_call(frame.number, _json(node), seconds, error)
@@ -494,7 +519,7 @@ class Recording(AbstractContextManager["Recording"]):
             digest = self._device_copies.store(tensor, described)
         else:
             digest = self._writer.add_tensor(host_bytes(tensor.cpu()), described)
-        if self._watch:
+        if self._watch and self._thread.kind in _PARTS_OF_CALLS:
             self._thread.contents[digest] = tensor
         return digest
 
@@ -527,16 +552,19 @@ class Recording(AbstractContextManager["Recording"]):
             self._described(),
             complete=error is None,
             error=None if error is None else _described(error),
-            modules=tuple(_entry(m, calls=calls.get(id(m.module), 0)) for m in modules),
+            modules=tuple(self._entry(m, calls=calls.get(id(m.module), 0)) for m in modules),
             skipped=Skipped(
                 registered=len(modules),
                 called=sum(1 for module in modules if calls.get(id(module.module))),
                 recorded=recorded,
                 reasons=reasons,
                 opaque=dict(sorted(self._snapshots.opaque.items())),
-                warnings=skip_warnings(reasons, recorded),
+                warnings=(*skip_warnings(reasons, recorded), *self._qparams.warnings()),
             ),
         )
+
+    def _entry(self, module: NamedModule, *, calls: int) -> ModuleEntry:
+        return replace(_entry(module), calls=calls, quantization=self._qparams.of(module.module))
 
     def _report(self, manifest: Manifest, file: Path | None) -> RecordingReport:
         skipped = manifest.skipped
@@ -574,7 +602,7 @@ class _Counts:
 
     def add(self, kind: str, nbytes: int) -> None:
         self.places += 1
-        self.bytes_by_kind[kind] += nbytes
+        self.bytes_by_kind[kind] = self.bytes_by_kind.get(kind, 0) + nbytes
 
 
 def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
@@ -623,14 +651,13 @@ def _ranked(path: Path | None) -> Path | None:
     return path.with_name(f"{path.stem}.rank{rank}-of-{size}{path.suffix}")
 
 
-def _entry(module: NamedModule, *, calls: int) -> ModuleEntry:
+def _entry(module: NamedModule) -> ModuleEntry:
     parent = None if module.parent is None else module.parent.name
     return ModuleEntry(
         module.name,
         module.class_name,
         parent,
         tuple(module.aliases),
-        calls,
         float_name=module.float_name,
     )
 
@@ -643,11 +670,6 @@ def _contents(options: RecordOptions) -> tuple[str, ...]:
     if options.model is not None and options.model.name is not None:
         contents.append("paths")
     return tuple(contents)
-
-
-def _key_name(name: str) -> str:
-    """A module's name in a key: its first unescaped `#` ends it."""
-    return trees.escape_name(name.replace("\\", "\\\\").replace("#", "\\#"))
 
 
 def _root_call(module: str, index: int, inputs: Node | None, kwargs: Node | None) -> RootCall:

@@ -51,7 +51,7 @@ class RecordingReport:
     calls: int
     places: int
     place_bytes: int
-    bytes_by_kind: dict[str, int]  # `inputs`, `kwargs`, `output`
+    bytes_by_kind: dict[str, int]  # `inputs`, `kwargs`, `output`, and what else there was
     distinct_bytes: int
     reasons: dict[str, tuple[str, ...]]
     opaque: dict[str, int]

@@ -125,6 +125,11 @@ def escape_name(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def key_name(module: str) -> str:
+    """A module's name in the key of a tensor: its first unescaped `#` ends it."""
+    return escape_name(module.replace("\\", "\\\\").replace("#", "\\#"))
+
+
 def join_path(base: str, component: str) -> str:
     """The path of a child of `base`."""
     return f"{base}.{component}"

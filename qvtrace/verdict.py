@@ -14,6 +14,7 @@ from qvtrace.manifest import Manifest, VariantInfo
 from qvtrace.noise import decibels
 from qvtrace.origins import LEAST_EXCESS, Origin, Origins
 from qvtrace.patterns import shown
+from qvtrace.qparams.findings import Finding
 from qvtrace.row_names import RowNames
 from qvtrace.rows import COMPARED, Row
 from qvtrace.tokens import Tokens
@@ -47,6 +48,7 @@ class Evidence:
     filters: str = ""  # what narrowed the rows, as it was asked for
     tokens: Tokens | None = None  # of two generations
     gates: Sequence[Gate] = ()
+    findings: Sequence[Finding] = ()  # of the candidate's quantization parameters
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -83,6 +85,7 @@ def _findings(evidence: Evidence) -> list[str]:
         *_worst(evidence.rows, name),
         *_first(evidence.rows, name),
         *_tokens(evidence.tokens),
+        *_ranges(evidence.findings),
         *_mismatches(evidence.rows, name),
         *_routing(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
@@ -207,6 +210,11 @@ def _first(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     different = [row for row in floats if not _is_exact(row) and not row.is_made_up_for]
     if len(different) > 1:
         yield f"first difference: {name(different[0])}"
+
+
+def _ranges(findings: Sequence[Finding]) -> Iterator[str]:
+    if findings:
+        yield f"{_counted(len(findings), 'suspect quantization range')}, first {findings[0]}"
 
 
 def _is_exact(row: Row) -> bool:

@@ -158,6 +158,11 @@ def _header_room(journal: Path, manifest: Manifest, lost: frozenset[str]) -> int
 def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[str]:
     """The manifest of what the journal names, but for what is lost."""
     tensors = (described for described, _ in _tensors(journal, lost))
+    if lost:
+        modules = (
+            replace(m, quantization=_replaced(m.quantization, lost)) for m in manifest.modules
+        )
+        manifest = replace(manifest, modules=tuple(modules))
     return manifest_text(manifest, _root_calls(journal, lost), _calls(journal, lost), tensors)
 
 

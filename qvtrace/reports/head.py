@@ -8,6 +8,7 @@ from qvtrace.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import labelled, separated, words
+from qvtrace.reports.qparams import finding_lines
 from qvtrace.reports.quantization import calibration_text, is_switched_off
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.trees import Json
@@ -47,6 +48,7 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
         for warning in side.warnings:
             text = f"{printable(side.file)}: {printable(warning)}"
             yield from labelled("warning", words(text, "yellow"), width)
+        yield from finding_lines(side.findings, width, everything=everything)
 
 
 def sides_told(comparison: Comparison) -> tuple[list[str], list[str]]:

@@ -104,6 +104,8 @@ def _side(side: Side) -> Json:
         "variant": side.variant,
         "environment": side.environment,
     }
+    if side.findings:
+        report["findings"] = list(map(asdict, side.findings))
     if not side.complete:
         report["incomplete"] = side.error or "killed"
     if side.warnings:

@@ -9,6 +9,8 @@ from qvtrace.elements import ElementsJson, elements_json
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.manifest import CallEntry, ModuleEntry
 from qvtrace.patterns import require_matches, select
+from qvtrace.qparams.findings import Finding, parameters_of, suspect
+from qvtrace.qparams.saturation import saturated
 from qvtrace.statistics import Statistics, statistics
 from qvtrace.trees import Node, TensorLeaf
 
@@ -45,6 +47,7 @@ class Trace:
     def __init__(self, archive: Archive, selection: Selection) -> None:
         self.archive = archive
         self.selection = selection
+        self.parameters = parameters_of(archive)
         self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def calls(self) -> Iterator[CallEntry]:
@@ -62,6 +65,16 @@ class Trace:
                 f"{self.archive.file}: {part} of {call.module}#{call.index}: {error}; "
                 "the file is damaged, record again"
             ) from error
+
+    def findings(self) -> list[Finding]:
+        """What is suspect about the quantization of the selected modules."""
+        found = [*suspect(self.parameters), *saturated(self.archive, self.parameters)]
+        return [finding for finding in found if self._is_about_selected(finding.module)]
+
+    def _is_about_selected(self, module: str) -> bool:
+        """A module within a wrapper is selected with it."""
+        names = (module, module.removesuffix(".wrapped"))
+        return any(name in self.selection.modules for name in names)
 
     def statistics(self, leaf: TensorLeaf) -> Statistics:
         """The statistics of a tensor."""

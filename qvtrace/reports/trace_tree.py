@@ -8,6 +8,7 @@ from qvtrace.manifest import CallEntry
 from qvtrace.reports.branches import Branch, branches
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.layout import words, wrapped
+from qvtrace.reports.qparams import finding_lines, parameters_text
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.trace import PARTS, Trace
 from qvtrace.reports.trace_head import head_lines
@@ -30,6 +31,7 @@ class TreeOptions:
 def trace_lines(trace: Trace, options: TreeOptions) -> Iterator[Styled]:
     """The whole view."""
     yield from head_lines(trace.archive, options.width)
+    yield from finding_lines(trace.findings(), options.width, everything=False)
     yield Styled()
     calls = defaultdict(list)
     for call in trace.calls():
@@ -48,9 +50,11 @@ def _branch_lines(
         (beside,) = wrapped(title + styled("  "), title, _call_words(trace, calls[0]), None)
         if options.width is None or beside.width <= options.width:
             yield beside
+            yield from _parameter_lines(trace, branch, below, options)
             yield from _tensor_lines(trace, calls[0], below, options)
             return
     yield title
+    yield from _parameter_lines(trace, branch, below, options)
     for call in calls:
         begin = below + styled(_ordinal(call) if len(calls) > 1 else "", "bold")
         further = below + styled("    ")
@@ -60,6 +64,18 @@ def _branch_lines(
 
 def _ordinal(call: CallEntry) -> str:
     return f"#{call.index} step {call.step} " if call.step else f"#{call.index} "
+
+
+def _parameter_lines(
+    trace: Trace, branch: Branch, indent: Styled, options: TreeOptions
+) -> Iterator[Styled]:
+    """How the module is quantized; what a module below it says too is shown there."""
+    selected = trace.selection.modules
+    for found in trace.parameters.about(branch.name, selected) if branch.name in selected else ():
+        begin = indent + styled("  quantized ", "magenta")
+        yield from wrapped(
+            begin, indent + styled("    "), words(parameters_text(found)), options.width
+        )
 
 
 def _title(branch: Branch, guide: str) -> Styled:

@@ -1,0 +1,548 @@
+"""Quantization parameters: what each quantizer's modules say, and what of it is suspect."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recordings import Returning
+from small_archives import edit_manifest
+from tiny_models import build
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import qvtrace
+from qvtrace.archive import Archive, recover
+from qvtrace.cli import app
+from qvtrace.errors import DamagedArchiveError
+from qvtrace.qparams.findings import Finding, parameters_of, suspect
+from qvtrace.qparams.parameters import Parameters, Summary, all_from_json
+from qvtrace.recorder import Recording
+from qvtrace.recording import RecordOptions
+
+INPUT = torch.linspace(-1, 1, 128).reshape(2, 64)
+
+
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(64, 32).eval()
+
+
+def record(model: nn.Module, file: Path, value: Any = INPUT, **options: Any) -> Archive:
+    with qvtrace.record(model, file, overwrite=True, **options), torch.no_grad():
+        model(value)
+    return Archive.open(file)
+
+
+def parameters(archive: Archive, module: str) -> dict[str, Parameters]:
+    """What is about a module, by what is quantized."""
+    return {found.of: found for found in parameters_of(archive).of(module)}
+
+
+def values(archive: Archive, summary: Summary | None) -> Tensor:
+    assert summary is not None
+    assert summary.values is not None
+    return torch.from_numpy(archive.array(summary.values).copy())
+
+
+def run(*arguments: object) -> str:
+    """What a command prints on standard output."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code in (0, 3), result.output
+    return result.stdout
+
+
+class FakeQuantized(nn.Module):
+    """Rounds to a grid, as fake-quantizing wrappers do."""
+
+    def __init__(self, scale: float, zero_point: int, limits: tuple[int, int] = (0, 255)) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("zero_point", torch.tensor(zero_point))
+        self.quant_min, self.quant_max = limits
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        steps = torch.round(hidden / self.scale) + self.zero_point
+        return (steps.clamp(self.quant_min, self.quant_max) - self.zero_point) * self.scale
+
+
+class Observer(FakeQuantized):
+    """Also says what it saw."""
+
+    def __init__(self, scale: float, zero_point: int, seen: tuple[float, float]) -> None:
+        super().__init__(scale, zero_point)
+        self.register_buffer("min_val", torch.tensor(seen[0]))
+        self.register_buffer("max_val", torch.tensor(seen[1]))
+        self.dtype = torch.quint8
+
+
+class Observed(nn.Module):
+    """A module with an observer of what it returns."""
+
+    def __init__(self, observer: nn.Module) -> None:
+        super().__init__()
+        self.obs_act_out = observer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        quantized: Tensor = self.obs_act_out(hidden)
+        return quantized
+
+
+EXPECTED = {
+    "Int8DynamicActivationInt8WeightConfig": ("Int8Tensor", "int8", "channel", None),
+    "Int8WeightOnlyConfig": ("Int8Tensor", "int8", "channel", None),
+    "IntxWeightOnlyConfig": ("IntxUnpackedToInt8Tensor", "int4", "group", 32),
+    "Float8WeightOnlyConfig": ("Float8Tensor", "float8_e4m3fn", "channel", None),
+}
+
+
+def quantize(model: nn.Module, config: str) -> None:
+    """With torchao."""
+    from torchao import quantization
+
+    int4: dict[str, Any] = {"weight_dtype": torch.int4, "granularity": quantization.PerGroup(32)}
+    options = int4 if config == "IntxWeightOnlyConfig" else {}
+    quantization.quantize_(model, getattr(quantization, config)(**options))
+
+
+@pytest.mark.parametrize("config", EXPECTED)
+def test_weights_of_torchao_tell_class_dtype_granularity_and_scales(
+    config: str, file: Path
+) -> None:
+    model = nn.Sequential(layer())
+    quantize(model, config)
+
+    with record(model, file) as archive:
+        weight = parameters(archive, "0")["weight"]
+        stored = values(archive, weight.scale)
+
+    assert (weight.class_name, weight.dtype, weight.granularity, weight.group_size) == (
+        EXPECTED[config]
+    )
+    assert weight.scheme == "symmetric"
+    assert torch.equal(stored, model[0].weight.scale)
+    assert weight.range is not None
+    assert weight.range.minimum < 0 < weight.range.maximum
+
+
+def test_dynamic_activations_are_told_without_values(file: Path) -> None:
+    model = nn.Sequential(layer())
+    quantize(model, "Int8DynamicActivationInt8WeightConfig")
+
+    with record(model, file) as archive:
+        found = parameters(archive, "0")["input"]
+
+    assert (found.dtype, found.granularity, found.dynamic, found.scale) == (
+        "int8",
+        "token",
+        True,
+        None,
+    )
+
+
+def test_quanto_tells_weights_and_the_scales_of_activations(file: Path) -> None:
+    quanto = pytest.importorskip("optimum.quanto")
+    model = nn.Sequential(layer())
+    quanto.quantize(model, weights=quanto.qint8, activations=quanto.qint8)
+    with torch.no_grad(), quanto.Calibration(streamline=False):
+        model(INPUT)
+    quanto.freeze(model)
+
+    with record(model, file) as archive:
+        found = parameters(archive, "0")
+        assert values(archive, found["input"].scale) == model[0].input_scale
+
+    assert found["weight"].class_name == "WeightQBytesTensor"
+    assert found["output"].granularity == "tensor"
+    model[0].disable_output_quantization()
+    with record(model, file) as archive:
+        assert parameters(archive, "0").keys() == {"weight", "input"}
+
+
+def compressed(scheme_name: str) -> nn.Module:
+    """A layer as compressed-tensors keeps it in a checkpoint."""
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    model = nn.Sequential(layer())
+    scheme = quantization.preset_name_to_scheme(scheme_name, ["Linear"])
+    if scheme_name == "W4A16":
+        scheme.weights.group_size = 32
+    config = quantization.QuantizationConfig(config_groups={"group_0": scheme})
+    quantization.apply_quantization_config(model, config)
+    linear, arguments = model[0], scheme.weights
+    groups = linear.weight.reshape(32, -1, arguments.group_size or 64)
+    scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+    with torch.no_grad():
+        linear.weight_scale.copy_(scale.reshape(linear.weight_scale.shape))
+        linear.weight_zero_point.copy_(zero_point.reshape(linear.weight_zero_point.shape))
+    linear.quantization_status = quantization.QuantizationStatus.FROZEN
+    ModelCompressor.from_pretrained_model(model).compress_model(model)
+    return model
+
+
+def test_compressed_tensors_are_read_before_the_first_forward_unpacks_them(file: Path) -> None:
+    model = compressed("W4A16")
+    scale = model[0].weight_scale.clone()
+
+    with qvtrace.record(model, file):
+        assert "weight_packed" in dict(model[0].named_parameters())  # reading did not unpack it
+    with Archive.open(file) as archive:
+        weight = parameters(archive, "0")["weight"]
+        stored = values(archive, weight.scale)
+
+    assert (weight.dtype, weight.granularity, weight.group_size) == ("int4", "group", 32)
+    assert torch.equal(stored, scale)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "nested-fp4"])
+def test_bitsandbytes_tells_the_scales_of_rows_and_blocks(kind: str, file: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    linear = layer()
+    if kind == "int8":
+        quantized = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
+    else:
+        quantized = bitsandbytes.nn.Linear4bit(
+            64, 32, quant_type=kind[-3:], compress_statistics=kind.startswith("nested")
+        )
+    quantized.load_state_dict(linear.state_dict())
+    quantized = quantized.to("cpu").eval()
+
+    with qvtrace.record(nn.Sequential(quantized), file):
+        pass
+    with Archive.open(file) as archive:
+        weight = parameters(archive, "0")["weight"]
+
+    assert weight.dtype == kind.removeprefix("nested-")
+    assert weight.scale is not None
+    if kind == "int8":
+        largest = float(linear.weight.detach().abs().max()) / 127
+        assert weight.scale.count == 32
+        assert weight.scale.maximum == pytest.approx(largest, rel=1e-3)
+    else:
+        assert (weight.group_size, weight.scale.count) == (64, 32)
+        assert weight.scale.maximum == pytest.approx(
+            float(linear.weight.detach().abs().max()), rel=0.02
+        )
+
+
+def test_tico_observers_are_about_the_module_that_holds_them(file: Path) -> None:
+    tico = pytest.importorskip("tico")
+    from tico.quantization.config.ptq import PTQConfig
+
+    model = nn.Sequential(layer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = tico.quantization.prepare(model[0], PTQConfig(), inplace=True)
+        with torch.no_grad():
+            prepared(INPUT)
+        quantized = tico.quantization.convert(prepared, inplace=True).eval()
+
+    with record(quantized, file) as archive:
+        found = parameters(archive, "")
+
+    assert found["weight"].granularity == "channel"
+    assert found["input"].class_name == "MinMaxObserver"
+    assert found["input"].minimum is not None
+    assert found["input"].minimum.minimum == -1.0
+    assert found["input"].maximum is not None
+    assert found["input"].maximum.maximum == 1.0
+    assert "quantized input MinMaxObserver uint8 affine per tensor" in run("show", file, "wrapped")
+
+
+def test_observers_of_torch_tell_what_they_saw(file: Path) -> None:
+    from torch.ao.quantization import FakeQuantize
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fake = FakeQuantize(quant_min=0, quant_max=255)
+        fake(INPUT)
+        archive = record(nn.Sequential(fake).eval(), file)
+
+    with archive:
+        found = parameters(archive, "0")["0"]
+
+    assert (found.dtype, found.scheme, found.granularity) == ("uint8", "affine", "tensor")
+    assert found.minimum is not None
+    assert found.minimum.minimum == -1.0
+    assert found.zero_point is not None
+    assert found.zero_point.count == 1
+
+
+def test_dynamically_quantized_layers_of_torch_tell_their_packed_weights(file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer()), {nn.Linear})
+        archive = record(model, file)
+
+    with archive:
+        found = parameters(archive, "0")
+
+    assert (found["weight"].dtype, found["weight"].granularity) == ("int8", "tensor")
+    assert found["input"].dynamic
+
+
+def test_a_scale_and_a_zero_point_are_enough_in_any_module(file: Path) -> None:
+    with record(nn.Sequential(FakeQuantized(0.01, 128)), file) as archive:
+        (found,) = parameters(archive, "0").values()
+
+    assert found.scheme == "affine"
+    assert found.scale is not None
+    assert found.scale.minimum == pytest.approx(0.01)
+    assert found.zero_point is not None
+    assert found.zero_point.minimum == 128
+
+
+def test_a_float_model_has_none(file: Path) -> None:
+    class Attention(Returning):
+        scale = 0.125
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = 0.5
+            self.logit_scale = nn.Parameter(torch.ones(()))
+
+    with record(nn.Sequential(layer(), Attention()), file) as archive:
+        entries = archive.manifest.modules
+
+    assert [entry.quantization for entry in entries] == [None] * 3
+
+
+def test_the_parameters_of_modules_left_out_are_told_without_values(file: Path) -> None:
+    model = nn.Sequential(FakeQuantized(0.01, 128), FakeQuantized(0.02, 100))
+
+    with record(model, file, include=["1"]) as archive:
+        stored = [
+            found.scale is not None and found.scale.values is not None
+            for name in ("0", "1")
+            for found in parameters(archive, name).values()
+        ]
+
+    assert stored == [False, True]
+
+
+def test_a_module_that_raises_when_asked_does_not_fail_the_recording(file: Path) -> None:
+    class Hostile(FakeQuantized):
+        @property
+        def quantization_scheme(self) -> object:
+            raise RuntimeError("not now")
+
+    with record(nn.Sequential(Hostile(0.01, 128)), file) as archive:
+        manifest = archive.manifest
+
+    assert manifest.complete
+    assert manifest.modules[1].quantization is None
+    assert manifest.skipped.warnings == (
+        "quantization parameters of 1 module cannot be read (RuntimeError): 0",
+    )
+
+
+def test_parameters_on_the_meta_device_are_told_without_values(file: Path) -> None:
+    model = nn.Sequential(layer())
+    model.spare = FakeQuantized(0.01, 128).to("meta")
+
+    with qvtrace.record(model, file):
+        model[0](INPUT)
+    with Archive.open(file) as archive:
+        (found,) = parameters(archive, "spare").values()
+        warned = archive.manifest.skipped.warnings
+
+    assert found.scale is None
+    assert any("not at hand (on the meta device or offloaded): spare" in text for text in warned)
+
+
+def test_a_module_that_replaces_another_has_parameters_of_its_own(file: Path) -> None:
+    model = nn.Sequential(FakeQuantized(0.01, 128))
+
+    with qvtrace.record(model, file), torch.no_grad():
+        model(INPUT)
+        model[0] = FakeQuantized(0.02, 100)
+        model(INPUT)
+
+    with Archive.open(file) as archive:
+        (found,) = parameters(archive, "0").values()
+        assert float(values(archive, found.scale)) == pytest.approx(0.02)
+        assert list(archive.damaged_tensors()) == []
+
+
+def test_parameters_survive_a_kill(tmp_path: Path) -> None:
+    with qvtrace.record(nn.Sequential(FakeQuantized(0.01, 128)), tmp_path / "killed.st"):
+        for name in ("killed.st.partial", "killed.st.partial.journal"):
+            shutil.copy(tmp_path / name, tmp_path / f"copy.{name}")
+    copy = tmp_path / "copy.killed.st.partial"
+
+    recover(copy)
+
+    with Archive.open(copy) as archive:
+        (found,) = parameters(archive, "0").values()
+        assert float(values(archive, found.scale)) == pytest.approx(0.01)
+
+
+def test_a_dry_run_counts_them(file: Path) -> None:
+    model = nn.Sequential(FakeQuantized(0.01, 128))
+    dry = Recording(model, file, RecordOptions(dry_run=True))
+    with dry, torch.no_grad():
+        model(INPUT)
+
+    assert dry.report is not None
+    assert dry.report.bytes_by_kind["quantization parameters"] == 12
+
+
+def suspicions(archive: Archive) -> list[str]:
+    return [str(finding) for finding in suspect(parameters_of(archive))]
+
+
+def test_a_scale_too_small_for_what_was_observed_is_a_finding(file: Path) -> None:
+    """The first release of TICO gave norm1 a scale of 7e-5 and the zero point 0: what it had seen
+    excludes zero, and its range did not reach it."""
+    model = nn.Sequential()
+    model.norm1 = Observed(Observer(7e-5, 0, (0.98, 0.998)))
+
+    with record(model, file) as archive:
+        (found,) = suspicions(archive)
+
+    assert found == (
+        "norm1 output: range [0, 0.0179] does not hold what was observed, [0.98, 0.998]: "
+        "scale 7e-05, zero point 0; what was observed excludes zero"
+    )
+
+
+def test_a_range_that_was_widened_to_zero_is_none(file: Path) -> None:
+    with record(nn.Sequential(Observed(Observer(0.998 / 255, 0, (0.98, 0.998)))), file) as archive:
+        assert suspicions(archive) == []
+
+
+def test_a_range_that_excludes_zero_is_a_finding(file: Path) -> None:
+    with record(nn.Sequential(FakeQuantized(0.01, -50)), file) as archive:
+        assert suspicions(archive) == ["0 output: range [0.5, 3.05] excludes zero"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"), [(0.0, "scale is 0"), (float("nan"), "scale is not finite")]
+)
+def test_a_scale_that_is_no_scale_is_a_finding(scale: float, said: str, file: Path) -> None:
+    model = nn.Sequential()
+    model.spare = FakeQuantized(scale, 0)
+
+    with qvtrace.record(model, file):
+        pass
+
+    with Archive.open(file) as archive:
+        assert suspicions(archive)[0] == f"spare output: {said}"
+
+
+@pytest.fixture(name="clipped")
+def two_archives(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A float model, and one whose range holds half of its values."""
+    reference, candidate = tmp_path / "fp.st", tmp_path / "quant.st"
+    record(nn.Sequential(nn.Identity()), reference).close()
+    record(nn.Sequential(FakeQuantized(1 / 255, 127)), candidate).close()
+    yield reference, candidate
+
+
+def test_values_beyond_the_range_are_a_finding_of_show_and_of_diff(
+    clipped: tuple[Path, Path],
+) -> None:
+    reference, candidate = clipped
+
+    shown = run("show", candidate)
+    compared = json.loads(run("diff", reference, candidate, "--format", "json"))
+    text = run("diff", reference, candidate)
+
+    said = "50 % of the values are beyond its range [-0.498, 0.502]"
+    assert said in shown
+    assert f"finding     0 output: {said}" in text
+    assert f"1 suspect quantization range, first 0 output: {said}" in text.replace("\n", " ")
+    assert compared["candidate"]["findings"] == [{"module": "0", "of": "output", "text": said}]
+    assert "findings" not in compared["reference"]
+
+
+def test_values_within_the_range_are_none(tmp_path: Path) -> None:
+    reference, candidate = tmp_path / "fp.st", tmp_path / "quant.st"
+    record(nn.Sequential(nn.Identity()), reference).close()
+    record(nn.Sequential(FakeQuantized(2 / 255, 128)), candidate).close()
+
+    assert qvtrace.diff(reference, candidate).candidate.findings == ()
+    assert "finding" not in run("show", candidate)
+
+
+def test_a_factor_folded_into_the_candidate_is_no_saturation(tmp_path: Path) -> None:
+    class Folded(FakeQuantized):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden * 0.125)
+
+    reference, candidate = tmp_path / "fp.st", tmp_path / "quant.st"
+    record(nn.Sequential(nn.Identity()), reference).close()
+    record(nn.Sequential(Folded(0.26 / 255, 128)), candidate).close()
+
+    assert qvtrace.diff(reference, candidate).candidate.findings == ()
+
+
+def test_findings_stand_at_the_module_that_holds_the_observer(file: Path) -> None:
+    model = nn.Sequential(Observed(Observer(7e-5, 0, (0.98, 0.998))))
+
+    with record(model, file) as archive:
+        assert {found.module for found in suspect(parameters_of(archive))} == {"0"}
+    assert "0 output: range" in run("show", file, "0")
+    assert str(Finding("", "weight", "scale is 0")) == "(root) weight: scale is 0"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scale": 3},
+        {"scale": {"count": -1}},
+        {"range": {"min": "low"}},
+        {"group_size": 1.5},
+        {"also": 7},
+        {"of": ["weight"]},
+        {"scale": {"count": 1, "min": 10**400, "max": 1, "zeros": 0, "nonfinite": 0}},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_damaged_parameters_are_an_error_that_names_the_file(
+    damage: dict[str, Any], file: Path
+) -> None:
+    record(nn.Sequential(FakeQuantized(0.01, 128)), file).close()
+    edit_manifest(file, lambda json: json["modules"][1]["quantization"].update(damage))
+
+    result = CliRunner().invoke(app, ["show", str(file)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"qvtrace: {file}: the quantization parameters are damaged")
+    with pytest.raises(DamagedArchiveError, match="record again"):
+        qvtrace.diff(file, file)
+
+
+def test_values_that_were_lost_leave_the_summary() -> None:
+    json = {
+        "of": "weight",
+        "class": "Int8Tensor",
+        "scale": {
+            "count": 2,
+            "min": 0.1,
+            "max": 0.2,
+            "zeros": 0,
+            "nonfinite": 0,
+            "values": {"type": "opaque", "class": "Tensor", "reason": "lost"},
+        },
+    }
+
+    (found,) = all_from_json(json)
+
+    assert found.scale == Summary(2, 0.1, 0.2)
+
+
+def test_a_real_model_says_what_was_quantized(tmp_path: Path) -> None:
+    model, inputs = build("llama")
+    quantize(model, "Int8WeightOnlyConfig")
+    with qvtrace.record(model, tmp_path / "quant.st"), torch.no_grad():
+        model(**inputs)
+
+    shown = run("show", tmp_path / "quant.st", "*.q_proj")
+
+    assert "quantized weight Int8Tensor int8 symmetric per channel, scale " in shown
