@@ -35,6 +35,8 @@ from qvtrace.rows import (
 from qvtrace.tokens import Tokens, compare_tokens
 from qvtrace.trees import Json
 from qvtrace.verdict import Evidence, Verdict, judge
+from qvtrace.weight_pairs import WeightPairs, pair_weights
+from qvtrace.weight_rows import WEIGHTS, WeightRows, is_weight, require_weights
 
 __all__ = [
     "COMPARED",
@@ -78,7 +80,7 @@ class DiffOptions:
     top: int | None = None  # the worst of them, by PEIR where they are not sorted by a metric
     include: tuple[str, ...] = ()  # patterns on module names
     exclude: tuple[str, ...] = ()
-    path: str = "output"  # or `inputs`, `kwargs`, `all`
+    path: str = "output"  # or `inputs`, `kwargs`, `weights`, `all`
     maps: tuple[str, ...] = ()  # `PATTERN=REPLACEMENT` on candidate names
     metrics: tuple[str, ...] = ()  # columns; all when empty
     fail_on: tuple[str | Gate, ...] = ()  # parsed once given
@@ -111,7 +113,7 @@ class DiffOptions:
         """What narrows the rows, as it would be typed."""
         given = [("--include", pattern) for pattern in self.include]
         given += [("--exclude", pattern) for pattern in self.exclude]
-        given += [("--path", self.path)] if self.path in ("inputs", "kwargs") else []
+        given += [("--path", self.path)] if self.path not in ("output", "all") else []
         return " ".join(f"{option} {value}" for option, value in given)
 
 
@@ -184,17 +186,23 @@ def _compare(
     reference: Archive, candidate: Archive, floor: Archive | None, options: DiffOptions
 ) -> Comparison:
     everything = align(reference.manifest, candidate.manifest, options.maps)
-    alignment = _filtered(everything, options)
+    weights = _weights(reference, candidate, everything, options)
+    alignment, weights = _filtered(everything, weights, options)
     built = RowBuilder(reference, candidate, options.path, everything.pairs)
-    _build(built, alignment)
+    if options.path != WEIGHTS:
+        _add_calls(built, alignment)
+    weight_rows = WeightRows(built, reference, candidate, everything)
+    weight_rows.add(weights)
+    built.compare()
     coverage = cover(built, alignment)
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
     findings = _findings(reference, candidate, alignment)
-    noises = call_noises([*built.rows, *built.aside], reference.manifest.calls)
-    executed = with_noise(built.rows, noises)
-    origins = find_origins(noises, rounding_noise([*built.rows, *built.aside]))
+    of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
+    noises = call_noises(of_calls, reference.manifest.calls)
+    executed = weight_rows.finish(with_noise(built.rows, noises))
+    origins = find_origins(noises, rounding_noise(of_calls))
     evidence = Evidence(
         executed,
         coverage,
@@ -220,7 +228,7 @@ def _compare(
         complete=len(rows) == len(executed) and not options.metrics,
         options=options,
         tokens=tokens,
-        floor=None if floor is None else _side(floor),
+        floor=None if floor is None else _side(floor, ()),
     )
 
 
@@ -229,39 +237,53 @@ def _open(source: Source, opened: ExitStack) -> Archive:
     return source if isinstance(source, Archive) else opened.enter_context(Archive.open(source))
 
 
-def _filtered(alignment: Alignment, options: DiffOptions) -> Alignment:
+def _weights(
+    reference: Archive, candidate: Archive, alignment: Alignment, options: DiffOptions
+) -> WeightPairs:
+    """None unless they are asked for: with everything else where both sides have them."""
+    if options.path == WEIGHTS:
+        require_weights(reference, candidate)
+    manifests = reference.manifest, candidate.manifest
+    if options.path not in (WEIGHTS, "all") or any(m.weights is None for m in manifests):
+        return WeightPairs()
+    return pair_weights(*manifests, alignment, options.maps)
+
+
+def _filtered(
+    alignment: Alignment, weights: WeightPairs, options: DiffOptions
+) -> tuple[Alignment, WeightPairs]:
     """Patterns are on the reference's names, and on the candidate's for what only that has."""
     if not options.include and not options.exclude:
-        return alignment
+        return alignment, weights
     calls = chain(
         (pair.reference for pair in alignment.pairs),
         alignment.only_in_reference,
         alignment.only_in_candidate,
     )
-    names = {call.module for call in calls}
+    names = {call.module for call in calls} | weights.modules
     require_matches(names, options.include, "--include")
     require_matches(names, options.exclude, "--exclude")
     chosen = select(names, include=options.include, exclude=options.exclude)
-    return replace(
+    calls_chosen = replace(
         alignment,
         pairs=tuple(pair for pair in alignment.pairs if pair.reference.module in chosen),
         only_in_reference=_called(alignment.only_in_reference, chosen),
         only_in_candidate=_called(alignment.only_in_candidate, chosen),
     )
+    return calls_chosen, weights.of(chosen)
 
 
 def _called(calls: Iterable[CallEntry], modules: set[str]) -> tuple[CallEntry, ...]:
     return tuple(call for call in calls if call.module in modules)
 
 
-def _build(built: RowBuilder, alignment: Alignment) -> None:
+def _add_calls(built: RowBuilder, alignment: Alignment) -> None:
     for pair in alignment.pairs:
         built.add(pair)
     for call in alignment.only_in_reference:
         built.add_only_in_reference(call)
     for call in alignment.only_in_candidate:
         built.add_only_in_candidate(call)
-    built.compare()
 
 
 def _sorted(rows: Sequence[Row], sort_by: str) -> list[Row]:

@@ -102,6 +102,22 @@ class ModuleEntry:
     float_name: str | None = None  # of the float module that it stands for, where it says so
 
 
+@dataclass(frozen=True)
+class WeightEntry:
+    """One weight as the model computes with it. `value` is a tree as JSON: a tensor, or an opaque
+    leaf where its values are not stored."""
+
+    module: str  # that holds it
+    name: str  # `weight`, `bias`
+    class_name: str  # of the tensor before it was dequantized
+    aliases: tuple[str, ...]  # further full names, of a tied weight or a shared module
+    value: Json
+
+    def node(self) -> Node:
+        """The tree of its value; raises `ValueError` where the file holds something else."""
+        return trees.from_json(self.value)
+
+
 @dataclass(frozen=True, slots=True)
 class CallEntry:
     """One call of one module. `inputs`, `kwargs` and `output` are trees as JSON; None: not
@@ -170,11 +186,13 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     skipped: Skipped
     steps: tuple[StepEntry, ...] = ()  # of a generation, in order
+    weights: tuple[WeightEntry, ...] | None = None  # None: they were not recorded
     format: int = FORMAT_VERSION
 
 
 def head_to_json(manifest: Manifest) -> Json:
-    """The manifest but for what may be long: modules, calls, tensors and root calls are empty."""
+    """The manifest but for what may be long: modules, calls, tensors, weights and root calls are
+    empty."""
     json = asdict(
         replace(
             manifest,
@@ -182,8 +200,11 @@ def head_to_json(manifest: Manifest) -> Json:
             modules=(),
             calls=(),
             tensors=(),
+            weights=None if manifest.weights is None else (),
         )
     )
+    if json["weights"] is None:
+        del json["weights"]
     for section in ("model", "variant"):
         json[section] = _renamed(json[section], _JSON_NAMES)
     given = manifest.inputs.given
@@ -194,6 +215,11 @@ def head_to_json(manifest: Manifest) -> Json:
 
 def module_to_json(entry: ModuleEntry) -> Json:
     """One module as it stands in the manifest."""
+    return _renamed(asdict(entry), _JSON_NAMES)
+
+
+def weight_to_json(entry: WeightEntry) -> Json:
+    """One weight as it stands in the manifest."""
     return _renamed(asdict(entry), _JSON_NAMES)
 
 
@@ -233,6 +259,7 @@ def manifest_from_json(json: object) -> Manifest:
         tensors=tuple(map(_tensor_from_json, fields.list("tensors"))),
         skipped=_skipped_from_json(fields.section("skipped")),
         steps=tuple(map(_step_from_json, fields.optional_list("steps"))),
+        weights=_weights_from_json(fields),
         format=fields.count("format"),
     )
 
@@ -305,6 +332,23 @@ def _module_from_json(json: object) -> ModuleEntry:
         fields.count("calls"),
         fields.optional_object("quantization"),
         fields.optional_text("float_name"),
+    )
+
+
+def _weights_from_json(fields: _Fields) -> tuple[WeightEntry, ...] | None:
+    if fields.json.get("weights") is None:
+        return None
+    return tuple(map(_weight_from_json, fields.list("weights")))
+
+
+def _weight_from_json(json: object) -> WeightEntry:
+    fields = _Fields(json, "weight")
+    return WeightEntry(
+        fields.text("module"),
+        fields.text("name"),
+        fields.text("class"),
+        fields.texts("aliases"),
+        fields.object("value"),
     )
 
 

@@ -58,6 +58,7 @@ from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.steps import Ids, step_entry
 from qvtrace.trees import Json, Node
+from qvtrace.weight_recording import WeightRecorder
 
 _PROGRESS_SECONDS = 0.1
 _PARTS_OF_CALLS = frozenset({"inputs", "kwargs", "output"})
@@ -74,6 +75,7 @@ def record(
     inputs: bool = True,
     kwargs: bool = True,
     caches: bool = False,
+    weights: bool = False,
     observers: Sequence[Observer] = (),
 ) -> "Recording":
     """Record every call of every module of `model` within a `with` block.
@@ -81,7 +83,7 @@ def record(
     Leaving the block closes the archive at `path`; an exception inside it closes what there is as
     `path.partial` and goes on its way. `include` and `exclude` are patterns on module names;
     `inputs` and `kwargs` can be left out to store less; `caches` also stores the tensors of Cache
-    objects. `observers` are told of each call as it happens.
+    objects, `weights` the dequantized weights. `observers` are told of each call as it happens.
 
     Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `UsageError`
     for a pattern that fits no module, and on leaving the block `RecordingError` when the disk was
@@ -94,6 +96,7 @@ def record(
         inputs=inputs,
         kwargs=kwargs,
         caches=caches,
+        weights=weights,
         observers=_observers(observers),
         variant=VariantInfo(name=variant),
     )
@@ -204,6 +207,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._snapshots = Snapshots(self._store, caches=self._options.caches, moment=self._moment)
         self._device_copies = DeviceCopies(self._writer)
         self._qparams = ParameterRecorder(self._snapshots)
+        self._weights = WeightRecorder(self._snapshots, self._writer.add_weight)
         with ExitStack() as stack:
             stack.callback(self._abandon)
             self._hooks = stack.enter_context(ExitStack())
@@ -231,6 +235,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._hooks.close()
         if os.getpid() != self._process:  # a forked child leaves the block: the file is not its own
             return
+        self._finish_weights()
         manifest = self._ending(error or self._failure)
         try:
             ending = self._writer.close(manifest)
@@ -257,6 +262,13 @@ class Recording(AbstractContextManager["Recording"]):
                 f"{_described(failure)}; record again to have all of it"
             ) from failure
 
+    def _finish_weights(self) -> None:
+        try:
+            self._thread.kind = "weights"
+            self._weights.finish()
+        except (OSError, ArchiveError) as trouble:
+            self._failure = self._failure or trouble
+
     def _beginning(self, modules: list[NamedModule]) -> Manifest:
         options = self._options
         variant = options.variant or VariantInfo()
@@ -278,12 +290,14 @@ class Recording(AbstractContextManager["Recording"]):
                 "inputs": options.inputs,
                 "kwargs": options.kwargs,
                 "caches": options.caches,
+                "weights": options.weights,
                 **options.settings,
             },
             modules=tuple(_entry(module) for module in modules),
             calls=(),
             tensors=(),
             skipped=Skipped(),
+            weights=() if options.weights else None,
         )
 
     def _open_writer(self) -> ArchiveWriter | DryWriter:
@@ -301,6 +315,9 @@ class Recording(AbstractContextManager["Recording"]):
             if self._qparams.found_any:
                 entries = (self._entry(module, calls=0) for module in modules)
                 self._writer.add_modules(tuple(entries))
+            if self._options.weights:
+                self._thread.kind = "weights"
+                self._weights.record(modules, chosen)
         except (OSError, ArchiveError) as error:
             self._failure = error
         return self._failure is None
@@ -559,7 +576,11 @@ class Recording(AbstractContextManager["Recording"]):
                 recorded=recorded,
                 reasons=reasons,
                 opaque=dict(sorted(self._snapshots.opaque.items())),
-                warnings=(*skip_warnings(reasons, recorded), *self._qparams.warnings()),
+                warnings=(
+                    *skip_warnings(reasons, recorded),
+                    *self._qparams.warnings(),
+                    *self._weights.warnings(),
+                ),
             ),
         )
 
@@ -669,6 +690,8 @@ def _contents(options: RecordOptions) -> tuple[str, ...]:
         contents.append("prompts")
     if options.model is not None and options.model.name is not None:
         contents.append("paths")
+    if options.weights:
+        contents.append("weights")
     return tuple(contents)
 
 

@@ -28,6 +28,7 @@ class RecordOptions:
     inputs: bool = True
     kwargs: bool = True
     caches: bool = False
+    weights: bool = False
     dry_run: bool = False
     recorded_by: str = "library"
     model: ModelInfo | None = None

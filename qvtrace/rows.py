@@ -53,6 +53,7 @@ PARTS = {
     "output": ("output",),
     "inputs": ("inputs",),
     "kwargs": ("kwargs",),
+    "weights": (),  # of modules, not of calls
     "all": ("inputs", "kwargs", "output"),
 }
 # Why every metric of a row is undefined. The first two do not apply, the others are findings.
@@ -78,6 +79,17 @@ class Place:
     module: str
     call: int
     path: str
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The error of a weight in each group of its quantization, as SQNR in dB."""
+
+    size: int  # elements
+    sqnr_p50: float | None
+    sqnr_p5: float | None
+    sqnr_min: float | None
+    worst: tuple[int, ...] | None  # channel and group of the smallest
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Row:
     zero_tokens: int = 0
     peak: Peak | None = None
     nonfinite: Nonfinite | None = None
+    groups: Groups | None = None  # of a weight that is quantized in groups
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
@@ -192,6 +205,24 @@ class RowBuilder:
         """Append the places of a call that the reference does not have."""
         self.only_in_candidate += self._places(self._candidate, call)
 
+    def add_leaves(self, pair: Pair, leaves: LeafPair) -> None:
+        """Take in two leaves that are part of no recorded call."""
+        self._plan(pair, leaves, is_wanted=True)
+
+    def want(self, reference: Node | None, candidate: Node | None) -> None:
+        """Compare two leaves with all others, if they are tensors that differ."""
+        if (
+            isinstance(reference, TensorLeaf)
+            and isinstance(candidate, TensorLeaf)
+            and _has_to_be_read(reference, candidate)
+        ):
+            self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
+
+    def difference(self, reference: TensorLeaf, candidate: TensorLeaf) -> Difference | None:
+        """What was found between two leaves that were wanted; None where nothing was to be."""
+        outcome = self._outcomes.get(_contents(reference, candidate))
+        return None if outcome is None else outcome.difference
+
     def compare(self) -> None:
         """Set `rows` and `aside`, in the order in which their pairs were added.
 
@@ -213,13 +244,7 @@ class RowBuilder:
             self.candidate_modules.add(pair.candidate.module)
         else:
             self._planned_aside.append((pair, leaves))
-        reference, candidate = leaves.reference, leaves.candidate
-        if (
-            isinstance(reference, TensorLeaf)
-            and isinstance(candidate, TensorLeaf)
-            and _has_to_be_read(reference, candidate)
-        ):
-            self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
+        self.want(leaves.reference, leaves.candidate)
 
     def _compare_contents(
         self, wanted: Sequence[tuple[_Contents, tuple[TensorLeaf, TensorLeaf]]]

@@ -158,7 +158,7 @@ def assert_one_line_error(result, *wanted):
         (["diff", "a.st", "b.st", "--format", "xml"], ["--format", "'table', 'json'"]),
         (["diff", "a.st", "b.st", "--sort-by", "beauty"], ["--sort-by", "peir"]),
         (["diff", "a.st", "b.st", "--metrics", "peir,x"], ["--metrics 'x'", "cosine"]),
-        (["diff", "a.st", "b.st", "--path", "weights"], ["--path", "kwargs"]),
+        (["diff", "a.st", "b.st", "--path", "elsewhere"], ["--path", "kwargs"]),
         (["diff", "a.st", "b.st", "--map-file", "no.txt"], ["no.txt"]),
         (["diff", "a.st", "b.st", "-o", "c.st"], ["--output c.st", "archive"]),
         (["record", "--variant", "int8"], ["--variant", "'fp', 'quant'"]),

@@ -237,7 +237,7 @@ def test_worst_lists_rows_whatever_the_order_of_the_comparison(two):
     ("options", "message"),
     [
         pytest.param({"sort_by": "size"}, "^--sort-by 'size': .*order, name, .*peir", id="sort"),
-        pytest.param({"path": "weights"}, "^--path 'weights': .*output, inputs", id="path"),
+        pytest.param({"path": "elsewhere"}, "^--path 'elsewhere': .*output, inputs", id="path"),
         pytest.param({"metrics": ("psnr",)}, "^--metrics 'psnr': .*cosine", id="metrics"),
         pytest.param({"top": 0}, "^--top 0: ", id="top"),
         pytest.param({"include": ("0.up", "no*")}, "^--include 'no\\*': ", id="include"),

@@ -9,6 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from quantized_layers import (
+    INPUT,
+    layer,
+    with_bitsandbytes,
+    with_compressed_tensors,
+    with_quanto,
+    with_tico,
+    with_torch_dynamic,
+    with_torchao,
+)
 from recordings import Returning
 from small_archives import edit_manifest
 from tiny_models import build
@@ -23,13 +33,6 @@ from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.parameters import Parameters, Summary, all_from_json
 from qvtrace.recorder import Recording
 from qvtrace.recording import RecordOptions
-
-INPUT = torch.linspace(-1, 1, 128).reshape(2, 64)
-
-
-def layer() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(64, 32).eval()
 
 
 def record(model: nn.Module, file: Path, value: Any = INPUT, **options: Any) -> Archive:
@@ -100,21 +103,12 @@ EXPECTED = {
 }
 
 
-def quantize(model: nn.Module, config: str) -> None:
-    """With torchao."""
-    from torchao import quantization
-
-    int4: dict[str, Any] = {"weight_dtype": torch.int4, "granularity": quantization.PerGroup(32)}
-    options = int4 if config == "IntxWeightOnlyConfig" else {}
-    quantization.quantize_(model, getattr(quantization, config)(**options))
-
-
 @pytest.mark.parametrize("config", EXPECTED)
 def test_weights_of_torchao_tell_class_dtype_granularity_and_scales(
     config: str, file: Path
 ) -> None:
     model = nn.Sequential(layer())
-    quantize(model, config)
+    with_torchao(model, config)
 
     with record(model, file) as archive:
         weight = parameters(archive, "0")["weight"]
@@ -130,8 +124,7 @@ def test_weights_of_torchao_tell_class_dtype_granularity_and_scales(
 
 
 def test_dynamic_activations_are_told_without_values(file: Path) -> None:
-    model = nn.Sequential(layer())
-    quantize(model, "Int8DynamicActivationInt8WeightConfig")
+    model = with_torchao(nn.Sequential(layer()), "Int8DynamicActivationInt8WeightConfig")
 
     with record(model, file) as archive:
         found = parameters(archive, "0")["input"]
@@ -145,12 +138,7 @@ def test_dynamic_activations_are_told_without_values(file: Path) -> None:
 
 
 def test_quanto_tells_weights_and_the_scales_of_activations(file: Path) -> None:
-    quanto = pytest.importorskip("optimum.quanto")
-    model = nn.Sequential(layer())
-    quanto.quantize(model, weights=quanto.qint8, activations=quanto.qint8)
-    with torch.no_grad(), quanto.Calibration(streamline=False):
-        model(INPUT)
-    quanto.freeze(model)
+    model: Any = with_quanto(weights="qint8", activations="qint8")
 
     with record(model, file) as archive:
         found = parameters(archive, "0")
@@ -163,31 +151,8 @@ def test_quanto_tells_weights_and_the_scales_of_activations(file: Path) -> None:
         assert parameters(archive, "0").keys() == {"weight", "input"}
 
 
-def compressed(scheme_name: str) -> nn.Module:
-    """A layer as compressed-tensors keeps it in a checkpoint."""
-    quantization = pytest.importorskip("compressed_tensors.quantization")
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    model = nn.Sequential(layer())
-    scheme = quantization.preset_name_to_scheme(scheme_name, ["Linear"])
-    if scheme_name == "W4A16":
-        scheme.weights.group_size = 32
-    config = quantization.QuantizationConfig(config_groups={"group_0": scheme})
-    quantization.apply_quantization_config(model, config)
-    linear, arguments = model[0], scheme.weights
-    groups = linear.weight.reshape(32, -1, arguments.group_size or 64)
-    scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
-    with torch.no_grad():
-        linear.weight_scale.copy_(scale.reshape(linear.weight_scale.shape))
-        linear.weight_zero_point.copy_(zero_point.reshape(linear.weight_zero_point.shape))
-    linear.quantization_status = quantization.QuantizationStatus.FROZEN
-    ModelCompressor.from_pretrained_model(model).compress_model(model)
-    return model
-
-
 def test_compressed_tensors_are_read_before_the_first_forward_unpacks_them(file: Path) -> None:
-    model = compressed("W4A16")
+    model: Any = with_compressed_tensors("W4A16")
     scale = model[0].weight_scale.clone()
 
     with qvtrace.record(model, file):
@@ -202,18 +167,9 @@ def test_compressed_tensors_are_read_before_the_first_forward_unpacks_them(file:
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "nested-fp4"])
 def test_bitsandbytes_tells_the_scales_of_rows_and_blocks(kind: str, file: Path) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    linear = layer()
-    if kind == "int8":
-        quantized = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
-    else:
-        quantized = bitsandbytes.nn.Linear4bit(
-            64, 32, quant_type=kind[-3:], compress_statistics=kind.startswith("nested")
-        )
-    quantized.load_state_dict(linear.state_dict())
-    quantized = quantized.to("cpu").eval()
+    model, linear = with_bitsandbytes(kind), layer()
 
-    with qvtrace.record(nn.Sequential(quantized), file):
+    with qvtrace.record(model, file):
         pass
     with Archive.open(file) as archive:
         weight = parameters(archive, "0")["weight"]
@@ -232,18 +188,7 @@ def test_bitsandbytes_tells_the_scales_of_rows_and_blocks(kind: str, file: Path)
 
 
 def test_tico_observers_are_about_the_module_that_holds_them(file: Path) -> None:
-    tico = pytest.importorskip("tico")
-    from tico.quantization.config.ptq import PTQConfig
-
-    model = nn.Sequential(layer())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        prepared = tico.quantization.prepare(model[0], PTQConfig(), inplace=True)
-        with torch.no_grad():
-            prepared(INPUT)
-        quantized = tico.quantization.convert(prepared, inplace=True).eval()
-
-    with record(quantized, file) as archive:
+    with record(with_tico(), file) as archive:
         found = parameters(archive, "")
 
     assert found["weight"].granularity == "channel"
@@ -275,12 +220,7 @@ def test_observers_of_torch_tell_what_they_saw(file: Path) -> None:
 
 
 def test_dynamically_quantized_layers_of_torch_tell_their_packed_weights(file: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer()), {nn.Linear})
-        archive = record(model, file)
-
-    with archive:
+    with record(with_torch_dynamic(), file) as archive:
         found = parameters(archive, "0")
 
     assert (found["weight"].dtype, found["weight"].granularity) == ("int8", "tensor")
@@ -539,7 +479,7 @@ def test_values_that_were_lost_leave_the_summary() -> None:
 
 def test_a_real_model_says_what_was_quantized(tmp_path: Path) -> None:
     model, inputs = build("llama")
-    quantize(model, "Int8WeightOnlyConfig")
+    with_torchao(model, "Int8WeightOnlyConfig")
     with qvtrace.record(model, tmp_path / "quant.st"), torch.no_grad():
         model(**inputs)
 

@@ -3,11 +3,25 @@
 import threading
 from collections.abc import Iterator
 
-from qvtrace.archive.ending import Ending, header_bound, manifest_text, metadata_of, start_of_data
+from qvtrace.archive.ending import (
+    Ending,
+    Items,
+    header_bound,
+    manifest_text,
+    metadata_of,
+    start_of_data,
+)
 from qvtrace.archive.layout import LENGTH, encode_json, nbytes, reserve_for, tensor_header_entry
 from qvtrace.archive.writer import Tensor
 from qvtrace.digests import Hasher, digest_bytes
-from qvtrace.manifest import Manifest, ModuleEntry, RootCall, root_call_to_json
+from qvtrace.manifest import (
+    Manifest,
+    ModuleEntry,
+    RootCall,
+    WeightEntry,
+    root_call_to_json,
+    weight_to_json,
+)
 from qvtrace.trees import Json
 
 _SEPARATOR = 2  # a comma and the end of a line, between items of the manifest
@@ -48,6 +62,11 @@ class DryWriter:
         with self._lock:
             self._count(root_call_to_json(call))
 
+    def add_weight(self, weight: WeightEntry) -> None:
+        """Count a weight."""
+        with self._lock:
+            self._count(weight_to_json(weight))
+
     def begin_call(self, beginning: Json) -> int:
         """Count a call and its inputs; returns its number."""
         with self._lock:
@@ -64,7 +83,7 @@ class DryWriter:
         """Compute `size`; there is no file."""
         header = header_bound(metadata_of(manifest), self._header_bytes)
         start = start_of_data(self._reserved, header)
-        fixed = sum(map(len, manifest_text(manifest, (), (), ())))
+        fixed = sum(map(len, manifest_text(manifest, Items())))
         self.size = start + self.distinct_bytes + self._manifest_bytes + fixed
         return Ending(None, manifest.error)
 

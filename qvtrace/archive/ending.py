@@ -163,7 +163,10 @@ def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[
             replace(m, quantization=_replaced(m.quantization, lost)) for m in manifest.modules
         )
         manifest = replace(manifest, modules=tuple(modules))
-    return manifest_text(manifest, _root_calls(journal, lost), _calls(journal, lost), tensors)
+    items = Items(
+        _lines(journal, "R", lost), _lines(journal, "W", lost), _calls(journal, lost), tensors
+    )
+    return manifest_text(manifest, items)
 
 
 class _Output:
@@ -188,24 +191,36 @@ class _Output:
         self._pending.clear()
 
 
-def manifest_text(
-    manifest: Manifest, root_calls: Iterable[str], calls: Iterable[str], tensors: Iterable[str]
-) -> Iterator[str]:
-    """The manifest in pieces; what may be long comes as JSON, one text an item, one line each."""
+@dataclass(frozen=True)
+class Items:
+    """What of a manifest may be long, as JSON, one text an item."""
+
+    root_calls: Iterable[str] = ()
+    weights: Iterable[str] = ()
+    calls: Iterable[str] = ()
+    tensors: Iterable[str] = ()
+
+
+def manifest_text(manifest: Manifest, items: Items) -> Iterator[str]:
+    """The manifest in pieces, with one line each for the items."""
     head = head_to_json(manifest)
     for name in ("calls", "modules", "tensors"):
         del head[name]
+    weights = head.pop("weights", None)
     inputs = head.pop("inputs")
     del inputs["root_calls"]
     yield encode_json(head)[:-1]
     yield f',\n"inputs":{encode_json(inputs)[:-1]},"root_calls":['
-    yield from _joined(root_calls)
+    yield from _joined(items.root_calls)
     yield ']},\n"modules":['
     yield from _joined(encode_json(module_to_json(module)) for module in manifest.modules)
+    if weights is not None:
+        yield '],\n"weights":['
+        yield from _joined(items.weights)
     yield '],\n"calls":['
-    yield from _joined(calls)
+    yield from _joined(items.calls)
     yield '],\n"tensors":['
-    yield from _joined(tensors)
+    yield from _joined(items.tensors)
     yield "]}\n"
 
 
@@ -216,8 +231,8 @@ def _joined(items: Iterable[str]) -> Iterator[str]:
         separator = ",\n"
 
 
-def _root_calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:
-    return (_without(lost, payload) for tag, payload in read_journal(journal) if tag == "R")
+def _lines(journal: Path, wanted: str, lost: frozenset[str]) -> Iterator[str]:
+    return (_without(lost, payload) for tag, payload in read_journal(journal) if tag == wanted)
 
 
 def _calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from it.
     P json            what is known of the trace at its start (and again when that changes)
     M json            the modules
     R json            the inputs of a root call
+    W json            a weight, whose values are stored
     T json TAB entry  a stored tensor: as in the manifest, and as in the safetensors header
     E number TAB json a call begins: its inputs
     L number TAB json the same call ends: its output
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from qvtrace.errors import DamagedArchiveError
 
-TAGS = frozenset("PMRTELD")
+TAGS = frozenset("PMRWTELD")
 
 _WRITE_BYTES = 1 << 20
 

@@ -30,9 +30,11 @@ from qvtrace.manifest import (
     Manifest,
     ModuleEntry,
     RootCall,
+    WeightEntry,
     head_to_json,
     module_to_json,
     root_call_to_json,
+    weight_to_json,
 )
 from qvtrace.trees import Json
 
@@ -142,6 +144,10 @@ class ArchiveWriter:
     def add_root_call(self, call: RootCall) -> None:
         """Note the inputs of an outermost call."""
         self._append_line("R", encode_json(root_call_to_json(call)))
+
+    def add_weight(self, weight: WeightEntry) -> None:
+        """Note a weight, whose values have been added."""
+        self._append_line("W", encode_json(weight_to_json(weight)))
 
     def begin_call(self, beginning: Json) -> int:
         """Note a call and its inputs; returns its number, to be given to `end_call`."""

@@ -53,6 +53,7 @@ class Paths(StrEnum):
     OUTPUT = "output"
     INPUTS = "inputs"
     KWARGS = "kwargs"
+    WEIGHTS = "weights"
     ALL = "all"
 
 
@@ -306,6 +307,9 @@ class StorageFlags:
         ),
     ] = False
     caches: Annotated[bool, flag(STORED, "Also the tensors of Cache objects.", "--caches")] = False
+    weights: Annotated[
+        bool, flag(STORED, "Also the dequantized weights, once each.", "--weights")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -410,7 +414,9 @@ class RowFlags:
             min=1,
         ),
     ] = None
-    path: Annotated[Paths, option(ROWS, "Which places of a call.", "--path")] = Paths.OUTPUT
+    path: Annotated[Paths, option(ROWS, "Which places of a call; or the weights.", "--path")] = (
+        Paths.OUTPUT
+    )
     maps: Annotated[
         list[str],
         option(

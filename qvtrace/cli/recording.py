@@ -125,6 +125,7 @@ def _options(
         inputs=not job.storage.no_inputs and settings.get("inputs") is not False,
         kwargs=not job.storage.no_kwargs and settings.get("kwargs") is not False,
         caches=job.storage.caches or settings.get("caches") is True,
+        weights=job.storage.weights or settings.get("weights") is True,
         dry_run=job.dry_run,
         recorded_by=job.recorded_by,
         model=prepared.info,

@@ -48,7 +48,9 @@ def read_int8_state(of: str, tensor: torch.Tensor, state: Any) -> Iterator[Found
 def _four_bits(of: str, tensor: torch.Tensor, state: Any) -> Found:
     """bitsandbytes: an index into a table of values from -1 to 1, times a scale for each block."""
     absmax = state.absmax
-    if state.nested:
+    if getattr(state, "packing_format_for_cpu", False):  # its first forward has repacked it
+        absmax = absmax.T
+    elif state.nested:
         # Whoever made such a weight has loaded the library.
         functions: Any = sys.modules["bitsandbytes.functional"]
         absmax = functions.dequantize_blockwise(absmax, state.state2) + state.offset

@@ -12,6 +12,7 @@ from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.row_names import RowNames
+from qvtrace.weight_rows import is_weight
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -79,7 +80,7 @@ def asked_columns(bar: Bar | None, comparison: Comparison) -> list[Column]:
     if options.metrics:
         columns = [metric_column(name, bar) for name in options.metrics]
     else:
-        columns = _default_columns(bar)
+        columns = _default_columns(bar, comparison.rows)
     if options.sort_by not in _IN_DEFAULT_COLUMNS and not options.metrics:
         columns.insert(0, metric_column(options.sort_by, bar))
     if comparison.floor is not None:
@@ -97,14 +98,22 @@ def _times_floor(row: Row, metric: str) -> Styled:
     return styled(number(times), "dim" if times <= 1 else "")
 
 
-def _default_columns(bar: Bar | None) -> list[Column]:
+def _default_columns(bar: Bar | None, rows: Sequence[Row]) -> list[Column]:
+    groups = [Column("group SQNR p50 / p5", _group_sqnr)] if any(r.groups for r in rows) else []
     return [
         _peir_column(bar),
-        Column("token SQNR p50 / p5", _token_sqnr),
+        Column(f"{_vectors(rows)} SQNR p50 / p5", _token_sqnr),
+        *groups,
         metric_column("max_abs_error", bar),
         replace(metric_column("mean_abs_error", bar), optional=True),
         Column("worst at", _worst_at),
     ]
+
+
+def _vectors(rows: Sequence[Row]) -> str:
+    """What a vector along the last dimension is: of a weight, an output channel."""
+    kinds = {"channel" if is_weight(row) else "token" for row in rows}
+    return " / ".join(sorted(kinds, reverse=True)) or "token"
 
 
 def further_columns(bar: Bar) -> list[Column]:
@@ -204,10 +213,18 @@ def _token_sqnr(row: Row) -> Styled:
     return styled(" / ".join(texts) + " dB")
 
 
+def _group_sqnr(row: Row) -> Styled:
+    if row.groups is None:
+        return styled("-", "dim")
+    texts = ["-" if v is None else number(v) for v in (row.groups.sqnr_p50, row.groups.sqnr_p5)]
+    return styled(f"{' / '.join(texts)} dB of {row.groups.size}")
+
+
 def _token_sqnr_min(row: Row) -> Styled:
     cell = _metric(row, "token_sqnr_min")
     if row.worst_token is not None:
-        cell += styled(f" at token {_indices(row.worst_token, _sizes(row))}", "dim")
+        name = "channel" if is_weight(row) else "token"
+        cell += styled(f" at {name} {_indices(row.worst_token, _sizes(row))}", "dim")
     return cell
 
 
@@ -217,7 +234,8 @@ def _worst_at(row: Row) -> Styled:
     *leading, last = row.peak.index or (0,)
     if len(row.peak.index) < 2:
         return styled(f"index {last}" if row.peak.index else "the only element")
-    return styled(f"token {_indices(leading, _sizes(row))}, channel {last}")
+    names = ("channel", "input") if is_weight(row) else ("token", "channel")
+    return styled(f"{names[0]} {_indices(leading, _sizes(row))}, {names[1]} {last}")
 
 
 def _indices(indices: Sequence[int], sizes: Sequence[int]) -> str:

@@ -27,7 +27,7 @@ from qvtrace.trees import Json
 FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the reason.
-_NO_KEYS = frozenset({"same_as", "judgement", "floor"})
+_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
 _DIGITS = 7  # significant ones of a factor: float32 has no more
@@ -168,6 +168,8 @@ def _row(row: Row, comparison: Comparison) -> Json:
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
     report["scale_factor"] = _scale_factor(row.scale_factor)
     report["metrics"] = _metrics(row.metrics, metrics)
+    if row.groups is not None:
+        report["groups"] = asdict(row.groups)
     report["peak"] = None if row.peak is None else asdict(row.peak)
     report["nonfinite"] = None if row.nonfinite is None else asdict(row.nonfinite)
     if comparison.floor is not None:

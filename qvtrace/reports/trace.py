@@ -1,5 +1,6 @@
 """What is looked at in one archive: calls of chosen modules, their statistics and elements."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from qvtrace.archive import Archive
 from qvtrace.elements import ElementsJson, elements_json
 from qvtrace.errors import DamagedArchiveError
-from qvtrace.manifest import CallEntry, ModuleEntry
+from qvtrace.manifest import CallEntry, ModuleEntry, WeightEntry
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.saturation import saturated
@@ -48,6 +49,9 @@ class Trace:
         self.archive = archive
         self.selection = selection
         self.parameters = parameters_of(archive)
+        self._weights: dict[str, list[WeightEntry]] = defaultdict(list)
+        for entry in archive.manifest.weights or ():
+            self._weights[entry.module].append(entry)
         self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def calls(self) -> Iterator[CallEntry]:
@@ -64,6 +68,16 @@ class Trace:
             raise DamagedArchiveError(
                 f"{self.archive.file}: {part} of {call.module}#{call.index}: {error}; "
                 "the file is damaged, record again"
+            ) from error
+
+    def weights(self, module: str) -> list[tuple[WeightEntry, Node]]:
+        """The weights of a module; raises `DamagedArchiveError`."""
+        try:
+            return [(entry, entry.node()) for entry in self._weights.get(module, ())]
+        except ValueError as error:
+            raise DamagedArchiveError(
+                f"{self.archive.file}: weights of {module}: {error}; the file is damaged, "
+                "record again"
             ) from error
 
     def findings(self) -> list[Finding]:

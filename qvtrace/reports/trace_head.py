@@ -42,6 +42,8 @@ def _recorded_lines(manifest: Manifest, width: int | None) -> Iterator[Styled]:
         f"{skipped.recorded} recorded; {counted(len(manifest.calls), 'call')}, "
         f"{counted(len(manifest.tensors), 'tensor')}"
     )
+    if manifest.weights is not None:
+        text += f", {counted(len(manifest.weights), 'weight')}"
     yield from labelled("recorded", words(text), width)
     yield from quantizer_lines(manifest.variant, width, limit=None)
     yield from skipped_lines(skipped.reasons, skipped.opaque, width, limit=None)

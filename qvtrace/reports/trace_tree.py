@@ -12,7 +12,7 @@ from qvtrace.reports.qparams import finding_lines, parameters_text
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.trace import PARTS, Trace
 from qvtrace.reports.trace_head import head_lines
-from qvtrace.reports.values import call_text, elements_text
+from qvtrace.reports.values import call_text, elements_text, node_text
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 MAX_GUIDES = 64  # a tree that is deeper is drawn no further to the right
@@ -50,11 +50,11 @@ def _branch_lines(
         (beside,) = wrapped(title + styled("  "), title, _call_words(trace, calls[0]), None)
         if options.width is None or beside.width <= options.width:
             yield beside
-            yield from _parameter_lines(trace, branch, below, options)
+            yield from _module_lines(trace, branch, below, options)
             yield from _tensor_lines(trace, calls[0], below, options)
             return
     yield title
-    yield from _parameter_lines(trace, branch, below, options)
+    yield from _module_lines(trace, branch, below, options)
     for call in calls:
         begin = below + styled(_ordinal(call) if len(calls) > 1 else "", "bold")
         further = below + styled("    ")
@@ -66,12 +66,35 @@ def _ordinal(call: CallEntry) -> str:
     return f"#{call.index} step {call.step} " if call.step else f"#{call.index} "
 
 
+def _module_lines(
+    trace: Trace, branch: Branch, indent: Styled, options: TreeOptions
+) -> Iterator[Styled]:
+    """What is known of the module itself, if it is selected."""
+    if branch.name in trace.selection.modules:
+        yield from _parameter_lines(trace, branch, indent, options)
+        yield from _weight_lines(trace, branch, indent, options)
+
+
+def _weight_lines(
+    trace: Trace, branch: Branch, indent: Styled, options: TreeOptions
+) -> Iterator[Styled]:
+    """The recorded weights, and what they were before they were dequantized."""
+    for entry, node in trace.weights(branch.name):
+        line = indent + styled("  weights ", "magenta")
+        text = f"{printable(entry.name)} {node_text(node)} from {printable(entry.class_name)}"
+        if entry.aliases:
+            text += f", also {', '.join(map(printable, entry.aliases))}"
+        yield from wrapped(line, indent + styled("    "), words(text), options.width)
+        if isinstance(node, TensorLeaf):
+            valued = branch.name in trace.selection.with_elements
+            yield from _leaf_lines(trace, f"weights.{entry.name}", node, valued, indent, options)
+
+
 def _parameter_lines(
     trace: Trace, branch: Branch, indent: Styled, options: TreeOptions
 ) -> Iterator[Styled]:
     """How the module is quantized; what a module below it says too is shown there."""
-    selected = trace.selection.modules
-    for found in trace.parameters.about(branch.name, selected) if branch.name in selected else ():
+    for found in trace.parameters.about(branch.name, trace.selection.modules):
         begin = indent + styled("  quantized ", "magenta")
         yield from wrapped(
             begin, indent + styled("    "), words(parameters_text(found)), options.width
@@ -98,13 +121,25 @@ def _tensor_lines(
     """Statistics and elements of a call's tensors, where they were asked for."""
     valued = call.module in trace.selection.with_elements
     for path, leaf in _tensors(trace, call) if valued or options.statistics else ():
-        line = indent + styled(f"  {printable(path)}", "cyan")
-        if leaf.added is not None:
-            line += styled(f"  what the step added after the first {leaf.added.after}", "dim")
-        if options.statistics:
-            line += styled(f"  {_statistics_text(trace, leaf)}")
-        if valued:
-            line += styled(f"  {elements_text(trace.elements(leaf, options.elements))}")
+        yield from _leaf_lines(trace, path, leaf, valued, indent, options)
+
+
+def _leaf_lines(
+    trace: Trace,
+    path: str,
+    leaf: TensorLeaf,
+    valued: bool,
+    indent: Styled,
+    options: TreeOptions,
+) -> Iterator[Styled]:
+    line = indent + styled(f"  {printable(path)}", "cyan")
+    if leaf.added is not None:
+        line += styled(f"  what the step added after the first {leaf.added.after}", "dim")
+    if options.statistics:
+        line += styled(f"  {_statistics_text(trace, leaf)}")
+    if valued:
+        line += styled(f"  {elements_text(trace.elements(leaf, options.elements))}")
+    if valued or options.statistics:
         yield line
 
 
