@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from qvtrace.judging import judge
+    from qvtrace.merging import merge
     from qvtrace.models.quantizers.listing import quantizers
     from qvtrace.observers import ObservedCall, Observer
     from qvtrace.observers.breaking import BreakAt
@@ -56,6 +57,7 @@ _HOMES = {
     "judge": "qvtrace.judging",
     "load": "qvtrace.archive",
     "load_result": "qvtrace.results",
+    "merge": "qvtrace.merging",
     "quantizers": "qvtrace.models.quantizers.listing",
     "record": "qvtrace.recorder",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "judge",
     "load",
     "load_result",
+    "merge",
     "quantizers",
     "record",
 ]

@@ -100,6 +100,7 @@ class ModuleEntry:
     calls: int = 0
     quantization: Json | None = None  # scheme, dtype, granularity, summaries
     float_name: str | None = None  # of the float module that it stands for, where it says so
+    placement: Json | None = None  # what of it this process holds, where others hold the rest
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,10 @@ def head_to_json(manifest: Manifest) -> Json:
 
 def module_to_json(entry: ModuleEntry) -> Json:
     """One module as it stands in the manifest."""
-    return _renamed(asdict(entry), _JSON_NAMES)
+    json = _renamed(asdict(entry), _JSON_NAMES)
+    if entry.placement is None:
+        del json["placement"]
+    return json
 
 
 def weight_to_json(entry: WeightEntry) -> Json:
@@ -332,17 +336,18 @@ def _module_from_json(json: object) -> ModuleEntry:
         fields.count("calls"),
         fields.optional_object("quantization"),
         fields.optional_text("float_name"),
+        fields.optional_object("placement"),
     )
 
 
-def _weights_from_json(fields: _Fields) -> tuple[WeightEntry, ...] | None:
+def _weights_from_json(fields: Fields) -> tuple[WeightEntry, ...] | None:
     if fields.json.get("weights") is None:
         return None
     return tuple(map(_weight_from_json, fields.list("weights")))
 
 
 def _weight_from_json(json: object) -> WeightEntry:
-    fields = _Fields(json, "weight")
+    fields = Fields(json, "weight")
     return WeightEntry(
         fields.text("module"),
         fields.text("name"),

@@ -51,6 +51,7 @@ from qvtrace.manifest import (
 from qvtrace.module_tree import NamedModule, walk_modules
 from qvtrace.observers import ObservedCall, Observer, Watch
 from qvtrace.patterns import require_matches, select
+from qvtrace.placement import module_placement, parallel_plan
 from qvtrace.qparams.recording import ParameterRecorder
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
 from qvtrace.redaction import without_secrets
@@ -140,6 +141,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._model = model
         self._path = _ranked(path)
         self._options = options
+        self._plan: dict[str, str] = {}
         self._hooked: dict[int, HookedModule] = {}
         self._bypassed: set[str] = set()
         # By name: a module that replaces another one goes on with its count.
@@ -312,7 +314,8 @@ class Recording(AbstractContextManager["Recording"]):
         """Read what is known of modules before any of them runs; False when the disk is full."""
         try:
             self._read_qparams(modules, chosen)
-            if self._qparams.found_any:
+            self._plan = parallel_plan(modules) if process_place() is not None else {}
+            if self._qparams.found_any or process_place() is not None:
                 entries = (self._entry(module, calls=0) for module in modules)
                 self._writer.add_modules(tuple(entries))
             if self._options.weights:
@@ -585,7 +588,12 @@ class Recording(AbstractContextManager["Recording"]):
         )
 
     def _entry(self, module: NamedModule, *, calls: int) -> ModuleEntry:
-        return replace(_entry(module), calls=calls, quantization=self._qparams.of(module.module))
+        return replace(
+            _entry(module),
+            calls=calls,
+            quantization=self._qparams.of(module.module),
+            placement=module_placement(module, self._plan),
+        )
 
     def _report(self, manifest: Manifest, file: Path | None) -> RecordingReport:
         skipped = manifest.skipped

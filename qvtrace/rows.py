@@ -30,6 +30,7 @@ from qvtrace.trees import (
     Container,
     Node,
     OpaqueLeaf,
+    Original,
     PlainValue,
     TensorLeaf,
     ValueLeaf,
@@ -607,14 +608,20 @@ def _shape(leaf: TensorLeaf | None) -> tuple[int, ...] | None:
 def _unlike(reference: TensorLeaf, candidate: TensorLeaf) -> Iterator[str]:
     """Says where a side held a tensor of another kind than the other's, or another part of one."""
     leaves = reference, candidate
-    names = [leaf.original and leaf.original.class_name for leaf in leaves]
+    originals = reference.original, candidate.original
+    names = [original and original.class_name for original in originals]
     if names[0] != names[1]:
-        sides = zip(("reference", "candidate"), names, strict=True)
-        yield ", ".join(f"{name} in the {side}, dequantized" for side, name in sides if name)
+        sides = zip(("reference", "candidate"), originals, strict=True)
+        yield ", ".join(_once(original, side) for side, original in sides if original)
     if reference.added != candidate.added:
         whole, added = "whole", "what a step added after the first {}"
         parts = [added.format(leaf.added.after) if leaf.added else whole for leaf in leaves]
         yield f"{parts[0]} in the reference, {parts[1]} in the candidate"
+
+
+def _once(original: Original, side: str) -> str:
+    how = "dequantized" if original.placement is None else "the part that one process holds"
+    return f"{original.class_name} in the {side}, {how}"
 
 
 def _not_comparable(status: Status, why: str, reason: str | None) -> _Outcome:

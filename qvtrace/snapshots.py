@@ -21,6 +21,7 @@ from qvtrace.archive.layout import DTYPES
 from qvtrace.cache_growth import CacheGrowth, Moment
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import ArchiveError
+from qvtrace.placement import placement_of
 from qvtrace.trees import (
     MAX_DEPTH,
     Container,
@@ -211,9 +212,10 @@ class Snapshots:
             return tensor.dequantize(), self._natively_quantized(tensor, key)
         if not _is_strided(tensor):
             return _dense(tensor), Original(str(tensor.layout).removeprefix("torch."))
-        to_local = getattr(tensor, "to_local", None)
-        if to_local is not None:
-            return to_local(), Original(class_name)
+        if hasattr(tensor, "to_local"):
+            return self._local(tensor, key)
+        if class_name == "AsyncCollectiveTensor":  # the result of what was sent off before
+            return tensor.wait(), None  # type: ignore[attr-defined]
         if type(tensor).dequantize is not torch.Tensor.dequantize or _has_parts(tensor):
             parts = Original(
                 class_name,
@@ -223,6 +225,17 @@ class Snapshots:
             plain = tensor.dequantize()
             return plain.as_subclass(torch.Tensor), parts
         return tensor.as_subclass(torch.Tensor), Original(class_name)
+
+    def _local(self, tensor: Any, key: str) -> tuple[torch.Tensor, Original]:
+        """This process's part of a distributed tensor; no other process is asked for anything."""
+        original = Original(type(tensor).__name__, placement=placement_of(tensor))
+        local = tensor.to_local()
+        if type(local) in _PLAIN_TENSORS and _is_strided(local):
+            return local, original
+        plain, inner = self._plain(local, key)
+        if inner is not None:
+            original = replace(original, scale=inner.scale, zero_point=inner.zero_point)
+        return plain, original
 
     def _natively_quantized(self, tensor: torch.Tensor, key: str) -> Original:
         class_name = _dtype_name(tensor)

@@ -25,12 +25,36 @@ _FLOATS = frozenset({"float", "float16", "float32", "float64"})
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Which part of a distributed tensor one process holds."""
+
+    of: tuple[str, ...]  # `Shard(0)`, `Replicate`, `Partial(sum)`: one for each axis of the mesh
+    mesh: tuple[int, ...]  # how many processes there are along each axis
+    shape: tuple[int, ...]  # of the whole tensor
+
+    def to_json(self) -> Json:
+        """The placement as it stands in the manifest."""
+        return {"of": list(self.of), "mesh": list(self.mesh), "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, json: object) -> "Placement":
+        """What `to_json` wrote; raises `ValueError` for anything else."""
+        if not isinstance(json, dict):
+            raise ValueError("a placement that is not an object")
+        of = json.get("of")
+        if not isinstance(of, list) or not all(isinstance(name, str) for name in of):
+            raise ValueError("a placement that is not a list of names")
+        return cls(tuple(of), _shape(json.get("mesh")), _shape(json.get("shape")))
+
+
+@dataclass(frozen=True, slots=True)
 class Original:
     """What a tensor was before it was brought into a form that safetensors can hold."""
 
-    class_name: str  # `ActivationQBytesTensor`, `quint8`, `sparse_coo`
+    class_name: str  # `ActivationQBytesTensor`, `quint8`, `sparse_coo`, `DTensor`
     scale: "TensorLeaf | None" = None
     zero_point: "TensorLeaf | None" = None
+    placement: Placement | None = None  # of a distributed tensor, of which this is a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +245,8 @@ def _tensor_to_json(leaf: TensorLeaf) -> Json:
             part = getattr(leaf.original, name)
             if part is not None:
                 original[name] = _tensor_to_json(part)
+        if leaf.original.placement is not None:
+            original["placement"] = leaf.original.placement.to_json()
         tensor["original"] = original
     if leaf.added is not None:
         tensor["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
@@ -254,13 +280,14 @@ def _added_from_json(json: object, dimensions: int) -> Added:
 
 
 def _original_from_json(json: Json, depth: int) -> Original:
-    parts = {}
+    parts: dict[str, TensorLeaf | None] = {}
     for name in ("scale", "zero_point"):
         part = None if json.get(name) is None else from_json(json[name], depth=depth + 1)
         if not isinstance(part, TensorLeaf | None):
             raise ValueError(f"a {name} that is no tensor")
         parts[name] = part
-    return Original(_text(json, "class"), **parts)
+    placement = None if json.get("placement") is None else Placement.from_json(json["placement"])
+    return Original(_text(json, "class"), parts["scale"], parts["zero_point"], placement)
 
 
 def _value_to_json(leaf: ValueLeaf) -> Json:

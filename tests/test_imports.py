@@ -51,6 +51,7 @@ def run_without_torch(*arguments):
         ("show", "ARCHIVE", "--json", "--values", "0"),
         ("verify", "ARCHIVE"),
         ("recover", "ARCHIVE"),
+        ("merge", "--help"),
         ("--help",),
         ("record", "--help"),
         ("--version",),

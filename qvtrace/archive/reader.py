@@ -109,6 +109,14 @@ class Archive:
         except (ValueError, OverflowError) as error:  # a shape that numpy cannot have
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} cannot be read ({error})")
 
+    def stored(self, digest: str) -> memoryview:
+        """The bytes of a content as they lie in the file; raises `DamagedArchiveError` when it has
+        no such content."""
+        extent = self._extent_of_digest.get(digest)
+        if extent is None:
+            self._damaged(f"no tensor has the digest {digest!r}")
+        return memoryview(self._mapped)[self._slice(extent)]
+
     def manifest_bytes(self) -> bytes:
         """The manifest as it stands in the file."""
         extent = self._header.tensors[MANIFEST_KEY]

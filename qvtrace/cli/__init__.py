@@ -9,6 +9,7 @@ import typer
 from qvtrace.cli.diff import diff
 from qvtrace.cli.gate import gate
 from qvtrace.cli.group import TROUBLE, ReportErrors
+from qvtrace.cli.merge import merge
 from qvtrace.cli.quantizers import quantizers
 from qvtrace.cli.record import record
 from qvtrace.cli.recover import recover
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (run, record, diff, gate, show, verify, recover, quantizers):
+for command in (run, record, diff, gate, show, verify, recover, merge, quantizers):
     app.command()(command)
 
 
