@@ -115,9 +115,12 @@ class _Sample:
         return cls(positions, _taken(reference, positions))
 
     def correlation(self, candidate: Array, layout: Layout) -> float:
-        """Between the sample and the same places of the candidate in a layout."""
-        view = layout.of(candidate).view
-        return _correlation(self.values, _taken(view, self.positions))
+        """Between the sample and the same places of the candidate in a layout; of integers, the
+        share of equal ones."""
+        taken = _taken(layout.of(candidate).view, self.positions)
+        if {format_of(side.dtype).kind for side in (self.values, taken)} == {"integer"}:
+            return _equal_share(self.values, taken)
+        return _correlation(self.values, taken)
 
     def tells(self, best: float, next_best: float) -> bool:
         """Whether the best of several correlations is so by more than chance."""
@@ -133,6 +136,12 @@ class _Sample:
 
 def _taken(view: Array, positions: Array) -> Array:
     return view[np.unravel_index(positions, view.shape)] if view.ndim else view.reshape(1)
+
+
+def _equal_share(reference: Array, candidate: Array) -> float:
+    """Of integers, which are equal where they belong: numbers that grow along with others, as those
+    of positions do, prove nothing."""
+    return float(np.mean(reference == candidate))
 
 
 def _correlation(reference: Array, candidate: Array) -> float:

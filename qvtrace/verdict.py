@@ -223,6 +223,7 @@ def _is_exact(row: Row) -> bool:
 
 def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     telling = [row for row in rows if not row.is_made_up_for]
+    has_factors = len(telling) < len(rows)
     measured = [(row, peir) for row in telling if (peir := row.metrics.peir) is not None]
     undefined = [
         row for row in telling if row.status in ("ok", "nonfinite") and row.metrics.peir is None
@@ -232,12 +233,12 @@ def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
         yield f"worst: {name(worst)}, PEIR {peir:.3g}"
     elif rows and all(row.status in ("identical", "exact") for row in rows):
         yield "no difference in any pair"
-    elif measured:
-        beyond = " beyond factors" if len(telling) < len(rows) else ""
+    elif measured or has_factors:
+        beyond = " beyond factors" if has_factors else ""
         yield f"no difference between floating-point values{beyond}"
     if undefined:
         yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
-    if (measured or undefined) and not any(map(_new_nan, rows)):
+    if (measured or undefined or has_factors) and not any(map(_new_nan, rows)):
         yield "no NaN introduced"
 
 

@@ -289,6 +289,12 @@ def test_what_is_around_is_looked_at_even_where_it_has_no_rows(against, options)
     assert all(row.is_made_up_for for row in scaled)
 
 
+def test_where_everything_is_equal_up_to_factors_the_verdict_says_so(against):
+    text = against(fold_norm, include=["1.norm"]).verdict.text
+
+    assert text.startswith("no difference between floating-point values beyond factors; no NaN")
+
+
 def test_an_output_that_nothing_is_around_has_its_factor_for_a_fault(against):
     def scale_everything(model: nn.Module) -> None:
         model[1].register_forward_hook(lambda module, args, output: 3 * output)
@@ -352,8 +358,9 @@ def test_a_table_says_under_a_row_what_it_is_times_and_what_is_left(against):
 
     (place,) = (n for n, line in enumerate(lines) if "0.attention.qkv#0 " in line)
     assert "#" not in lines[place].split("qkv#0")[1]
-    assert lines[place + 1].startswith("the reference times 0.3 in channels 16 to 31; without it")
-    assert lines[place + 2] == "equal up to a factor: 0.attention agrees"
+    assert lines[place + 1] == "the reference times 0.3 in channels 16 to 31"
+    assert lines[place + 2].startswith("without the factor: PEIR ")
+    assert lines[place + 3] == "equal up to a factor: 0.attention agrees"
 
 
 def fold_llama(model: nn.Module) -> None:

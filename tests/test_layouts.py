@@ -109,6 +109,16 @@ def test_integers_and_complex_numbers_have_layouts():
     assert str(find_layout(rotations, np.ascontiguousarray(rotations.T))) == "permute(1, 0)"
 
 
+def test_integers_have_a_layout_only_where_they_are_equal_in_it():
+    ids = np.arange(280)[:, None] + np.array([0, 1, 48, 49])
+    other_order = ids.reshape(10, 2, 7, 2, 4).transpose(0, 2, 1, 3, 4).reshape(280, 4)
+    two_differ = ids.T.copy()
+    two_differ[0, :2] += 1
+
+    assert find_layout(ids, np.ascontiguousarray(other_order.T)) is None
+    assert str(find_layout(ids, two_differ)) == "permute(1, 0)"
+
+
 def test_of_equal_shapes_only_a_clear_transpose_is_taken():
     square = values(3, 16, 16)
     transposed = np.ascontiguousarray(square.transpose(0, 2, 1))

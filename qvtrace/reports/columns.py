@@ -172,7 +172,7 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
         lines.append(styled(printable(f"compared with candidate.{row.layout}"), "dim"))
     if row.scale_factor is not None:
         style = "dim" if row.is_made_up_for else "bold red"
-        lines.append(styled(printable(_factor(row, row.scale_factor)), style))
+        lines += [styled(text, style) for text in _factor(row, row.scale_factor)]
     if row.reason is not None and message(row) is None:
         lines.append(styled(printable(row.reason), "dim"))
     return lines
@@ -259,13 +259,13 @@ def _all_undefined(row: Row) -> Styled | None:
     return styled(f"- {printable(row.undefined.get('max_abs_error', 'undefined'))}", "dim")
 
 
-def _factor(row: Row, factor: ScaleFactor | ListedFactors) -> str:
+def _factor(row: Row, factor: ScaleFactor | ListedFactors) -> tuple[str, str]:
     rest = [
         f"PEIR {number(row.residual_peir)}" if row.residual_peir is not None else "",
         f"SQNR {number(row.residual_sqnr)} dB" if row.residual_sqnr is not None else "exact",
     ]
     after = ", ".join(filter(None, rest))
-    return f"the reference times {factor_text(factor)}; without it {after}"
+    return f"the reference times {factor_text(factor)}", f"without the factor: {after}"
 
 
 def _mismatch(row: Row) -> str:
