@@ -146,9 +146,10 @@ class _ModulePairs:
 def align(reference: Manifest, candidate: Manifest, maps: Sequence[str] = ()) -> Alignment:
     """Pair the calls of two traces.
 
-    `maps` are `PATTERN=REPLACEMENT`: regular expressions on those names of the candidate that the
-    reference does not have, one after the other. Raises `UsageError` for a map that cannot be read,
-    and for one that gives a module the name of another.
+    `maps` are `PATTERN=REPLACEMENT`: regular expressions on names of the candidate, one after the
+    other until a name is one of the reference. A name that the reference has from the start is
+    given up only for another of its names, and only where that is free, as in a swap. Raises
+    `UsageError` for a map that cannot be read, and for one that gives a module the name of another.
     """
     name_maps = [NameMap.parse(text) for text in maps]
     reference_modules = _called_modules(reference)
@@ -166,7 +167,11 @@ def align(reference: Manifest, candidate: Manifest, maps: Sequence[str] = ()) ->
         tuple(call for order, call in enumerate(candidate.calls) if order not in taken),
         _wrappers(modules.reference.values(), [pair[0] for pair in modules.found]),
         _wrappers(modules.candidate.values(), [pair[1] for pair in modules.found]),
-        (*modules.warnings, *_unused(name_maps, candidate_modules.values())),
+        (
+            *modules.warnings,
+            *_unused(name_maps, candidate_modules.values()),
+            *_taken_for_root(candidate_modules.values()),
+        ),
     )
 
 
@@ -177,29 +182,48 @@ def _called_modules(
     for position, call in enumerate(manifest.calls):
         positions[call.module].append(position)
     entries = {entry.name: entry for entry in manifest.modules}
+    aliases = {name: entry.aliases for name, entry in entries.items()}
+    names = {other for name in positions for other in (name, *aliases.get(name, ()))}
+    renamed = _renamed(names, maps, known)
     modules = {}
     for name, its_positions in positions.items():
         entry = entries.get(name, ModuleEntry(name, "", None))
-        mapped, applied = _mapped(name, maps, known)
-        others = tuple(_mapped(alias, maps, known)[0] for alias in entry.aliases)
+        mapped, applied = renamed[name]
+        others = tuple(renamed[alias][0] for alias in entry.aliases)
         slots = _slots(manifest.calls, its_positions)
         modules[name] = _Module(name, (mapped, *others), slots, applied, entry.float_name)
     return modules
 
 
-def _mapped(
-    name: str, maps: Sequence[NameMap], known: Collection[str]
-) -> tuple[str, tuple[str, ...]]:
-    """The name after the maps, and those that changed it."""
-    if name in known:
-        return name, ()
-    applied = []
+_Renamed = tuple[str, tuple[str, ...]]  # a name after the maps, and those that changed it
+
+
+def _renamed(
+    names: Collection[str], maps: Sequence[NameMap], known: Collection[str]
+) -> dict[str, _Renamed]:
+    """What the maps make of each name of the candidate; `known` are those of the reference."""
+    renamed = {name: _mapped(name, maps, known) for name in names}
+    while blocked := [
+        name
+        for name, (new, applied) in renamed.items()
+        if applied and name in known and new in renamed and not renamed[new][1]
+    ]:
+        renamed.update((name, (name, ())) for name in blocked)
+    return renamed
+
+
+def _mapped(name: str, maps: Sequence[NameMap], known: Collection[str]) -> _Renamed:
+    mapped, applied = name, []
     for name_map in maps:
-        replaced = ".".join(filter(None, name_map.apply(name).split(".")))
-        if replaced != name:
+        replaced = ".".join(filter(None, name_map.apply(mapped).split(".")))
+        if replaced != mapped:
             applied.append(name_map.text)
-        name = replaced
-    return name, tuple(applied)
+            mapped = replaced
+            if mapped in known:
+                break
+    if name in known and mapped not in known:
+        return name, ()
+    return mapped, tuple(applied)
 
 
 def _slots(calls: Sequence[CallEntry], positions: list[int]) -> dict[Slot, int]:
@@ -415,6 +439,13 @@ def _plain_names(module: _Module) -> set[str]:
     """The name but for wrappers, and the float name that it carries."""
     plain = unwrapped(module.names[0])
     return {plain} if module.float_name is None else {plain, module.float_name}
+
+
+def _taken_for_root(modules: Iterable[_Module]) -> Iterator[str]:
+    for module in modules:
+        if module.maps and module.name and not module.names[0]:
+            texts = ", ".join(f"--map {text!r}" for text in module.maps)
+            yield f"{texts} gives {module.name} the name of the root"
 
 
 def _unused(maps: Iterable[NameMap], modules: Collection[_Module]) -> Iterator[str]:

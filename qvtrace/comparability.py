@@ -1,5 +1,6 @@
 """Whether the difference of two archives means what it seems to mean."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,8 @@ from qvtrace.patterns import shown
 from qvtrace.rows import same_contents
 from qvtrace.tokens import compare_tokens
 from qvtrace.trees import Json, Node, TensorLeaf
+
+WEIGHTS = "float weights"
 
 _DIGEST_SHOWN = 8
 _PLACES_NAMED = 3
@@ -67,7 +70,9 @@ def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
             for archive, inputs in zip((reference, candidate), given, strict=True)
             if inputs is not None
         )
-        yield from _different_places("what the generation was given", pair_arguments(*sides))
+        pairs = pair_arguments(*sides)
+        where = "what the generation was given"
+        yield from _different_places(where, pairs, reference, candidate)
     yield from _different_texts(reference.manifest, candidate.manifest)
 
 
@@ -83,6 +88,10 @@ def _different_texts(reference: Manifest, candidate: Manifest) -> Iterator[str]:
 
 def _different_calls(reference: Archive, candidate: Archive) -> Iterator[str]:
     calls = [archive.manifest.inputs.root_calls for archive in (reference, candidate)]
+    digests = [[(call.module, call.digest) for call in side] for side in calls]
+    if digests[0] != digests[1] and Counter(digests[0]) == Counter(digests[1]):
+        yield f"{_INPUTS_DIFFER}: the same {len(calls[0])} calls of the model in another order"
+        return
     if len(calls[0]) != len(calls[1]):
         yield (
             f"{_INPUTS_DIFFER}: {len(calls[0])} calls of the model in the reference, "
@@ -95,20 +104,43 @@ def _different_calls(reference: Archive, candidate: Archive) -> Iterator[str]:
             _arguments(reference, call, parameters[0]),
             _arguments(candidate, other, parameters[1]),
         )
-        yield from _different_places(f"call {call.index} of {shown(call.module)}", pairs)
+        where = f"call {call.index} of {shown(call.module)}"
+        yield from _different_places(where, pairs, reference, candidate)
 
 
-def _different_places(where: str, pairs: Iterator[LeafPair]) -> Iterator[str]:
+def _different_places(
+    where: str, pairs: Iterator[LeafPair], reference: Archive, candidate: Archive
+) -> Iterator[str]:
     """Says nothing where only the digests differ: one side passes by name what the other passes
     by position."""
     different = (
-        leaves.path for leaves in pairs if not same_contents(leaves.reference, leaves.candidate)
+        leaves for leaves in pairs if not same_contents(leaves.reference, leaves.candidate)
     )
-    paths = list(islice(different, _PLACES_NAMED + 1))
-    if paths:
-        more = ", ..." if paths[_PLACES_NAMED:] else ""
-        named = ", ".join(paths[:_PLACES_NAMED])
-        yield f"{_INPUTS_DIFFER} in {where}: {named}{more}"
+    places = list(islice(different, _PLACES_NAMED + 1))
+    if places:
+        more = ", ..." if places[_PLACES_NAMED:] else ""
+        named = [
+            leaves.path + _number_formats(reference, candidate, leaves)
+            for leaves in places[:_PLACES_NAMED]
+        ]
+        yield f"{_INPUTS_DIFFER} in {where}: {', '.join(named)}{more}"
+
+
+def _number_formats(reference: Archive, candidate: Archive, leaves: LeafPair) -> str:
+    """Says where the numbers are those of the other side, rounded to another dtype."""
+    one, other = leaves.reference, leaves.candidate
+    if not isinstance(one, TensorLeaf) or not isinstance(other, TensorLeaf):
+        return ""
+    if one.dtype == other.dtype or one.shape != other.shape:
+        return ""
+    arrays = reference.array(one), candidate.array(other)
+    if arrays[0].dtype.kind != "c" and arrays[1].dtype.kind != "c":
+        for array, rounded in (arrays, arrays[::-1]):
+            with np.errstate(all="ignore"):
+                same = array.astype(rounded.dtype).tobytes() == rounded.tobytes()
+            if same:
+                return f" (the same numbers, as {one.dtype} and as {other.dtype})"
+    return f" ({one.dtype} against {other.dtype})"
 
 
 _Parameters: TypeAlias = dict[tuple[str, int], tuple[str | None, ...]]
@@ -148,7 +180,7 @@ def _root_classes(manifest: Manifest) -> list[str]:
 def _digests(manifest: Manifest) -> dict[str, str | None]:
     return {
         "configurations": manifest.model.config_digest,
-        "float weights": manifest.model.weights_digest,
+        WEIGHTS: manifest.model.weights_digest,
     }
 
 
@@ -158,7 +190,17 @@ def _different_digests(reference: Manifest, candidate: Manifest) -> Iterator[str
         other = others[what]
         if digest and other and digest != other:
             digests = digest[:_DIGEST_SHOWN], other[:_DIGEST_SHOWN]
-            yield _sides(f"{what} differ: digest", *digests)
+            yield _sides(f"{what} differ: digest", *digests) + _why(what, reference, candidate)
+
+
+def _why(what: str, reference: Manifest, candidate: Manifest) -> str:
+    dtypes = reference.model.dtype, candidate.model.dtype
+    if what != WEIGHTS or None in dtypes or dtypes[0] == dtypes[1]:
+        return ""
+    return (
+        f" (as they must, {dtypes[0]} against {dtypes[1]}; whether they are the same but for "
+        "rounding is not known)"
+    )
 
 
 def _unknown(reference: Manifest, candidate: Manifest) -> Iterator[str]:

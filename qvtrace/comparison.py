@@ -12,6 +12,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparability import Comparable, comparable
 from qvtrace.coverage import Coverage, cover
 from qvtrace.errors import UsageError
+from qvtrace.failures import failure_warnings
 from qvtrace.floor_measurement import with_floor
 from qvtrace.gates import Gate, GateResult, parse_gates
 from qvtrace.manifest import CallEntry, head_to_json
@@ -340,7 +341,12 @@ def _side(archive: Archive, findings: tuple[Finding, ...], warnings: Sequence[st
         head["environment"],
         manifest.complete,
         manifest.error,
-        (*incomplete, *manifest.skipped.warnings, *warnings),
+        (
+            *incomplete,
+            *failure_warnings(manifest.calls),
+            *manifest.skipped.warnings,
+            *warnings,
+        ),
         findings,
     )
 

@@ -1,10 +1,10 @@
 """How much of two archives was compared."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvtrace.alignment import Alignment
-from qvtrace.rows import COMPARED, Place, Row, RowBuilder
+from qvtrace.rows import COMPARED, FailedCall, Place, Row, RowBuilder
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Coverage:
     only_in_candidate: tuple[Place, ...] = ()
     # Modules among the latter two that wrap a compared one, or that a quantizer added.
     wrappers: tuple[str, ...] = ()
+    failed: tuple[FailedCall, ...] = ()  # calls of both sides that raised or did not return
 
     @classmethod
     def of(
@@ -60,10 +61,11 @@ class Coverage:
 
 def cover(built: RowBuilder, alignment: Alignment) -> Coverage:
     """Count what was built from an alignment, or from a part of it."""
-    return Coverage.of(
+    coverage = Coverage.of(
         built.rows,
         built.only_in_reference,
         built.only_in_candidate,
         candidate_modules=built.candidate_modules,
         wrappers=alignment.reference_wrappers | alignment.candidate_wrappers,
     )
+    return replace(coverage, failed=tuple(built.failed))

@@ -20,6 +20,8 @@ _BY_POSITION: frozenset[ContainerKind] = frozenset({"tuple", "list"})
 # A field that is absent is the same as one that is None; transformers drops those that are None.
 _WITH_FIELDS: frozenset[ContainerKind] = frozenset({"dataclass", "model_output"})
 
+_NUMBERS = frozenset({"bool", "int", "float"})
+
 _Child: TypeAlias = tuple[str, Node | None, Node | None]
 
 
@@ -35,6 +37,7 @@ class LeafPair:
     candidate: Node | None
     note: str | None = None  # how the forms around the place differ
     stored: bool = True  # False where the other side was recorded without this part
+    listed: bool = False  # an element of a list or tuple of numbers
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,12 @@ class Argument:
 
 
 def pair_nodes(
-    reference: Node, candidate: Node, path: str, note: str | None = None
+    reference: Node, candidate: Node, path: str, note: str | None = None, *, listed: bool = False
 ) -> Iterator[LeafPair]:
-    """The places of two trees, depth first; a place that is None on both sides is left out."""
+    """The places of two trees, depth first; a place that is None on both sides is left out.
+
+    `listed`: what stands here is an element of a list of numbers.
+    """
     if isinstance(reference, Container) and isinstance(candidate, Container):
         yield from _pair_containers(reference, candidate, path, note)
     elif isinstance(reference, Container) and isinstance(candidate, TensorLeaf):
@@ -88,7 +94,7 @@ def pair_nodes(
         note = _join(note, f"a tensor against {described(candidate)}") if leaf else note
         yield LeafPair(path, reference, leaf or candidate, note)
     elif not (_is_none(reference) and _is_none(candidate)):
-        yield LeafPair(path, reference, candidate, note)
+        yield LeafPair(path, reference, candidate, note, listed=listed)
 
 
 def pair_stored(reference: Node | None, candidate: Node | None, path: str) -> Iterator[LeafPair]:
@@ -134,6 +140,16 @@ def described(node: Node) -> str:
             return f"a {node.kind} of {len(node.items)}"
 
 
+def _lists_numbers(node: Container) -> bool:
+    """Whether it is data in the form of Python's lists: token ids, say, or lists of such."""
+    return node.kind in _BY_POSITION and all(
+        child.kind in _BY_POSITION
+        if isinstance(child, Container)
+        else isinstance(child, ValueLeaf) and child.class_name in _NUMBERS
+        for _, child in node.items
+    )
+
+
 def _pair_containers(
     reference: Container, candidate: Container, path: str, note: str | None
 ) -> Iterator[LeafPair]:
@@ -145,13 +161,19 @@ def _pair_containers(
         note = _join(note, f"{described(reference)} against {described(candidate)}")
     children = _children(reference, candidate)
     if children is None:
-        yield LeafPair(path, reference, candidate, None)
+        inner, only = _only_tensor(reference, path)
+        _, other_only = _only_tensor(candidate, path)
+        if only is not None and other_only is not None:
+            yield LeafPair(inner, only, other_only, note)
+        else:
+            yield LeafPair(path, reference, candidate, None)
         return
+    listed = _lists_numbers(reference) or _lists_numbers(candidate)
     optional = bool({reference.kind, candidate.kind} & _WITH_FIELDS)
     for component, one, other in children:
         inner = join_path(path, component)
         if one is not None and other is not None:
-            yield from pair_nodes(one, other, inner, note)
+            yield from pair_nodes(one, other, inner, note, listed=listed)
         elif not (optional and _is_none(one or other)):
             yield from _alone(inner, one, other)
 

@@ -14,6 +14,9 @@ from qvtrace.trees import Json, Node
 # 1 - the first
 FORMAT_VERSION = 1
 
+DID_NOT_RETURN = "did not return"  # the error of a call that was left, or still runs
+PROMPTS = "prompts"  # in what a file `contains`
+
 
 @dataclass(frozen=True)
 class ModelInfo:

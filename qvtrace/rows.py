@@ -8,9 +8,11 @@ from typing import Literal, TypeAlias, TypeGuard
 from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
+from qvtrace.archive.layout import DTYPES
 from qvtrace.elements import Array, Readable, format_of
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.factors import ListedFactors, ScaleFactor
+from qvtrace.failures import failure, fate
 from qvtrace.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.leaves import (
     Arguments,
@@ -67,6 +69,8 @@ ROUTING_DIFFERS = "routing differs"
 
 # Below, in dB, elements of equal shapes may be in other places.
 _UNLIKE = 3.0
+_ON_BOTH_SIDES = " on both sides"
+
 _TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
 # Values of these types are no contents of a prompt or a file, so that they can be shown.
@@ -91,6 +95,16 @@ class Groups:
     sqnr_p5: float | None
     sqnr_min: float | None
     worst: tuple[int, ...] | None  # channel and group of the smallest
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """A call that both sides make and that has no output on one or both: what became of it there,
+    None where it returned."""
+
+    place: Place
+    reference: str | None
+    candidate: str | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,21 @@ class Row:
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
+
+    @property
+    def failed_alike(self) -> bool:
+        """Whether it stands for a call that raised, or did not return, on both sides alike."""
+        return self.status == "opaque" and (self.reason or "").endswith(_ON_BOTH_SIDES)
+
+    @property
+    def peaks_at_mask(self) -> bool:
+        """Whether the largest error is a mask that only the candidate has: no size of an error."""
+        dtype = DTYPES.get(self.dtype[1] or "")
+        if dtype is None or self.peak is None or not self.nonfinite:
+            return False
+        if not self.nonfinite.sentinel_mismatches:
+            return False
+        return abs(self.peak.candidate) >= format_of(dtype.numpy).sentinel
 
     @property
     def place(self) -> Place:
@@ -165,6 +194,7 @@ class RowBuilder:
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
+        self.failed: list[FailedCall] = []
         self._reference = reference
         self._candidate = candidate
         self._parts = PARTS[path]
@@ -187,6 +217,9 @@ class RowBuilder:
 
         Raises `DamagedArchiveError` for a tree that no writer writes.
         """
+        fates = fate(failure(pair.reference)), fate(failure(pair.candidate))
+        if "output" in self._parts and fates != (None, None):
+            self.failed.append(FailedCall(_place(pair.reference, "output"), *fates))
         for leaves in self._leaf_pairs(pair):
             is_wanted = leaves.path.partition(".")[0] in self._parts
             if leaves.stored:
@@ -394,6 +427,9 @@ class RowBuilder:
         yield from self._outputs(pair)
 
     def _outputs(self, pair: Pair) -> Iterator[LeafPair]:
+        failures = failure(pair.reference), failure(pair.candidate)
+        if None not in failures:
+            return iter([LeafPair("output", *failures)])
         reference = _tree(self._reference, pair.reference, "output")
         if reference is not None and pair.reference.output == pair.candidate.output:
             return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
@@ -403,7 +439,7 @@ class RowBuilder:
         reference, candidate = leaves.reference, leaves.candidate
         tensors = _tensor(reference), _tensor(candidate)
         routed = self._routed(pair, leaves)
-        outcome = _routing(routed) if routed else self._outcome(reference, candidate)
+        outcome = _routing(routed) if routed else self._outcome(leaves)
         difference, scaling = outcome.difference, outcome.scaling
         call = pair.reference
         judgement = self._judgement(pair, leaves, outcome)
@@ -455,12 +491,16 @@ class RowBuilder:
         first = self._first.setdefault(key, place)
         return None if first is place else first
 
-    def _outcome(self, reference: Node | None, candidate: Node | None) -> _Outcome:
+    def _outcome(self, leaves: LeafPair) -> _Outcome:
+        reference, candidate = leaves.reference, leaves.candidate
+        fates = fate(reference), fate(candidate)
+        if fates[0] and fates[1]:
+            return _failed(fates[0], fates[1])
         match reference, candidate:
             case TensorLeaf(), TensorLeaf():
                 return self._tensors(reference, candidate)
             case ValueLeaf(), ValueLeaf():
-                return _values(reference, candidate)
+                return _values(reference, candidate, listed=leaves.listed)
             case OpaqueLeaf(), OpaqueLeaf():
                 return _opaque(reference, candidate)
             case Container(kind="cache"), Container(kind="cache"):
@@ -652,6 +692,14 @@ def _structure(reference: Node | None, candidate: Node | None) -> _Outcome:
     return _not_comparable("structure", STRUCTURE_DIFFERS, reason)
 
 
+def _failed(reference: str, candidate: str) -> _Outcome:
+    """Of what became of a call that has no output on either side."""
+    if reference == candidate:
+        return _not_comparable("opaque", NOT_STORED, f"{reference}{_ON_BOTH_SIDES}")
+    reason = f"{reference} in the reference, {candidate} in the candidate"
+    return _not_comparable("structure", STRUCTURE_DIFFERS, reason)
+
+
 def _opaque(reference: OpaqueLeaf, candidate: OpaqueLeaf) -> _Outcome:
     one, other = reference.class_name, candidate.class_name
     if one == other:
@@ -671,8 +719,12 @@ def _caches(reference: Container, candidate: Container) -> _Outcome:
     return _plain(lengths[0] == lengths[1], *lengths, reason=reason)
 
 
-def _values(reference: ValueLeaf, candidate: ValueLeaf) -> _Outcome:
+def _values(reference: ValueLeaf, candidate: ValueLeaf, *, listed: bool) -> _Outcome:
+    """`listed`: they are elements of a list of numbers, which are shown no more than a tensor's."""
     equal = _equal(reference, candidate)
+    if listed and not equal:
+        outcome = _plain(equal, reference.value, candidate.value, reason="an element differs")
+        return replace(outcome, peak=None)
     reason = None if equal else f"{_shown(reference)} against {_shown(candidate)}"
     return _plain(equal, reference.value, candidate.value, reason=reason)
 

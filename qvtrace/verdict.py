@@ -16,7 +16,7 @@ from qvtrace.origins import LEAST_EXCESS, Origin, Origins
 from qvtrace.patterns import shown
 from qvtrace.qparams.findings import Finding
 from qvtrace.row_names import RowNames
-from qvtrace.rows import COMPARED, Row
+from qvtrace.rows import COMPARED, FailedCall, Row
 from qvtrace.tokens import Tokens
 
 _SHOWN_ORIGINS = 3
@@ -89,6 +89,7 @@ def _findings(evidence: Evidence) -> list[str]:
         *_mismatches(evidence.rows, name),
         *_routing(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
+        *_failed(evidence.coverage.failed, name),
         *_layouts(evidence.rows),
         *_made_up_for(evidence.rows),
         _modules(evidence),
@@ -224,7 +225,8 @@ def _is_exact(row: Row) -> bool:
 def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     telling = [row for row in rows if not row.is_made_up_for]
     has_factors = len(telling) < len(rows)
-    measured = [(row, peir) for row in telling if (peir := row.metrics.peir) is not None]
+    sized = [row for row in telling if not row.peaks_at_mask]
+    measured = [(row, peir) for row in sized if (peir := row.metrics.peir) is not None]
     undefined = [
         row for row in telling if row.status in ("ok", "nonfinite") and row.metrics.peir is None
     ]
@@ -233,7 +235,7 @@ def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
         yield f"worst: {name(worst)}, PEIR {peir:.3g}"
     elif rows and all(row.status in ("identical", "exact") for row in rows):
         yield "no difference in any pair"
-    elif measured or has_factors:
+    elif (measured or has_factors) and len(sized) == len(telling):
         beyond = " beyond factors" if has_factors else ""
         yield f"no difference between floating-point values{beyond}"
     if undefined:
@@ -278,6 +280,21 @@ def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     if found:
         pairs = _counted(len(found), "pair")
         yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
+
+
+def _failed(calls: Sequence[FailedCall], name: RowNames) -> Iterator[str]:
+    """Calls that raised or did not return: their modules were compared less than it seems."""
+    kinds = {
+        "on both sides": [call for call in calls if call.reference and call.candidate],
+        "in the reference only": [call for call in calls if not call.candidate],
+        "in the candidate only": [call for call in calls if not call.reference],
+    }
+    for where, found in kinds.items():
+        if found:
+            first = found[0]
+            fate = first.reference or first.candidate
+            number = _counted(len(found), "call")
+            yield f"{number} without an output {where}, first {name(first.place)} ({fate})"
 
 
 def _layouts(rows: Sequence[Row]) -> Iterator[str]:

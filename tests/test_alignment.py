@@ -230,6 +230,52 @@ def test_a_map_leaves_names_alone_that_the_reference_has():
     ]
 
 
+@pytest.mark.parametrize(
+    "maps",
+    [["^a=b", "^b=a"], ["^a=spare", "^b=a", "^spare=b"], [r"^a\b=b", r"^b\b=a"]],
+    ids=["two", "through-a-third", "words"],
+)
+def test_maps_may_swap_two_names(maps):
+    alignment = align(trace("a", "b", "a.fc"), trace("b", "a", "b.fc"), maps)
+
+    assert [(one, other) for one, other, _ in pairs(alignment)] == [
+        ("a#0", "b#0"),
+        ("b#0", "a#0"),
+        ("a.fc#0", "b.fc#0"),
+    ]
+    assert not alignment.warnings
+
+
+def test_a_map_may_give_a_name_that_both_have_to_a_module_of_another_name_of_both():
+    alignment = align(trace("a", "b"), trace("a"), ["a=b"])
+
+    assert pairs(alignment) == [("b#0", "a#0", "map a=b")]
+
+
+def test_a_map_takes_no_name_away_that_the_candidate_keeps():
+    names = trace("layer", "layer.base", "other")
+
+    alignment = align(names, names, [r"\.base$="])
+
+    assert {rule for _, _, rule in pairs(alignment)} == {"exact"}
+    assert alignment.warnings == (r"--map '\\.base$=' changed no name",)
+
+
+def test_maps_stop_at_a_name_of_the_reference():
+    maps = ["^x=layers.0", "^layers.0=layers.1"]
+
+    (pair,) = align(trace("layers.0", "layers.1"), trace("x"), maps).pairs
+
+    assert (pair.reference.module, pair.rule) == ("layers.0", "map ^x=layers.0")
+
+
+def test_a_map_onto_the_root_is_told_of():
+    alignment = align(trace("", "a"), trace("", "a", "c"), ["c="])
+
+    assert [(one, other) for one, other, _ in pairs(alignment)] == [("#0", "#0"), ("a#0", "a#0")]
+    assert alignment.warnings == ("--map 'c=' gives c the name of the root",)
+
+
 def test_a_pattern_with_lookahead_may_hold_an_equals_sign():
     (pair,) = align(trace("model.fc"), trace("fc"), [r"^(?=fc)=model."]).pairs
 

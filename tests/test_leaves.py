@@ -103,6 +103,17 @@ def test_a_dict_and_a_tuple_are_one_place_that_differs():
     assert pairs(one, other) == [LeafPair("output", one, other)]
 
 
+def test_the_only_tensor_of_a_dict_and_that_of_a_tuple_are_paired():
+    one, other = Container("dict", "dict", (("a", tensor("a")),)), sequence(tensor("b"), NONE)
+
+    assert pairs(one, other) == [
+        LeafPair("output.a", tensor("a"), tensor("b"), "a dict of 1 against a tuple of 2")
+    ]
+    assert pairs(other, one) == [
+        LeafPair("output.0", tensor("b"), tensor("a"), "a tuple of 2 against a dict of 1")
+    ]
+
+
 def test_another_class_with_the_same_fields_is_noted():
     one = fields("model_output", "CausalLMOutput", logits=tensor("a"))
     other = fields("model_output", "QuantizedOutput", logits=tensor("b"))

@@ -16,7 +16,7 @@ from qvtrace.comparison import (
     Side,
 )
 from qvtrace.manifest import ModuleEntry
-from qvtrace.metrics import METRICS, Metrics, Nonfinite
+from qvtrace.metrics import METRICS, Metrics, Nonfinite, Peak
 from qvtrace.reports.branches import branches
 from qvtrace.reports.formatting import byte_size, number, printable
 from qvtrace.reports.json import comparison_text
@@ -169,6 +169,27 @@ def test_findings_that_are_not_finite_are_counted_under_the_row():
     counts = Nonfinite(reference_nan=3, candidate_nan=5, new_nan=2, inf_mismatches=1)
     text = table(compared(row(status="nonfinite", nonfinite=counts)))
     assert "2 new NaN, 3 NaN on both sides, 1 infinities that differ" in text
+
+
+def test_a_mask_that_only_the_candidate_has_makes_no_bar_and_is_explained():
+    peak = Peak((0, 1, 2), 0.5, -3.4028234663852886e38)
+    found = Nonfinite(sentinel_mismatches=1)
+    masked = row("masked", peir=1e38, status="nonfinite", peak=peak, nonfinite=found)
+
+    text = table(compared(row("fc", peir=0.03), masked))
+
+    assert "0.0300   ######" in line_with(text, "fc  ")
+    assert "the largest error is a mask that only the candidate has" in text
+
+
+def test_a_call_that_raised_on_both_sides_is_listed():
+    reason = "raised KeyError on both sides"
+    nothing = {"metrics": Metrics(), "undefined": dict.fromkeys(METRICS, "not stored")}
+    failed = row("risky", status="opaque", reason=reason, peak=None, **nothing)
+
+    text = table(compared(row(), failed))
+
+    assert line_with(text, "risky").split(maxsplit=2)[2] == reason
 
 
 def test_shapes_that_differ_stand_in_place_of_numbers():

@@ -24,7 +24,7 @@ from qvtrace.archive.layout import (
 )
 from qvtrace.digests import DIGEST_LENGTH, Hasher
 from qvtrace.errors import ArchiveError
-from qvtrace.manifest import Manifest, head_to_json, module_to_json
+from qvtrace.manifest import DID_NOT_RETURN, Manifest, head_to_json, module_to_json
 from qvtrace.trees import Json, escape_name
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
@@ -245,7 +245,7 @@ def _calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:
         elif tag == "L":
             number, end = payload.split("\t", 1)
             yield _without(lost, f"{open_calls.pop(number)[:-1]},{end[1:]}")
-    unfinished = encode_json({"output": None, "seconds": None, "error": "did not return"})
+    unfinished = encode_json({"output": None, "seconds": None, "error": DID_NOT_RETURN})
     for beginning in open_calls.values():
         yield _without(lost, f"{beginning[:-1]},{unfinished[1:]}")
 

@@ -70,7 +70,8 @@ class Bar:
 
 def peir_bar(rows: Iterable[Row], *, blocks: bool) -> Bar:
     """The bar for the PEIR column of these rows."""
-    lengths = (row.metrics.peir or 0.0 for row in rows if not row.is_made_up_for)
+    telling = (row for row in rows if not (row.is_made_up_for or row.peaks_at_mask))
+    lengths = (row.metrics.peir or 0.0 for row in telling)
     return Bar(max(lengths, default=0.0), blocks)
 
 
@@ -154,7 +155,8 @@ def message(row: Row) -> Styled | None:
         case "mismatch":
             return styled(_mismatch(row), "bold red")
         case "opaque":
-            return styled(f"not stored: {_reason(row, row.type)}", "yellow")
+            said = "" if row.failed_alike else "not stored: "
+            return styled(f"{said}{_reason(row, row.type)}", "yellow")
         case "shape":
             return styled(f"shapes differ: {_reason(row, row.shape)}", "yellow")
     return styled(f"{row.status}: {_reason(row, row.type)}", "yellow")
@@ -166,6 +168,8 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
     if row.nonfinite is not None and any(astuple(row.nonfinite)):
         style = "bold red" if row.status == "nonfinite" else "dim"
         lines.append(styled(row.nonfinite.described, style))
+    if row.peaks_at_mask:
+        lines.append(styled("the largest error is a mask that only the candidate has", "bold red"))
     if row.dtype[0] != row.dtype[1] and row.dtype != dtypes and None not in row.dtype:
         lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
     if row.layout is not None:

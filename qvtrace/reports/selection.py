@@ -45,6 +45,6 @@ def _hidden_kind(row: Row) -> str | None:
         return "identical"
     if row.status == "exact":
         return "equal integers and values"
-    if is_unjudged(row):
+    if is_unjudged(row) and not row.failed_alike:
         return "objects of one type, not stored"
     return None
