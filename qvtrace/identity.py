@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,8 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from qvtrace.digests import Hasher, digest_bytes, digest_json
 from qvtrace.manifest import ModelInfo
+from qvtrace.redaction import error_text
 from qvtrace.snapshots import host_bytes
 from qvtrace.trees import Json
+
+Answer = TypeVar("Answer")
 
 # Parts of a configuration that say how a model is run, not which one it is.
 _NOT_IDENTITY = frozenset(
@@ -54,26 +57,42 @@ def version() -> str:
     return metadata.version("qvtrace")
 
 
-def describe_model(model: nn.Module, *, weights: bool) -> ModelInfo:
+class Questions:
+    """Asks a model about itself. What it raises instead of an answer becomes a warning."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def ask(self, what: str, answer: Callable[[], Answer]) -> Answer | None:
+        """What `answer` returns; None where it raises."""
+        try:
+            return answer()
+        except Exception as error:  # a property, a method or a `__getattr__` of the user's
+            self.warnings.append(f"{what} unknown: the model raised {error_text(error)}")
+            return None
+
+
+def describe_model(model: nn.Module, questions: Questions, *, weights: bool) -> ModelInfo:
     """What can be said of a model that somebody else built.
 
     `weights`: whether its weights are the float ones, so that their digest tells the model.
     """
+    ask = questions.ask
     return ModelInfo(
         class_name=type(model).__name__,
-        dtype=model_dtype(model),
-        config_digest=config_digest(model),
-        weights_digest=weights_digest(model) if weights else None,
-        training=model.training,
+        dtype=ask("dtype", lambda: model_dtype(model)),
+        config_digest=ask("configuration", lambda: config_digest(model)),
+        weights_digest=ask("float weights", lambda: weights_digest(model)) if weights else None,
+        training=ask("training mode", lambda: model.training) is True,
     )
 
 
-def describe_environment(model: nn.Module) -> Json:
+def describe_environment(model: nn.Module, questions: Questions) -> Json:
     """Versions, device, threads, attention implementation, and place among processes."""
     environment: Json = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": _device(model),
+        "device": questions.ask("device", lambda: _device(model)),
         "threads": torch.get_num_threads(),
     }
     if "transformers" in sys.modules:
@@ -82,13 +101,17 @@ def describe_environment(model: nn.Module) -> Json:
         if name in sys.modules:
             package = name.replace("_", "-").replace(".", "-")
             environment[package] = _package_version(package)
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    attention = questions.ask("attention implementation", lambda: _attention(model))
     if isinstance(attention, str):
         environment["attention"] = attention
     place = process_place()
     if place is not None:
         environment["rank"], environment["world_size"] = place
     return environment
+
+
+def _attention(model: nn.Module) -> object:
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
 def process_place() -> tuple[int, int] | None:
@@ -105,10 +128,7 @@ def config_digest(model: nn.Module) -> str | None:
     to_dict = getattr(config, "to_dict", None)
     if to_dict is None:
         return None
-    try:
-        return digest_json(json.loads(json.dumps(_identity(to_dict()), default=str)))
-    except (TypeError, ValueError):
-        return None
+    return digest_json(json.loads(json.dumps(_identity(to_dict()), default=str)))
 
 
 def weights_digest(model: nn.Module) -> str | None:
@@ -117,10 +137,7 @@ def weights_digest(model: nn.Module) -> str | None:
     None where they are not at hand (on the meta device, a GPU or a disk) or are no plain floats.
     """
     hasher = Hasher()
-    try:
-        named = model.state_dict(keep_vars=True).items()
-    except (NotImplementedError, RuntimeError, TypeError):
-        return None
+    named = model.state_dict(keep_vars=True).items()
     weights = {_PARALLEL_OR_COMPILED.sub("", name): weight for name, weight in named}
     for name, weight in sorted(weights.items()):
         if not isinstance(weight, torch.Tensor) or is_lazy(weight) or not _is_plain(weight):
@@ -142,16 +159,17 @@ def model_dtype(model: nn.Module) -> str | None:
 
 def positional_parameters(module: nn.Module) -> tuple[str | None, ...]:
     """The names of forward's positional parameters, up to a `*args`."""
-    forward = module.forward
-    return _positional_parameters(getattr(forward, "__func__", forward), inspect.ismethod(forward))
+    try:
+        forward = module.forward
+        function = getattr(forward, "__func__", forward)
+        return _positional_parameters(function, inspect.ismethod(forward))
+    except Exception:  # a callable of the user's, which may raise anything when it is looked at
+        return ()
 
 
 @lru_cache(maxsize=4096)
 def _positional_parameters(forward: Callable[..., Any], is_bound: bool) -> tuple[str, ...]:
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())[is_bound:]
-    except (TypeError, ValueError):
-        return ()
+    parameters = list(inspect.signature(forward).parameters.values())[is_bound:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in positional)
 

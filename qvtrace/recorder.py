@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import torch
@@ -28,10 +28,12 @@ from torch import nn
 from qvtrace import trees
 from qvtrace.archive import ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
+from qvtrace.call_stacks import CallStacks, Handled, OpenCall, calling_frame
 from qvtrace.device_copies import DeviceCopies
 from qvtrace.digests import digest_json
 from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
 from qvtrace.identity import (
+    Questions,
     describe_environment,
     describe_model,
     positional_parameters,
@@ -39,6 +41,8 @@ from qvtrace.identity import (
     version,
 )
 from qvtrace.manifest import (
+    DID_NOT_RETURN,
+    PROMPTS,
     GivenInputs,
     InputsInfo,
     Manifest,
@@ -50,11 +54,11 @@ from qvtrace.manifest import (
 )
 from qvtrace.module_tree import NamedModule, walk_modules
 from qvtrace.observers import ObservedCall, Observer, Watch
-from qvtrace.patterns import require_matches, select
+from qvtrace.patterns import require_matches, select, shown
 from qvtrace.placement import module_placement, parallel_plan
 from qvtrace.qparams.recording import ParameterRecorder
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
-from qvtrace.redaction import without_secrets
+from qvtrace.redaction import error_text
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.steps import Ids, step_entry
@@ -86,9 +90,12 @@ def record(
     `inputs` and `kwargs` can be left out to store less; `caches` also stores the tensors of Cache
     objects, `weights` the dequantized weights. `observers` are told of each call as it happens.
 
-    Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `UsageError`
-    for a pattern that fits no module, and on leaving the block `RecordingError` when the disk was
-    full, or when an observer raised, which leaves the archive whole.
+    `path` is taken from the folder that is the working one when the block is entered.
+
+    Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `ArchiveError`
+    for a folder, `UsageError` for a pattern that fits no module, and on leaving the block
+    `RecordingError` when the disk was full, or when an observer raised, which leaves the archive
+    whole.
     """
     options = RecordOptions(
         include=_patterns(include, "include"),
@@ -104,28 +111,31 @@ def record(
     return Recording(model, Path(path), options)
 
 
-@dataclass(eq=False)
-class _Frame:
-    """A call that has not returned."""
-
-    hooked: HookedModule
-    index: int
-    number: int | None  # in the archive; None when the call is not recorded
-    exception_before: BaseException | None
-    observed: ObservedCall | None = None
-    started: float = 0.0
-    overhead: float = 0.0
-
-
 class _Thread(threading.local):
-    """The calls of one thread that have not returned, and what its hooks are doing."""
+    """What the hooks of one thread are doing."""
 
     def __init__(self) -> None:
-        self.frames: list[_Frame] = []
         self.overhead = 0.0  # seconds that hooks took
         self.entered = 0.0  # when the latest hook began
         self.kind = "output"  # of the places that are being stored
         self.contents: dict[str, torch.Tensor] = {}  # just stored, by digest, for observers
+
+
+class _Hook:
+    """A hook of ours on a module.
+
+    torch copies and pickles hooks together with the model and has no way to leave them out. So
+    there, something of Python's own stands in their place that does nothing.
+    """
+
+    def __init__(self, run: Callable[..., None]) -> None:
+        self._run = run
+
+    def __call__(self, *arguments: Any) -> None:
+        self._run(*arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, str]]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class Recording(AbstractContextManager["Recording"]):
@@ -148,6 +158,8 @@ class Recording(AbstractContextManager["Recording"]):
         self._indices: dict[str, int] = {}
         self._lock = threading.Lock()
         self._thread = _Thread()
+        self._stacks = CallStacks()
+        self._questions = Questions()
         self._process = os.getpid()
         self._active = False
         self._failure: Exception | None = None
@@ -167,6 +179,7 @@ class Recording(AbstractContextManager["Recording"]):
         named = trees.to_json(self._take(dict(kwargs), "(given)/", "kwargs"))
         self._thread.contents.clear()
         self._given = GivenInputs(inputs, named, digest_json([inputs, named]))
+        self._tells_text(inputs, named)
         self._writer.describe(self._described())
 
     def next_step(
@@ -235,10 +248,12 @@ class Recording(AbstractContextManager["Recording"]):
     def _close(self, error: BaseException | None) -> None:
         self._active = False
         self._hooks.close()
+        running = [call for call in self._stacks.running() if call.number is not None]
+        self._stacks.clear()
         if os.getpid() != self._process:  # a forked child leaves the block: the file is not its own
             return
         self._finish_weights()
-        manifest = self._ending(error or self._failure)
+        manifest = self._ending(error or self._failure, running)
         try:
             ending = self._writer.close(manifest)
         except QvtraceError as trouble:
@@ -273,19 +288,22 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _beginning(self, modules: list[NamedModule]) -> Manifest:
         options = self._options
-        variant = options.variant or VariantInfo()
-        model = options.model or describe_model(self._model, weights=variant.name == "fp")
+        variant, questions = options.variant or VariantInfo(), self._questions
+        weights = variant.name == "fp"
+        model = options.model or describe_model(self._model, questions, weights=weights)
+        training = questions.ask("training mode", lambda: self._model.training) is True
+        environment = describe_environment(self._model, questions)
         return Manifest(
             qvtrace=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             complete=False,
             error=None,
             recorded_by=options.recorded_by,
-            model=replace(model, training=self._model.training),
+            model=replace(model, training=training),
             variant=variant,
             inputs=InputsInfo(source=options.source or {"kind": "given by the caller"}),
             contains=_contents(options),
-            environment={**describe_environment(self._model), **options.environment},
+            environment={**environment, **options.environment},
             settings={
                 "include": list(options.include),
                 "exclude": list(options.exclude),
@@ -346,7 +364,8 @@ class Recording(AbstractContextManager["Recording"]):
 
         def before(caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._is_ours(caller, module):
-                self._guarded(self._before, hooked, args, kwargs)
+                frame = calling_frame(sys._getframe(1))
+                self._guarded(self._before, hooked, frame, args, kwargs)
 
         def after(
             caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -358,11 +377,11 @@ class Recording(AbstractContextManager["Recording"]):
         with ExitStack() as hooks:
             # By their class: a scripted module hides the method, yet runs what it registers.
             pre = nn.Module.register_forward_pre_hook(
-                module, before, with_kwargs=True, prepend=True
+                module, _Hook(before), with_kwargs=True, prepend=True
             )
             hooks.callback(pre.remove)
             post = nn.Module.register_forward_hook(
-                module, after, with_kwargs=True, always_call=True
+                module, _Hook(after), with_kwargs=True, always_call=True
             )
             hooks.callback(post.remove)
             self._hooks.push(hooks.pop_all())
@@ -383,32 +402,60 @@ class Recording(AbstractContextManager["Recording"]):
             self._failure = error
         self._thread.overhead += time.perf_counter() - entered
 
-    def _before(self, hooked: HookedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        frames = self._thread.frames
-        if not frames:
-            with self._lock:
-                modules = walk_modules(self._model)
-                chosen = self._chosen(modules)
-                self._hook(modules, chosen)
-                self._read_qparams(modules, chosen)
+    def _before(
+        self,
+        hooked: HookedModule,
+        frame: FrameType,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._end_left(self._stacks.drop_left())
+        caller = self._stacks.caller_of(hooked.module)
+        if caller.is_root:
+            self._meet_modules()
         elif not hooked.calls:
-            self._note_bypass(hooked.module, frames)
+            self._note_bypass(hooked.module, caller.call)
         with self._lock:
             index = self._indices.get(hooked.module.name, 0)
             self._indices[hooked.module.name] = index + 1
             hooked.calls += 1
         place = f"{trees.key_name(hooked.module.name)}#{index}/"
-        is_root = not frames
-        taken = self._take_inputs(hooked, place, args, kwargs, is_root=is_root)
-        if is_root:
-            self._writer.add_root_call(_root_call(hooked.module.name, index, *taken))
-        number = self._begin_call(hooked, index, taken, args) if hooked.recorded else None
-        frame = _Frame(hooked, index, number, sys.exception())
-        frames.append(frame)
+        taken = self._take_inputs(hooked, place, args, kwargs, is_root=caller.is_root)
+        if caller.is_root:
+            self._add_root_call(_root_call(hooked.module.name, index, *taken))
+        call = OpenCall(hooked, index, None, caller.call, frame, Handled.now())
+        if hooked.recorded:
+            call.number = self._begin_call(call, taken, args)
+        self._stacks.push(call)
         if self._watch:
-            self._tell_before(frame, args, kwargs, taken)
-        frame.started = time.perf_counter()
-        frame.overhead = self._thread.overhead + frame.started - self._thread.entered
+            self._tell_before(call, args, kwargs, taken)
+        call.started = time.perf_counter()
+        call.overhead = self._thread.overhead + call.started - self._thread.entered
+
+    def _meet_modules(self) -> None:
+        """Put hooks on modules that were created since the last outermost call."""
+        with self._lock:
+            known = len(self._hooked)
+            modules = walk_modules(self._model)
+            chosen = self._chosen(modules)
+            self._hook(modules, chosen)
+            self._read_qparams(modules, chosen)
+            if len(self._hooked) > known:
+                entries = tuple(self._entry(module, calls=0) for module in modules)
+                self._writer.add_modules(entries)
+
+    def _add_root_call(self, call: RootCall) -> None:
+        if self._tells_text(call.inputs, call.kwargs):
+            self._writer.describe(self._described())
+        self._writer.add_root_call(call)
+
+    def _tells_text(self, *trees: Json) -> bool:
+        """Whether text is given away here first; the manifest then says that it is."""
+        contains = self._manifest.contains
+        if PROMPTS in contains or not any(map(_holds_text, trees)):
+            return False
+        self._manifest = replace(self._manifest, contains=(*contains, PROMPTS))
+        return True
 
     def _take_inputs(
         self,
@@ -428,21 +475,17 @@ class Recording(AbstractContextManager["Recording"]):
         )
 
     def _begin_call(
-        self,
-        hooked: HookedModule,
-        index: int,
-        taken: tuple[Node | None, Node | None],
-        args: tuple[Any, ...],
+        self, call: OpenCall, taken: tuple[Node | None, Node | None], args: tuple[Any, ...]
     ) -> int:
-        parent = next((f for f in reversed(self._thread.frames) if f.number is not None), None)
+        parent = call.recorded_parent
         return self._writer.begin_call(
             {
-                "module": hooked.module.name,
-                "index": index,
+                "module": call.hooked.module.name,
+                "index": call.index,
                 "sample": self.sample,
                 "step": self.step,
                 "parent": None if parent is None else [parent.hooked.module.name, parent.index],
-                "parameters": _parameters(hooked, len(args)),
+                "parameters": _parameters(call.hooked, len(args)),
                 "inputs": _json(taken[0]) if self._options.inputs else None,
                 "kwargs": _json(taken[1]) if self._options.kwargs else None,
             }
@@ -456,38 +499,45 @@ class Recording(AbstractContextManager["Recording"]):
         output: object,
     ) -> None:
         now = time.perf_counter()
-        frame = self._pop(hooked)
-        if frame is None:
+        popped = self._stacks.pop(hooked)
+        self._end_left(popped[:-1])
+        if not popped:
             return
-        raised = sys.exception()
-        error = None
-        if raised is not None and raised is not frame.exception_before:
-            error = _described(raised)
+        call = popped[-1]
+        raised = call.handled.raised_since(output)
+        error = None if raised is None else _described(raised)
         node = None
-        if frame.number is not None:
+        if call.number is not None:
             if error is None:
-                place = f"{trees.key_name(hooked.module.name)}#{frame.index}/"
+                place = f"{trees.key_name(hooked.module.name)}#{call.index}/"
                 node = self._take(output, place, "output")
-            seconds = now - frame.started - (self._thread.overhead - frame.overhead)
-            self._end_call(frame.number, _json(node), seconds, error)
+            seconds = now - call.started - (self._thread.overhead - call.overhead)
+            self._end_call(call.number, _json(node), seconds, error)
             self._show_progress()
-        if frame.observed is not None:
-            frame.observed.inputs, frame.observed.kwargs = args, kwargs
-            self._tell_after(frame.observed, output, node, error)
+        if call.observed is not None:
+            call.observed.inputs, call.observed.kwargs = args, kwargs
+            self._tell_after(call.observed, output, node, error)
+
+    def _end_left(self, calls: list[OpenCall]) -> None:
+        for call in calls:
+            if call.number is not None:
+                self._end_call(call.number, None, None, DID_NOT_RETURN)
+            if call.observed is not None:
+                self._tell_after(call.observed, None, None, DID_NOT_RETURN)
 
     def _tell_before(
         self,
-        frame: _Frame,
+        call: OpenCall,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         taken: tuple[Node | None, Node | None],
     ) -> None:
-        module, is_recorded = frame.hooked.module, frame.number is not None
-        frame.observed = ObservedCall(
+        module, is_recorded = call.hooked.module, call.number is not None
+        call.observed = ObservedCall(
             module.module,
             module.name,
             tuple(module.aliases),
-            frame.index,
+            call.index,
             args,
             kwargs,
             is_recorded=is_recorded,
@@ -498,7 +548,7 @@ class Recording(AbstractContextManager["Recording"]):
             },
             contents=self._thread.contents,
         )
-        self._watch.before(frame.observed)
+        self._watch.before(call.observed)
         self._thread.contents.clear()
 
     def _tell_after(
@@ -509,18 +559,6 @@ class Recording(AbstractContextManager["Recording"]):
         observed.contents = self._thread.contents
         self._watch.after(observed)
         self._thread.contents.clear()
-
-    def _pop(self, hooked: HookedModule) -> _Frame | None:
-        """The frame of the call that returns; calls above it were left by Ctrl-C and the like."""
-        frames = self._thread.frames
-        if not any(frame.hooked is hooked for frame in frames):
-            return None
-        while (frame := frames.pop()).hooked is not hooked:
-            if frame.number is not None:
-                self._end_call(frame.number, None, None, "did not return")
-            if frame.observed is not None:
-                self._tell_after(frame.observed, None, None, "did not return")
-        return frame
 
     def _end_call(
         self, number: int, output: Json | None, seconds: float | None, error: str | None
@@ -543,12 +581,15 @@ class Recording(AbstractContextManager["Recording"]):
             self._thread.contents[digest] = tensor
         return digest
 
-    def _note_bypass(self, module: NamedModule, frames: list[_Frame]) -> None:
+    def _note_bypass(self, module: NamedModule, caller: OpenCall | None) -> None:
         """A module is called below a running one, but what lies between them is not running."""
-        running = {id(frame.hooked.module) for frame in frames}
+        running = set()
+        while caller is not None:
+            running.add(id(caller.hooked.module.module))
+            caller = caller.parent
         between = []
         above = module.parent
-        while above is not None and id(above) not in running:
+        while above is not None and id(above.module) not in running:
             between.append(above.name)
             above = above.parent
         if above is not None:
@@ -563,7 +604,7 @@ class Recording(AbstractContextManager["Recording"]):
         done = sum(hooked.calls > 0 for hooked in self._hooked.values())
         progress(Progress(done, len(self._hooked), self._writer.distinct_bytes))
 
-    def _ending(self, error: BaseException | None) -> Manifest:
+    def _ending(self, error: BaseException | None, running: list[OpenCall]) -> Manifest:
         modules = walk_modules(self._model)
         reasons = skip_reasons(modules, self._hooked, self._bypassed)
         calls = {key: hooked.calls for key, hooked in self._hooked.items()}
@@ -580,9 +621,11 @@ class Recording(AbstractContextManager["Recording"]):
                 reasons=reasons,
                 opaque=dict(sorted(self._snapshots.opaque.items())),
                 warnings=(
+                    *self._questions.warnings,
                     *skip_warnings(reasons, recorded),
                     *self._qparams.warnings(),
                     *self._weights.warnings(),
+                    *(_still_running(running) if error is None else ()),
                 ),
             ),
         )
@@ -674,7 +717,7 @@ def _interrupts_put_off() -> Iterator[list[int]]:
 def _ranked(path: Path | None) -> Path | None:
     """Under torch.distributed each process writes its own file."""
     place = process_place()
-    if path is None or place is None:
+    if path is None or place is None or not path.name:
         return path
     rank, size = place
     return path.with_name(f"{path.stem}.rank{rank}-of-{size}{path.suffix}")
@@ -691,16 +734,33 @@ def _entry(module: NamedModule) -> ModuleEntry:
     )
 
 
+def _still_running(calls: list[OpenCall]) -> Iterator[str]:
+    if calls:
+        first = f"{shown(calls[0].hooked.module.name)}#{calls[0].index}"
+        yield (
+            f"{len(calls)} call{'s' * (len(calls) > 1)} had not returned when the recording ended, "
+            f"first {first}: another thread was still running the model; wait for it before "
+            "leaving the block"
+        )
+
+
 def _contents(options: RecordOptions) -> tuple[str, ...]:
     """What the file gives away."""
     contents = ["inputs", "elements"]
     if options.source.get("prompt") is not None:
-        contents.append("prompts")
+        contents.append(PROMPTS)
     if options.model is not None and options.model.name is not None:
         contents.append("paths")
     if options.weights:
         contents.append("weights")
     return tuple(contents)
+
+
+def _holds_text(tree: Json) -> bool:
+    """Whether a text that says something is in what a model was given: it may be a prompt."""
+    if "items" in tree:
+        return any(_holds_text(child) for _, child in tree["items"])
+    return tree.get("class") == "str" and bool(str(tree.get("value")).strip())
 
 
 def _root_call(module: str, index: int, inputs: Node | None, kwargs: Node | None) -> RootCall:
@@ -725,10 +785,4 @@ def _parameters(hooked: HookedModule, count: int) -> list[str | None]:
 def _described(error: BaseException) -> str:
     if isinstance(error, QvtraceError) and error.__cause__ is not None:
         error = error.__cause__  # what the model raised, without advice for a terminal
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # an exception of the user's
-        lines = []
-    if not lines:
-        return type(error).__name__
-    return f"{type(error).__name__}: {without_secrets(lines[0])[:200]}"
+    return error_text(error)

@@ -1,4 +1,4 @@
-"""Keeps tokens out of files and messages."""
+"""Keeps tokens out of files and messages, and tells an exception of the user's in one line."""
 
 import os
 import re
@@ -13,3 +13,13 @@ def without_secrets(text: str, *secrets: str | None) -> str:
         if secret:
             text = text.replace(secret, "[token]")
     return _SECRET.sub("[token]", text)
+
+
+def error_text(error: BaseException) -> str:
+    """Type and first line of an exception, whatever it is, without tokens: `ValueError: boom`."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # an exception of the user's
+        lines = []
+    name = type(error).__name__
+    return f"{name}: {without_secrets(lines[0])[:200]}" if lines else name

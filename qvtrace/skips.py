@@ -101,4 +101,5 @@ class _Evidence:
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters(recurse=False))
+    """As they are registered: a method of the user's that lists them may raise."""
+    return [weight for weight in module._parameters.values() if weight is not None]

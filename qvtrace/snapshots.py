@@ -5,6 +5,7 @@ What a tree says was true when it was made: in-place work that follows cannot ch
 
 import dataclasses
 import enum
+import re
 import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,14 +37,32 @@ from qvtrace.trees import (
     path_component,
 )
 
-MAX_ITEMS = 10_000  # of one container; more would be data, not structure
+# More would be data, not structure.
+MAX_ITEMS = 10_000  # of one container
+MAX_VALUES = 20_000  # of one value; a list within itself twice, again and again, doubles each time
 
 Store = Callable[[torch.Tensor, Tensor], str]
 
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, complex)
 _SCALES = ("scale", "_scale", "scales")
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _ZERO_POINTS = ("zero_point", "_zero_point", "_zeropoint", "_shift", "zero_points")
+
+
+@dataclasses.dataclass
+class _Taking:
+    """One snapshot that is being taken."""
+
+    place: str
+    values: int = 0  # met so far
+
+
+class _StoreFailedError(Exception):
+    """What the store raised: a value of the user's may raise the same, and is none of its."""
+
+    def __init__(self, error: OSError | ArchiveError) -> None:
+        self.error = error
 
 
 class Snapshots:
@@ -68,34 +87,40 @@ class Snapshots:
         Raises only what the store raises as `OSError` or `ArchiveError`: anything else that goes
         wrong with a value makes it an opaque leaf.
         """
-        return self._node(value, place, path, ())
-
-    def _node(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
         try:
-            return self._known(value, place, path, above)
-        except (OSError, ArchiveError):
+            return self._node(value, _Taking(place), path, ())
+        except _StoreFailedError as failure:
+            raise failure.error from None
+
+    def _node(self, value: object, taking: "_Taking", path: str, above: tuple[int, ...]) -> Node:
+        taking.values += 1
+        if taking.values > MAX_VALUES:
+            return self._opaque(value, f"beyond the first {MAX_VALUES} values")
+        try:
+            return self._known(value, taking, path, above)
+        except _StoreFailedError:
             raise
         except Exception as error:  # a class of the user's whose methods raise
             return self._opaque(value, _described_error(error))
 
-    def _known(self, value: object, place: str, path: str, above: tuple[int, ...]) -> Node:
+    def _known(self, value: object, taking: "_Taking", path: str, above: tuple[int, ...]) -> Node:
         if isinstance(value, torch.Tensor):
-            return self._tensor(value, place + path)
+            return self._tensor(value, taking.place + path)
         if isinstance(value, _Held):
-            return self._held(value, place + path)
+            return self._held(value, taking.place + path)
         if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
             return _plain_value(value)
         if isinstance(value, _BY_REPR):
             return ValueLeaf(repr(value), type(value).__name__)
         if isinstance(value, np.ndarray):
-            return self._array(value, place + path)
+            return self._array(value, taking.place + path)
         described = self._described(value)
         if described is None:
             return self._opaque(value, None)
         if id(value) in above or len(above) >= MAX_DEPTH:
             return self._opaque(value, "contains itself, or nests too deeply")
         kind, items, length = described
-        return self._container(value, kind, items, length, place, path, above)
+        return self._container(value, kind, items, length, taking, path, above)
 
     def _container(
         self,
@@ -103,7 +128,7 @@ class Snapshots:
         kind: ContainerKind,
         items: list[tuple[object, object]],
         length: int | None,
-        place: str,
+        taking: "_Taking",
         path: str,
         above: tuple[int, ...],
     ) -> Node:
@@ -115,7 +140,7 @@ class Snapshots:
             while component in nodes:  # two keys with one repr
                 component += "'"
             nodes[component] = self._node(
-                child, place, join_path(path, component), (*above, id(value))
+                child, taking, join_path(path, component), (*above, id(value))
             )
         number = self._number(value) if kind == "cache" and nodes else None
         return Container(kind, type(value).__name__, tuple(nodes.items()), length, number)
@@ -174,7 +199,7 @@ class Snapshots:
                 return self._leaf(tensor.detach(), key, None)
             with torch.no_grad():
                 return self._plain_leaf(tensor, key)
-        except (OSError, ArchiveError):
+        except _StoreFailedError:
             raise
         except MemoryError:
             return self._opaque(tensor, "no memory for a copy")
@@ -189,7 +214,7 @@ class Snapshots:
         dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
         stored = _storable(tensor)
         stored_dtype, stored_shape = _stored_form(stored)
-        digest = self._store(stored, Tensor(key, stored_dtype, stored_shape))
+        digest = self._stored(stored, Tensor(key, stored_dtype, stored_shape))
         return TensorLeaf(
             dtype,
             shape,
@@ -198,6 +223,12 @@ class Snapshots:
             stored_shape if stored_shape != shape else None,
             original,
         )
+
+    def _stored(self, tensor: torch.Tensor, described: Tensor) -> str:
+        try:
+            return self._store(tensor, described)
+        except (OSError, ArchiveError) as error:
+            raise _StoreFailedError(error) from error
 
     def _plain_leaf(self, tensor: torch.Tensor, key: str) -> Leaf:
         plain, original = self._plain(tensor, key)
@@ -433,4 +464,5 @@ def _described_error(error: Exception) -> str:
         lines = str(error).splitlines()
     except Exception:  # an exception of the user's
         lines = []
-    return lines[0][:120] if lines else type(error).__name__
+    # An address would make two equal runs differ.
+    return _ADDRESS.sub("0x...", lines[0])[:120] if lines else type(error).__name__

@@ -8,6 +8,7 @@ type's name.
 
 import math
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -130,17 +131,29 @@ def path_component(key: object) -> str:
 
     `.`, `/`, `#` and `\\` are escaped with `\\`; a key that is no string is written `[repr]`, and a
     string that would look like one has its bracket escaped, so that no two places share a path.
+    Two processes write the same: a `repr` with an address in it is the name of the class instead.
     """
     if isinstance(key, str):
         escaped = escape_name(key.translate(_SPECIAL))
         return "\\" + escaped if escaped.startswith("[") else escaped
+    return f"[{escape_name(_stable_repr(key).translate(_SPECIAL))}]"
+
+
+def _stable_repr(key: object) -> str:
+    """The `repr` of `key` as every process writes it: a set in order, no address in memory."""
     try:
+        if type(key) is tuple:
+            items = [_stable_repr(item) for item in key]
+            return f"({', '.join(items)}{',' * (len(items) == 1)})"
+        if isinstance(key, AbstractSet):
+            return f"{type(key).__name__}({{{', '.join(sorted(map(_stable_repr, key)))}}})"
         text = repr(key)
+        address = id(key)
+        if " at 0x" in text or f"{address:x}" in text.lower() or str(address) in text:
+            return type(key).__name__
     except Exception:  # a class of the user's
-        text = type(key).__name__
-    if " at 0x" in text:  # the default repr: an address would differ from run to run
-        text = type(key).__name__
-    return f"[{escape_name(text.translate(_SPECIAL))}]"
+        return type(key).__name__
+    return text
 
 
 def escape_name(text: str) -> str:

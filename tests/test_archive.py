@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import qvtrace
-from qvtrace.archive import Archive
+from qvtrace.archive import Archive, recover
 from qvtrace.archive.layout import LENGTH, MANIFEST_KEY, reserve_for
 from qvtrace.errors import ArchiveError, ExistingFileError
 from qvtrace.recorder import record
@@ -479,3 +480,38 @@ def test_an_archive_of_format_1_stays_readable() -> None:
             "[1]",
             "note",
         ]
+
+
+@pytest.mark.parametrize(
+    ("given", "gives_away"),
+    [
+        ({"prompt": "Describe the image."}, True),
+        ({"batch": [{"text": ["Hi"]}]}, True),
+        ({"return_dict": True, "text": ""}, False),
+        ({"ids": [1, 2]}, False),
+    ],
+    ids=repr,
+)
+def test_text_that_the_model_is_given_is_among_what_the_file_gives_away(
+    file: Path, given: Any, gives_away: bool
+) -> None:
+    class Reading(nn.Module):
+        def forward(self, hidden: Tensor, **texts: Any) -> Tensor:
+            return hidden
+
+    archive = recorded(Reading(), file, torch.ones(1), **given)
+
+    assert ("prompts" in archive.manifest.contains) == gives_away
+
+
+def test_text_is_told_of_though_the_recording_was_killed(tmp_path: Path) -> None:
+    model = Returning()
+    with record(model, tmp_path / "running.st"):
+        model("Describe the image.")
+        partial = tmp_path / "fp.st.partial"
+        for end in ("", ".journal"):
+            shutil.copy(tmp_path / f"running.st.partial{end}", f"{partial}{end}")
+    recover(partial)
+
+    with Archive.open(partial) as archive:
+        assert "prompts" in archive.manifest.contains

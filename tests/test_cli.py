@@ -472,6 +472,85 @@ def test_a_killed_recording_can_be_recovered(folder):
     assert "0 Linear" in run("show", "t/fp.st.partial").stdout
 
 
+def test_recovery_says_that_the_journal_is_damaged(folder):
+    arguments = ["record", "-m", "functions.py:sleeping", "-o", "fp.st.killed"]
+    with command(*arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"sleeping\n"
+        process.send_signal(signal.SIGKILL)
+    journal = Path("fp.st.killed.partial.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[-2] = lines[-2].replace(b"Tensor", b"Sensor").replace(b"module", b"modula")
+    lines[-2] = lines[-2].replace(b"tensor", b"sensor").replace(b"dtype", b"dtypo")
+    journal.write_bytes(b"".join(lines))
+
+    result = run("recover", "fp.st.killed.partial")
+
+    assert result.exit_code == 0
+    number = len(lines) - 1
+    assert f"line {number} of its journal is damaged: 2 lines of it could not" in result.stderr
+    assert f"line {number} of its journal was damaged" in run("show", "fp.st.killed.partial").stdout
+
+
+@pytest.mark.parametrize("name", [".", "..", "there", "there/", ""])
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+def test_record_refuses_a_folder_before_it_loads_a_model(folder, name, force):
+    Path("there").mkdir()
+
+    result = run("record", "--model", "nothing.py:nowhere", "-o", name, *force)
+
+    assert_one_line_error(result, "--output ", "is a folder; name a file in it")
+    assert not list(Path("there").iterdir())
+
+
+@pytest.mark.parametrize("side", ["fp.st", "quant.st"])
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symlink", "hard"])
+def test_diff_refuses_to_write_its_report_over_what_it_compares(folder, side, link):
+    output = side
+    if link is not None:
+        output = "report.txt"
+        link(side, output)
+    elif side == "fp.st":  # a name that no archive has by itself
+        output = side = "fp.txt"
+        Path("fp.st").rename(side)
+    sides = [side, "quant.st"] if side != "quant.st" else ["fp.st", side]
+    before = Path(side).read_bytes()
+
+    result = run("diff", *sides, "-o", output)
+
+    assert_one_line_error(result, f"--output {output}: is ", "choose another name")
+    assert Path(side).read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symlink", "hard"])
+def test_a_recording_like_an_archive_does_not_overwrite_it(folder, link):
+    assert record("-o", "keep.st").exit_code == 0
+    before = Path("keep.st").read_bytes()
+    if link is not None:
+        link("keep.st", "other.st")
+    output = "keep.st" if link is None else "other.st"
+
+    result = record("--like", "keep.st", "-o", output, "--force")
+
+    assert_one_line_error(result, f"--output {output}: is keep.st, which --like names")
+    assert Path("keep.st").read_bytes() == before
+    assert record("--like", "keep.st", "-o", output, "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize("variant", ["fp", "quant"])
+def test_run_does_not_overwrite_what_it_is_to_be_like(folder, variant):
+    Path("traces").mkdir()
+    like = f"traces/{variant}.st"
+    assert record("-o", like).exit_code == 0
+    before = Path(like).read_bytes()
+
+    result = run("run", "-m", "functions.py:sequential", "--like", like, "--force")
+
+    assert_one_line_error(result, f"--output {like}: is {like}, which --like names")
+    assert Path(like).read_bytes() == before
+    assert [path.name for path in Path("traces").glob("*.st")] == [f"{variant}.st"]
+
+
 def test_a_reader_that_stops_early_gets_no_complaint(folder):
     with command(
         "show", "fp.st", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.comparison import Comparison, Row, diff
+from qvtrace.comparison import Comparison, Place, Row, diff
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import DamagedArchiveError, MissingArchiveError, UsageError
 from qvtrace.manifest import VariantInfo
@@ -44,6 +44,17 @@ class Block(nn.Module):
         if mask is not None:
             hidden = hidden * mask
         return self.down(torch.relu(self.up(hidden)))
+
+
+class Raising(nn.Module):
+    """Raises what it is told to."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise self.error
 
 
 class Returning(nn.Module):
@@ -660,3 +671,165 @@ def test_every_row_says_why_a_metric_is_undefined(recorded):
         metrics = {name: getattr(row.metrics, name) for name in row.metrics.__dataclass_fields__}
         assert {name for name, value in metrics.items() if value is None} == set(row.undefined)
         json.dumps(metrics, allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128], ids=str)
+def test_complex_numbers_are_compared_as_pairs_of_reals(recorded, dtype):
+    comparison = compare_outputs(
+        recorded,
+        lambda x: torch.tensor([[1 + 2j, 3 - 1j]]).to(dtype),
+        lambda x: torch.tensor([[1 + 2j, 3 - 1.5j]]).to(dtype),
+    )
+
+    (row,) = comparison.rows
+    assert (row.status, row.shape) == ("ok", ((1, 2), (1, 2)))
+    assert row.metrics.max_abs_error == 0.5
+    assert row.metrics.peir == pytest.approx(0.5 / 4)
+    assert row.peak.index == (0, 1)
+    assert (row.peak.reference, row.peak.candidate) == (-1.0, -1.5)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_complex_numbers_of_two_dtypes_are_compared(recorded):
+    comparison = compare_outputs(
+        recorded,
+        lambda x: torch.full((2,), 1 + 2j, dtype=torch.complex32),
+        lambda x: torch.full((2,), 1 + 2.5j, dtype=torch.complex64),
+    )
+
+    (row,) = comparison.rows
+    assert (row.status, row.dtype) == ("ok", ("complex32", "complex64"))
+    assert row.metrics.max_abs_error == 0.5
+
+
+class Trying(nn.Module):
+    """Tries a way that may fail, and takes another one then."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.risky = Raising(error) if error is not None else nn.Identity()
+        self.safe = nn.Identity()
+
+    def forward(self, hidden):
+        try:
+            self.risky(hidden)
+        except Exception:
+            return self.safe(hidden)
+        return self.safe(hidden)
+
+
+SECRET = "cannot read 'my prompt'"
+
+
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_a_module_that_raised_on_one_side_only_is_said_to_have(recorded, side):
+    files = [
+        recorded("fp.st", Trying(None), hidden()),
+        recorded("quant.st", Trying(ValueError(SECRET)), hidden()),
+    ]
+
+    comparison = diff(*(files if side == "candidate" else files[::-1]))
+
+    coverage = comparison.coverage
+    raised = f"1 call without an output in the {side} only, first risky (raised ValueError)"
+    assert raised in comparison.verdict.text
+    listed = coverage.only_in_reference if side == "candidate" else coverage.only_in_candidate
+    assert listed == (Place("risky", 0, "output"),)
+    (warning,) = getattr(comparison, side).warnings
+    assert warning == "1 call raised or did not return, first risky#0 (raised ValueError)"
+    assert SECRET not in repr((comparison, comparison.rows))
+
+
+def test_a_module_that_raised_on_both_sides_is_counted_and_named(recorded):
+    files = [recorded(name, Trying(ValueError(SECRET)), hidden()) for name in ("fp.st", "q.st")]
+
+    comparison = diff(*files)
+
+    row = row_of(comparison, "risky")
+    assert (row.status, row.reason) == ("opaque", "raised ValueError on both sides")
+    assert comparison.coverage.not_comparable == 1
+    raised = "1 call without an output on both sides, first risky (raised ValueError)"
+    assert f"{raised}; 2 of 3 modules compared" in comparison.verdict.text
+    assert len(comparison.reference.warnings) == len(comparison.candidate.warnings) == 1
+
+
+def test_what_was_raised_on_both_sides_may_differ(recorded):
+    files = [
+        recorded("fp.st", Trying(KeyError(1)), hidden()),
+        recorded("quant.st", Trying(ValueError(SECRET)), hidden()),
+    ]
+
+    row = row_of(diff(*files), "risky")
+
+    reason = "raised KeyError in the reference, raised ValueError in the candidate"
+    assert (row.status, row.reason) == ("structure", reason)
+
+
+def test_a_mask_that_only_the_candidate_has_is_no_worst_place(recorded):
+    def masked(x):
+        x = x.clone()
+        x[0, 1, 2] = torch.finfo(x.dtype).min
+        return x
+
+    comparison = compare_outputs(
+        recorded,
+        lambda x: (x, x),
+        lambda x: (masked(x), x * 1.01),
+    )
+
+    masking, plain = comparison.rows
+    assert masking.status == "nonfinite"
+    assert masking.nonfinite.sentinel_mismatches == 1
+    assert masking.peaks_at_mask
+    assert not plain.peaks_at_mask
+    assert f"worst: (root) output.1, PEIR {plain.metrics.peir:.3g}" in comparison.verdict.text
+    assert "masks differ, first in (root) output.0, in 1 row" in comparison.verdict.text
+
+
+def test_elements_of_lists_of_numbers_are_not_shown(recorded):
+    class Counting(nn.Module):
+        def forward(self, hidden, ids, size=None):
+            return hidden
+
+    files = [
+        recorded(f"{name}.st", Counting(), hidden(), kwargs={"ids": ids, "size": 3 + ids[0][0]})
+        for name, ids in (("fp", [[70431, 5]]), ("quant", [[80944, 5]]))
+    ]
+
+    comparison = diff(*files, path="all")
+
+    row, size = row_of(comparison, "", "kwargs.ids.0.0"), row_of(comparison, "", "kwargs.size")
+    assert (row.status, row.reason, row.peak) == ("mismatch", "an element differs", None)
+    assert row.metrics.max_abs_error == 10513
+    assert (size.reason, size.peak.candidate) == ("70434 against 80947", 80947)
+
+
+def test_the_same_weights_and_inputs_in_another_dtype_are_told_as_such(recorded):
+    model = network()
+    reference = recorded("fp32.st", model, hidden(), variant="fp")
+    candidate = recorded("bf16.st", model.bfloat16(), hidden().bfloat16(), variant="fp")
+
+    comparison = diff(reference, candidate)
+
+    assert not comparison.comparable.ok
+    inputs, weights = comparison.comparable.differences[:2]
+    assert inputs == (
+        "inputs differ in call 0 of (root): inputs.0 (the same numbers, as float32 and as bfloat16)"
+    )
+    assert weights.startswith("float weights differ: digest ")
+    assert weights.endswith(
+        " (as they must, float32 against bfloat16; whether they are the same but for rounding is "
+        "not known)"
+    )
+    assert comparison.coverage.compared == 8
+
+
+def test_other_inputs_in_another_dtype_are_not_told_to_be_the_same(recorded):
+    model = network()
+    reference = recorded("fp32.st", model, hidden())
+    candidate = recorded("bf16.st", model.bfloat16(), (hidden() + 1).bfloat16())
+
+    (inputs, *_) = diff(reference, candidate).comparable.differences
+
+    assert inputs == "inputs differ in call 0 of (root): inputs.0 (float32 against bfloat16)"

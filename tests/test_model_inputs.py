@@ -11,6 +11,7 @@ import pytest
 import torch
 from model_fixtures import TOY, change_config, prepare_like, record, save
 from PIL import Image
+from recordings import quantized
 from safetensors.torch import save_file
 
 from qvtrace.archive import Archive
@@ -435,3 +436,80 @@ def test_an_input_that_was_not_stored_is_named(
 ) -> None:
     with pytest.raises(UsageError, match=r"kwargs\.thing was a .*; give the inputs with --inputs"):
         rebuilt(thing=threading.Lock())
+
+
+class Passing(torch.nn.Module):
+    """Returns what it is given."""
+
+    def forward(self, value: object) -> object:
+        return value
+
+
+LAYOUTS = {
+    "coo": lambda: torch.eye(3).to_sparse(),
+    "csr": lambda: torch.eye(3).to_sparse_csr(),
+    "csc": lambda: torch.eye(3).to_sparse_csc(),
+}
+PACKED = {
+    "float4": torch.float4_e2m1fn_x2,
+    "uint4": torch.uint4,
+    "float8": torch.float8_e4m3fn,
+}
+
+
+def built_again(file: Path, given: torch.Tensor) -> torch.Tensor:
+    with record_model(model := Passing(), file):
+        model(given)
+    with Archive.open(file) as archive:
+        (tensor,) = rebuild_inputs(archive).args
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sparse_input_is_sparse_again(tmp_path: Path, layout: str) -> None:
+    given = LAYOUTS[layout]()
+
+    tensor = built_again(tmp_path / "fp.st", given)
+
+    assert tensor.layout is given.layout
+    assert torch.equal(tensor.to_dense(), given.to_dense())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR")
+def test_a_sparse_input_of_blocks_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--like .*inputs\.0 was a sparse_bsr, which cannot be"):
+        built_again(tmp_path / "fp.st", torch.eye(4).to_sparse_bsr((2, 2)))
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+def test_an_input_of_packed_elements_is_the_same_again(tmp_path: Path, dtype: str) -> None:
+    given = torch.arange(16, dtype=torch.uint8).view(PACKED[dtype]).reshape(2, 8)
+
+    tensor = built_again(tmp_path / "fp.st", given)
+
+    assert (tensor.dtype, tensor.shape) == (given.dtype, given.shape)
+    assert torch.equal(tensor.view(torch.uint8), given.view(torch.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_a_complex32_input_is_the_same_again(tmp_path: Path) -> None:
+    given = torch.full((2, 3), 0.5 - 2j, dtype=torch.complex32)
+
+    tensor = built_again(tmp_path / "fp.st", given)
+
+    assert tensor.dtype is torch.complex32
+    assert torch.equal(torch.view_as_real(tensor), torch.view_as_real(given))
+
+
+def test_an_input_that_was_quantized_is_told_to_be_given_as_plain_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "fp.st"
+    with record_model(model := Passing(), file):
+        model(quantized(torch.ones(3), 0.5, 0))
+
+    with Archive.open(file) as archive:
+        sample = rebuild_inputs(archive)
+
+    assert sample.warnings == ("inputs.0 was a quint8; it is given as plain numbers",)
+    assert sample.args[0].tolist() == [1, 1, 1]

@@ -1,5 +1,6 @@
 """A recorded model does not notice it, whatever it does and whatever others did to it."""
 
+import contextlib
 import copy
 import os
 import signal
@@ -30,7 +31,7 @@ from recordings import (
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive, ArchiveWriter, writer
-from qvtrace.errors import ExistingFileError, RecordingError, UsageError
+from qvtrace.errors import ArchiveError, ExistingFileError, RecordingError, UsageError
 from qvtrace.recorder import record
 from qvtrace.skips import BYPASSED, UNCALLED_WEIGHTS
 from qvtrace.trees import OpaqueLeaf
@@ -588,3 +589,177 @@ def test_ctrl_c_while_the_archive_is_closed_waits_until_it_is_whole(
 
     with Archive.open(file) as archive:
         assert archive.manifest.complete
+
+
+class Moody(Mlp):
+    """Raises at one thing that it is asked for."""
+
+    mood = ""
+
+    @property
+    def config(self) -> Any:
+        if self.mood == "config":
+            raise RuntimeError("no configuration today")
+        if self.mood == "to_dict":
+            return Config()
+        raise AttributeError("config")
+
+    def state_dict(self, *arguments: Any, **keywords: Any) -> Any:
+        if self.mood == "state_dict":
+            raise KeyError("weights")
+        return super().state_dict(*arguments, **keywords)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        if self.mood == "parameters":
+            raise OSError("disk gone")
+        return super().parameters(recurse)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.mood == "__getattr__" and name not in ("up", "act", "down"):
+            raise ZeroDivisionError(name)
+        return super().__getattr__(name)
+
+
+class Config:
+    def to_dict(self) -> Any:
+        raise LookupError("half a configuration")
+
+
+@pytest.mark.parametrize(
+    ("mood", "warnings"),
+    [
+        (
+            "config",
+            (
+                "configuration unknown: the model raised RuntimeError: no configuration today",
+                "attention implementation unknown: the model raised RuntimeError: no configuration "
+                "today",
+            ),
+        ),
+        (
+            "to_dict",
+            ("configuration unknown: the model raised LookupError: half a configuration",),
+        ),
+        ("state_dict", ("float weights unknown: the model raised KeyError: 'weights'",)),
+        (
+            "parameters",
+            (
+                "dtype unknown: the model raised OSError: disk gone",
+                "device unknown: the model raised OSError: disk gone",
+            ),
+        ),
+        (
+            "__getattr__",
+            (
+                "configuration unknown: the model raised ZeroDivisionError: config",
+                "attention implementation unknown: the model raised ZeroDivisionError: config",
+            ),
+        ),
+    ],
+)
+def test_a_model_that_raises_when_it_is_asked_about_itself_is_recorded_all_the_same(
+    file: Path, mood: str, warnings: tuple[str, ...]
+) -> None:
+    model = seeded(Moody)
+    model.mood = mood
+
+    with record(model, file, variant="fp") as recording, torch.no_grad():
+        model(torch.ones(1, 4))
+
+    assert recording.report is not None
+    assert recording.report.warnings == warnings
+    with Archive.open(file) as archive:
+        assert modules_of(archive) == ["up", "act", "down", ""]
+        assert archive.manifest.skipped.warnings == warnings
+        assert archive.manifest.complete
+        known = archive.manifest.model
+        assert (known.weights_digest is None) == (mood == "state_dict")
+        assert (known.dtype is None) == (mood == "parameters")
+
+
+def test_a_value_that_raises_what_a_full_disk_raises_does_not_end_the_recording(file: Path) -> None:
+    class Gone(Mapping[str, Tensor]):
+        def __getitem__(self, key: str) -> Tensor:
+            raise OSError(28, "No space left on device")
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["a"])
+
+        def __len__(self) -> int:
+            return 1
+
+    archive = recorded(Returning(), file, [Gone(), torch.ones(1)])
+
+    assert archive.manifest.complete
+    value, tensor = container(tree_of(archive, "")).items
+    assert value[1] == OpaqueLeaf("Gone", "[Errno 28] No space left on device")
+    assert tensors_of(archive, "")["output.1"].tolist() == [1]
+    assert tensor[0] == "1"
+
+
+def test_copies_and_pickles_of_a_recorded_model_neither_fail_nor_record(
+    file: Path, tmp_path: Path
+) -> None:
+    model, given = seeded(Mlp), torch.ones(1, 4)
+    with record(model, file), torch.no_grad():
+        expected = model(given)
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+
+    for again in (copied, loaded):
+        with torch.no_grad():
+            assert torch.equal(again(given), expected)
+        with pytest.raises(RuntimeError, match="shapes"):
+            again(torch.ones(1, 3))
+        for module in again.modules():
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                assert hook.__module__ == "contextlib"
+    archive = recorded(loaded, tmp_path / "again.st", given)
+    assert modules_of(archive) == ["up", "act", "down", ""]
+    assert len(Archive.open(file).manifest.calls) == 4
+
+
+@pytest.mark.parametrize("ending", ["whole", "raised"])
+def test_a_relative_name_is_of_the_folder_where_the_block_was_entered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model = Adding(1) if ending == "whole" else Raising(ValueError("boom"))
+
+    recording = record(model, "sub/fp.st")
+    with contextlib.suppress(ValueError), recording:
+        os.chdir(tmp_path / "there")
+        model(torch.zeros(1))
+
+    assert not list((tmp_path / "there").iterdir())
+    left = sorted(path.name for path in (tmp_path / "here" / "sub").iterdir())
+    whole = ending == "whole"
+    assert left == (["fp.manifest.json", "fp.st"] if whole else ["fp.st.partial"])
+    assert recording.report is not None
+    assert recording.report.file == Path("sub/fp.st" if whole else "sub/fp.st.partial")
+    with Archive.open(tmp_path / "here" / "sub" / left[-1]) as archive:
+        assert len(archive.manifest.calls) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["folder.st", ".", "", "folder.st/.."])
+def test_a_folder_is_refused_when_the_block_is_entered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
+) -> None:
+    (tmp_path / "folder.st").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = Mlp()
+
+    with (
+        pytest.raises(ArchiveError, match=r": is a folder; name a file in it, such as .*fp\.st$"),
+        record(model, name, overwrite=overwrite),
+    ):
+        pass
+
+    assert hooks_on(model) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.st"]
+    assert not list((tmp_path / "folder.st").iterdir())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qvtrace.archive import Archive, recover
 from qvtrace.archive import ending as ending_module
 from qvtrace.archive.ending import LOST
-from qvtrace.archive.journal import read_journal
+from qvtrace.archive.journal import journal_line, read_journal
 from qvtrace.errors import (
     ArchiveError,
     DamagedArchiveError,
@@ -249,28 +249,92 @@ def test_a_file_that_holds_nothing_of_what_its_journal_says_is_left_as_it_is(
 @pytest.mark.parametrize(
     "line",
     [
-        b"no line of ours\n",
-        b"X {}\n",
-        b"P {}\n",
-        b"P []\n",
-        b"M 1\n",
-        b"T {}\n",
-        b"T {}\tnothing\n",
-        b'L 99\t{"output":null}\n',
-        b"E 1\n",
-        b"E 1\t[]\n",
-        b"R not JSON\n",
-        b"D {}\n",
-        b'D {"to":-1,"remaining":1}\n',
+        "P {}",
+        "P []",
+        "M 1",
+        "T {}",
+        "T {}\tnothing",
+        'L 99\t{"output":null}',
+        "E 1",
+        "E 1\t[]",
+        "R not JSON",
+        "D {}",
+        'D {"to":-1,"remaining":1}',
     ],
-    ids=repr,
 )
-def test_a_line_that_no_recording_writes_is_damage(unfinished: Path, line: bytes) -> None:
+def test_a_whole_line_that_no_recording_writes_is_refused(unfinished: Path, line: str) -> None:
     with journal_of(unfinished).open("ab") as journal:
-        journal.write(line)
+        journal.write(journal_line(*line.split(" ", 1)))
 
     with pytest.raises(ArchiveError, match=r"fp\.st\.partial"):
         recover(unfinished)
+
+
+@pytest.mark.parametrize("line", [b"no line of ours\n", b"X {}\n", b"P {}\n", b"\n"], ids=repr)
+def test_a_line_that_is_not_as_it_was_written_costs_only_what_comes_after(
+    unfinished: Path, line: bytes
+) -> None:
+    with journal_of(unfinished).open("ab") as journal:
+        journal.write(line + journal_line("X", "never read"))
+
+    found = recover(unfinished)
+
+    assert (found.calls, found.tensors, found.lost) == (4, 6, 0)
+    assert found.damage is not None
+    assert found.damage.lines_lost == 2
+    assert read_everything(unfinished) == 10
+
+
+def test_a_bit_flipped_anywhere_in_the_journal_costs_only_what_comes_after(
+    unfinished: Path,
+) -> None:
+    journal = journal_of(unfinished)
+    content, written = unfinished.read_bytes(), journal.read_bytes()
+    first = written.index(b"\n") + 1
+    for position in range(first, len(written), 13):
+        flipped = bytearray(written)
+        flipped[position] ^= 1 << position % 8
+        unfinished.write_bytes(content)
+        journal.write_bytes(flipped)
+        number = 1 + written[:position].count(b"\n")
+        before = written[: written.rindex(b"\n", 0, position + (position == 0)) + 1]
+
+        found = recover(unfinished)
+
+        assert found.calls == before.count(b"\nE ")
+        assert found.tensors == before.count(b"\nT ")
+        assert found.lost == 0
+        assert found.damage is None or found.damage.line == number
+        read_everything(unfinished)
+        with Archive.open(unfinished) as archive:
+            assert not list(archive.damaged_tensors())
+            told = f"the recording was killed; line {number} of its journal was damaged"
+            assert found.damage is None or str(archive.manifest.error).startswith(told)
+
+
+def test_a_journal_whose_first_line_is_damaged_says_so_and_leaves_the_file(
+    unfinished: Path,
+) -> None:
+    journal, content = journal_of(unfinished), unfinished.read_bytes()
+    journal.write_bytes(journal.read_bytes().replace(b"start", b"stars", 1))
+
+    with pytest.raises(DamagedArchiveError, match=r"journal: its first line is damaged, .*copy"):
+        recover(unfinished)
+
+    assert unfinished.read_bytes() == content
+
+
+def test_a_damaged_journal_beside_a_finished_file_costs_nothing(unfinished: Path) -> None:
+    journal = journal_of(unfinished).read_bytes()
+    recover(unfinished)
+    content = unfinished.read_bytes()
+    journal_of(unfinished).write_bytes(journal.replace(b"layer", b"later", 1))
+
+    found = recover(unfinished)
+
+    assert (found.calls, found.was_readable) == (4, True)
+    assert unfinished.read_bytes() == content
+    assert not journal_of(unfinished).exists()
 
 
 class Killed(BaseException):
@@ -527,3 +591,30 @@ def test_a_disk_without_room_for_a_beginning_leaves_nothing(tmp_path: Path) -> N
 
     assert message == f"ArchiveError: {file}: cannot be written: File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["outcome.txt"]
+
+
+class Growing(nn.Module):
+    """Makes a module in its first call, and is killed in its second."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hasattr(self, "late"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.late = nn.Identity()
+        return hidden
+
+
+def record_growing_and_die(file: Path) -> None:
+    model = nn.Sequential(Growing())
+    with record(model, file):
+        model(torch.ones(4))
+        model(torch.ones(4))
+
+
+def test_modules_that_were_made_while_recording_are_named_after_a_kill(tmp_path: Path) -> None:
+    assert run_apart(record_growing_and_die, tmp_path / "fp.st") == -signal.SIGKILL
+
+    recover(tmp_path / "fp.st.partial")
+
+    with Archive.open(tmp_path / "fp.st.partial") as archive:
+        entries = {entry.name: entry.class_name for entry in archive.manifest.modules}
+        assert entries == {"": "Sequential", "0": "Growing", "0.late": "Identity"}

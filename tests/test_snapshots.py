@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qvtrace.archive import Archive
 from qvtrace.recorder import record
 from qvtrace.snapshots import MAX_ITEMS
-from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
+from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf, leaves
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the imports behind it, which are not ours to mend
@@ -461,3 +461,40 @@ def test_only_classes_of_transformers_are_caches(take: Callable[[object], Node])
         pass
 
     assert container(take(MyCache(a=torch.ones(1)))).kind == "dict"
+
+
+def test_a_list_that_doubles_with_each_level_is_cut_off(tmp_path: Path) -> None:
+    doubled: list[object] = [1]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+
+    archive = recorded(Returning(), tmp_path / "a.st", doubled)
+
+    found = [leaf for _, leaf in leaves(tree_of(archive, ""), "output")]
+    assert ValueLeaf(1, "int") in found
+    assert OpaqueLeaf("list", "beyond the first 20000 values") in found
+    assert len(found) < 20_000
+
+
+def test_a_value_of_many_parts_is_stored_whole(tmp_path: Path) -> None:
+    value = [[number, number] for number in range(6_000)]
+
+    archive = recorded(Returning(), tmp_path / "a.st", value)
+
+    assert not archive.manifest.skipped.opaque
+
+
+def test_a_reason_holds_no_address(take: Callable[[object], Node]) -> None:
+    class Complaining(Mapping[str, object]):
+        def __getitem__(self, key: str) -> object:
+            raise NotImplementedError
+
+        def __iter__(self) -> Iterator[str]:
+            raise ValueError(f"cannot iterate {object()!r}")
+
+        def __len__(self) -> int:
+            return 0
+
+    assert take(Complaining()) == OpaqueLeaf(
+        "Complaining", "cannot iterate <object object at 0x...>"
+    )

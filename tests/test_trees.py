@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -345,3 +348,50 @@ def test_a_chain_of_scales_of_scales_is_refused() -> None:
 
     with pytest.raises(ValueError, match="nested deeper"):
         trees.from_json(json)
+
+
+class Told:
+    """Says where it is in memory."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def __repr__(self) -> str:
+        return f"Told({format(id(self), self.form)})"
+
+
+@pytest.mark.parametrize(
+    ("key", "component"),
+    [
+        (frozenset("hello"), "[frozenset({'e', 'h', 'l', 'o'})]"),
+        ((1, frozenset("ab")), "[(1, frozenset({'a', 'b'}))]"),
+        (frozenset([frozenset("ba"), 1]), "[frozenset({1, frozenset({'a', 'b'})})]"),
+        (frozenset(), "[frozenset({})]"),
+        ((object(), 1), "[(object, 1)]"),
+        (Told("x"), "[Told]"),
+        (Told("d"), "[Told]"),
+        ((1,), "[(1,)]"),
+    ],
+    ids=["set", "tuple-set", "set-set", "empty", "object", "hex", "decimal", "tuple"],
+)
+def test_a_key_is_written_alike_by_every_process(key: object, component: str) -> None:
+    assert trees.path_component(key) == component
+
+
+def test_two_processes_name_the_same_places(tmp_path: Path) -> None:
+    """Whatever their hash seeds, which order sets."""
+    program = (
+        "from qvtrace.trees import path_component\n"
+        "print(path_component((frozenset(['alpha', 'beta', 'gamma', 'delta']), object())))"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+
+    assert len(printed) == 1

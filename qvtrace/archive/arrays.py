@@ -14,11 +14,16 @@ def array_of(leaf: TensorLeaf, stored: mmap | memoryview, offset: int = 0) -> np
     """The elements of a leaf that begin at `offset` of what is stored, in its dtype and shape.
 
     A view of the bytes where possible. What is stored in another form comes back in the nearest
-    one that numpy has: complex128 as complex128, float4 with each element apart, packed integers
-    as stored. Raises `ValueError` or `OverflowError` for a shape that numpy cannot have.
+    one that numpy has: complex128 as complex128, complex32 as complex64, float4 with each element
+    apart, packed integers as stored.
+
+    Raises `ValueError` or `OverflowError` for a shape that numpy cannot have.
     """
     elements = _elements(leaf.file_dtype, leaf.file_shape, stored, offset)
-    if leaf.dtype == "complex128" and leaf.file_dtype == "float64":
+    form = leaf.dtype, leaf.file_dtype
+    if form == ("complex32", "float16"):
+        return elements.astype(np.float32).view(np.complex64).reshape(leaf.shape)
+    if form == ("complex128", "float64"):
         return np.ascontiguousarray(elements).view(np.complex128).reshape(leaf.shape)
     return elements
 

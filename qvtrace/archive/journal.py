@@ -1,8 +1,8 @@
 """The journal beside a file that is being recorded: a line as soon as anything is known.
 
-Each line is a tag, a space and its payload. It carries what the manifest will say, so that the
-manifest is written from it without ever being in memory, and a killed recording can be finished
-from it.
+Each line is a tag, the checksum of tag and payload, and the payload, with spaces between them. It
+carries what the manifest will say, so that the manifest is written from it without ever being in
+memory, and a killed recording can be finished from it.
 
     P json            what is known of the trace at its start (and again when that changes)
     M json            the modules
@@ -16,11 +16,9 @@ from it.
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from qvtrace.errors import DamagedArchiveError
-
-TAGS = frozenset("PMRWTELD")
+from zlib import crc32
 
 _WRITE_BYTES = 1 << 20
 
@@ -38,7 +36,7 @@ class Journal:
 
     def append(self, tag: str, payload: str) -> None:
         """Write one line, or nothing of it; raises `OSError` when the disk is full."""
-        line = f"{tag} {payload}\n".encode()
+        line = journal_line(tag, payload)
         try:
             write_all(self._descriptor, line)
         except BaseException:  # also Ctrl-C, which comes when the line is already there
@@ -53,10 +51,37 @@ class Journal:
             self._descriptor = -1
 
 
+def journal_line(tag: str, payload: str) -> bytes:
+    """One line as it stands in the file."""
+    text = payload.encode()
+    return f"{tag} {_checksum(tag, text)} ".encode() + text + b"\n"
+
+
+def _checksum(tag: str, payload: bytes) -> str:
+    return f"{crc32(payload, crc32(tag.encode())):08x}"
+
+
+def _parsed(line: bytes) -> tuple[str, str] | None:
+    """Tag and payload; None where the line was cut off or is not as it was written."""
+    parts = line[:-1].split(b" ", 2)
+    if not line.endswith(b"\n") or len(parts) != 3:
+        return None
+    try:
+        tag, checksum = parts[0].decode("ascii"), parts[1].decode("ascii")
+        return (tag, parts[2].decode("ascii")) if checksum == _checksum(tag, parts[2]) else None
+    except UnicodeDecodeError:
+        return None
+
+
 def _whole_bytes(file: Path) -> int:
-    """How far the file reaches without a last line that was cut off."""
+    """How far the file reaches before a line that was cut off or is damaged."""
+    whole = 0
     with file.open("rb") as lines:
-        return sum(len(line) for line in lines if line.endswith(b"\n"))
+        for line in lines:
+            if _parsed(line) is None:
+                break
+            whole += len(line)
+    return whole
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -70,18 +95,28 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def read_journal(file: Path) -> Iterator[tuple[str, str]]:
-    """The tag and payload of each line; a last line that was cut off is left out.
+    """The tag and payload of each line, up to one that was cut off or is damaged: what comes after
+    it may be about what it said."""
+    with file.open("rb") as lines:
+        for line in lines:
+            parsed = _parsed(line)
+            if parsed is None:
+                return
+            yield parsed
 
-    Raises `DamagedArchiveError` for a line that no recording has written.
-    """
+
+@dataclass(frozen=True)
+class JournalDamage:
+    """Where a journal is not as it was written."""
+
+    line: int  # counted from 1
+    lines_lost: int  # that one, and all after it
+
+
+def find_damage(file: Path) -> JournalDamage | None:
+    """The first line that is not as it was written; a last one that was cut off is no damage."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            text = line[:-1].decode("ascii", errors="replace")
-            if text[1:2] != " " or text[0] not in TAGS:
-                raise DamagedArchiveError(
-                    f"{file}: line {number} was not written by a recording; "
-                    "restore the journal from a copy, or record again"
-                )
-            yield text[0], text[2:]
+            if _parsed(line) is None and line.endswith(b"\n"):
+                return JournalDamage(number, 1 + sum(1 for _ in lines))
+    return None

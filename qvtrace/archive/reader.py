@@ -94,16 +94,7 @@ class Archive:
         What the file holds in another form comes back as `array_of` says.
         Raises `DamagedArchiveError` when the file has no such contents.
         """
-        extent = self._extent_of_digest.get(leaf.digest)
-        if extent is None:
-            self._damaged(f"no tensor has the digest {leaf.digest!r}")
-        as_it_is = (leaf.file_dtype, leaf.file_shape) == (leaf.dtype, leaf.shape)
-        if (
-            leaf.file_dtype not in DTYPES
-            or (leaf.dtype in DTYPES and not as_it_is)
-            or extent.end - extent.begin != nbytes(leaf.file_dtype, leaf.file_shape)
-        ):
-            self._damaged(f"{leaf.dtype} {list(leaf.shape)} is not what is stored for it")
+        extent = self._extent(leaf)
         try:
             return array_of(leaf, self._mapped, self._header.data_start + extent.begin)
         except (ValueError, OverflowError) as error:  # a shape that numpy cannot have
@@ -116,6 +107,13 @@ class Archive:
         if extent is None:
             self._damaged(f"no tensor has the digest {digest!r}")
         return memoryview(self._mapped)[self._slice(extent)]
+
+    def contents(self, leaf: TensorLeaf) -> bytes:
+        """The stored bytes of a leaf: what `array` makes elements of.
+
+        Raises `DamagedArchiveError` when the file has no such contents.
+        """
+        return self._bytes(self._extent(leaf))
 
     def manifest_bytes(self) -> bytes:
         """The manifest as it stands in the file."""
@@ -147,6 +145,19 @@ class Archive:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _extent(self, leaf: TensorLeaf) -> Extent:
+        extent = self._extent_of_digest.get(leaf.digest)
+        if extent is None:
+            self._damaged(f"no tensor has the digest {leaf.digest!r}")
+        as_it_is = (leaf.file_dtype, leaf.file_shape) == (leaf.dtype, leaf.shape)
+        if (
+            leaf.file_dtype not in DTYPES
+            or (leaf.dtype in DTYPES and not as_it_is)
+            or extent.end - extent.begin != nbytes(leaf.file_dtype, leaf.file_shape)
+        ):
+            self._damaged(f"{leaf.dtype} {list(leaf.shape)} is not what is stored for it")
+        return extent
 
     def _slice(self, extent: Extent) -> slice:
         start = self._header.data_start

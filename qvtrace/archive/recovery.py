@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qvtrace.archive.ending import Data, finish, lost_tail, resume_move
-from qvtrace.archive.journal import read_journal
+from qvtrace.archive.journal import JournalDamage, find_damage, read_journal
 from qvtrace.archive.layout import journal_of
 from qvtrace.archive.reader import Archive
 from qvtrace.archive.writer import lock
@@ -26,6 +26,7 @@ class Recovery:
     tensors: int
     lost: int = 0  # tensors that were cut off
     was_readable: bool = False  # there was nothing to do
+    damage: JournalDamage | None = None  # of the journal: only what it says before that is here
 
 
 @dataclass
@@ -43,8 +44,9 @@ class _Found:
 def recover(file: str | os.PathLike[str]) -> Recovery:
     """Finish the `.partial` file of a killed recording; it stays marked as incomplete.
 
-    Raises `ArchiveError` when the file or its journal is missing, when they do not belong
-    together, or while the recording is still running.
+    Of a damaged journal, what it says before the damage is used. Raises `ArchiveError` when the
+    file or its journal is missing, when they do not belong together, or while the recording is
+    still running.
     """
     partial = Path(file)
     journal = journal_of(partial)
@@ -61,7 +63,11 @@ def recover(file: str | os.PathLike[str]) -> Recovery:
     try:
         if not lock(descriptor):
             raise ArchiveError(f"{partial}: is still being recorded; wait until that has ended")
-        lost = _finish(descriptor, partial, journal)
+        damage = find_damage(journal)
+        if damage is not None and _is_readable(partial):  # it was finished, and only this was left
+            journal.unlink()
+            return _without_journal(partial, journal)
+        lost = _finish(descriptor, partial, journal, damage)
     except OSError as error:
         raise ArchiveError(
             f"{partial}: cannot be finished: {error.strerror}; make room and run this again"
@@ -71,7 +77,15 @@ def recover(file: str | os.PathLike[str]) -> Recovery:
     with Archive.open(partial) as archive:
         journal.unlink()
         manifest = archive.manifest
-        return Recovery(partial, len(manifest.calls), len(manifest.tensors), lost)
+        return Recovery(partial, len(manifest.calls), len(manifest.tensors), lost, damage=damage)
+
+
+def _is_readable(partial: Path) -> bool:
+    try:
+        Archive.open(partial).close()
+    except ArchiveError:
+        return False
+    return True
 
 
 def _without_journal(partial: Path, journal: Path) -> Recovery:
@@ -88,11 +102,16 @@ def _without_journal(partial: Path, journal: Path) -> Recovery:
         ) from error
 
 
-def _finish(descriptor: int, partial: Path, journal: Path) -> int:
+def _finish(descriptor: int, partial: Path, journal: Path, damage: JournalDamage | None) -> int:
     """Write the ending; returns how many tensors were lost."""
+    if damage is not None and damage.line == 1:
+        raise DamagedArchiveError(
+            f"{journal}: its first line is damaged, and nothing can be read without it; "
+            "restore the journal from a copy, or record again"
+        )
     try:
         found = _read(journal)
-        manifest = _manifest(found)
+        manifest = _manifest(found, damage)
         data = Data(found.start, found.end)
         _end_move(descriptor, journal, data, found.move)
         lost = lost_tail(descriptor, journal, data)
@@ -138,12 +157,15 @@ def _read(journal: Path) -> _Found:
     return found
 
 
-def _manifest(found: _Found) -> Manifest:
+def _manifest(found: _Found, damage: JournalDamage | None) -> Manifest:
     manifest = manifest_from_json({**found.head, "modules": found.modules})
     modules = tuple(_counted(module, found.calls) for module in manifest.modules)
     called = sum(module.calls > 0 for module in modules)
     skipped = Skipped(registered=len(modules), called=called, recorded=called)
-    return replace(manifest, complete=False, error=KILLED, modules=modules, skipped=skipped)
+    error = KILLED
+    if damage is not None:
+        error += f"; line {damage.line} of its journal was damaged: what came after it is lost"
+    return replace(manifest, complete=False, error=error, modules=modules, skipped=skipped)
 
 
 def _counted(module: ModuleEntry, calls: dict[str, int]) -> ModuleEntry:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,11 @@ class ArchiveWriter:
         """Create the file; `manifest` says what is known before the first call.
 
         Raises `ExistingFileError` when it, its readable copy or a `.partial` of an earlier
-        recording is there and `overwrite` is not asked for, and `ArchiveError` when it cannot be
-        created.
+        recording is there and `overwrite` is not asked for, and `ArchiveError` when it is a folder
+        or cannot be created.
         """
         self.file = file
+        self._place = _place_of(file)  # there, wherever the model's code changes folder to
         self.partial = partial_of(file)
         self.distinct_bytes = 0
         self.size = 0
@@ -94,7 +96,7 @@ class ArchiveWriter:
             if os.fstat(self._descriptor).st_size:
                 os.ftruncate(self._descriptor, 0)
             write_all(self._descriptor, placeholder_header(reserve, metadata_of(manifest)))
-            self._journal = Journal(journal_of(self.partial))
+            self._journal = Journal(journal_of(partial_of(self._place)))
             self._start = LENGTH.size + reserve
             self.describe(manifest)
             self.add_modules(manifest.modules)
@@ -110,7 +112,9 @@ class ArchiveWriter:
 
     def add_modules(self, modules: tuple[ModuleEntry, ...]) -> None:
         """Note in the journal which modules there are."""
-        self._journal.append("M", encode_json([module_to_json(module) for module in modules]))
+        described = encode_json([module_to_json(module) for module in modules])
+        with self._lock:
+            self._journal.append("M", described)
 
     def add_tensor(self, data: memoryview, tensor: Tensor) -> str:
         """Store the bytes, unless equal ones are there; returns their digest."""
@@ -170,14 +174,15 @@ class ArchiveWriter:
         with self._lock:  # a thread that still runs the model must not write to a closed file
             self._journal.close()
             descriptor, self._descriptor = self._descriptor, -1
-        journal = journal_of(self.partial)
+        partial = partial_of(self._place)
+        journal = journal_of(partial)
         try:
             data = Data(self._start, self.distinct_bytes)
             manifest = finish(descriptor, journal, data, manifest, frozenset())
             self.size = os.fstat(descriptor).st_size
             if manifest.complete:
-                self.partial.replace(self.file)
-                _copy_manifest(descriptor, data.start + data.end, manifest_copy_of(self.file))
+                partial.replace(self._place)
+                _copy_manifest(descriptor, data.start + data.end, manifest_copy_of(self._place))
             journal.unlink(missing_ok=True)
         except OSError as error:
             raise ArchiveError(
@@ -193,8 +198,10 @@ class ArchiveWriter:
     def discard(self) -> None:
         """Take the file away again: the recording never began."""
         os.close(self._descriptor)
-        journal_of(self.partial).unlink(missing_ok=True)
-        self.partial.unlink(missing_ok=True)
+        partial = partial_of(self._place)
+        for file in (journal_of(partial), partial):
+            with suppress(OSError):  # what stands there is not ours
+                file.unlink()
 
     def _append(self, data: memoryview, tensor: Tensor, digest: str) -> None:
         try:
@@ -244,6 +251,17 @@ class ArchiveWriter:
                 f"{self.file}: more calls than an archive can hold; "
                 "record fewer steps, or fewer modules with --include"
             )
+
+
+def _place_of(file: Path) -> Path:
+    """The absolute name of a file; raises `ArchiveError` for a folder."""
+    try:
+        place = file.absolute()
+    except OSError as error:  # the working folder was deleted
+        raise ArchiveError(f"{file}: cannot be written: {error.strerror}") from error
+    if not file.name or place.is_dir():
+        raise ArchiveError(f"{file}: is a folder; name a file in it, such as {file / 'fp.st'}")
+    return place
 
 
 def refuse_existing(file: Path) -> None:

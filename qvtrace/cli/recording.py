@@ -69,11 +69,21 @@ def run_job(job: Job) -> "Outcome":
         width = error_width() if job.messages_only else output_width()
         print_lines(dry_run_lines(outcome, width), sys.stderr if job.messages_only else sys.stdout)
         return outcome
+    refuse_own_reference(job.file, job.model.like)
     if not job.overwrite:
         refuse_existing(job.file)  # before a model is loaded in vain
     outcome = _record(job)
     print_lines(recording_lines(outcome, error_width()), sys.stderr)
     return outcome
+
+
+def refuse_own_reference(file: Path, like: str | None) -> None:
+    """Raise `UsageError` where a recording would be written over the one that it is to be like."""
+    if like is not None and file.exists() and Path(like).exists() and file.samefile(like):
+        raise UsageError(
+            f"--output {file}: is {like}, which --like names; the reference would be lost, "
+            "choose another name"
+        )
 
 
 def _record(job: Job) -> "Outcome":

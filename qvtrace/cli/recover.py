@@ -1,6 +1,7 @@
 """`qvtrace recover`: makes readable what a killed recording left."""
 
 import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -23,4 +24,11 @@ def recover(
     if recovery.lost:
         found += f", {counted(recovery.lost, 'tensor')} lost with the end of the file"
     print(f"{printable(archive)}: {state}: {found}")
+    if recovery.damage is not None:
+        lost = counted(recovery.damage.lines_lost, "line")
+        print(
+            f"qvtrace: {printable(archive)}: line {recovery.damage.line} of its journal is "
+            f"damaged: {lost} of it could not be used, and what they told of is lost",
+            file=sys.stderr,
+        )
     print_next(shlex.join(["qvtrace", "show", archive]))

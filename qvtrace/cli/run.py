@@ -26,7 +26,7 @@ from qvtrace.cli.flags import (
     option,
     with_flags,
 )
-from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.recording import TRACES, Job, refuse_own_reference, run_job
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
 
@@ -60,6 +60,7 @@ def run(
     options = rows.options(ModulePatterns(), gates)
     reference, candidate = (traces / f"{variant}.st" for variant in Variant)
     for file in (reference, candidate):
+        refuse_own_reference(file, model.like)
         _refuse_foreign(file, force=force)
     job = Job(
         model,

@@ -104,7 +104,7 @@ def _placed(sample: Sample, origin: Origin, model: nn.Module, request: ModelRequ
     dtype = DTYPES.get((request.dtype if from_function else model_dtype(model)) or "")
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+        return tensor.to(device, dtype if tensor.dtype in DTYPES.values() else None)
 
     args, kwargs = map_tensors((sample.args, dict(sample.kwargs)), place)
     return replace(sample, args=args, kwargs=kwargs)

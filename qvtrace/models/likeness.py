@@ -6,9 +6,11 @@ comes with a model, or look up a class by name.
 
 import ast
 import re
+import warnings
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,9 +21,18 @@ from qvtrace.models.functions import FunctionName
 from qvtrace.models.origins import parse_origin
 from qvtrace.models.placement import ATTENTIONS, DTYPES
 from qvtrace.models.request import ModelRequest, Sample
-from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
+from qvtrace.trees import (
+    Container,
+    Node,
+    OpaqueLeaf,
+    Original,
+    TensorLeaf,
+    ValueLeaf,
+    leaves,
+)
 
 _SCALARS = frozenset({"None", "bool", "int", "float", "str"})
+_SPARSE = frozenset({"sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"})
 _DEVICE = re.compile(r"device\(type='(\w+)'(?:, index=(\d+))?\)")
 _RANGE = re.compile(r"range\((-?\d+(?:, -?\d+){1,2})\)")
 
@@ -79,8 +90,9 @@ def rebuild_inputs(archive: Archive) -> Sample:
             f"{archive.file}: its inputs are no arguments of a call; record it again"
         )
     source = {**archive.manifest.inputs.source, "like": archive.file.name}
-    warnings = () if given is not None else tuple(_more_calls(archive))
-    return Sample(tuple(args), named, source, warnings)
+    more = () if given is not None else _more_calls(archive)
+    told = *more, *_dequantized((inputs, "inputs"), (kwargs, "kwargs"))
+    return Sample(tuple(args), named, source, told)
 
 
 def _trusted_name(archive: Archive) -> str:
@@ -118,10 +130,17 @@ def _more_calls(archive: Archive) -> list[str]:
     return [f"{archive.file.name} has {calls} root calls; its first is repeated"] * (calls > 1)
 
 
+def _dequantized(*trees: tuple[Node, str]) -> Iterator[str]:
+    for path, leaf in chain.from_iterable(leaves(*tree) for tree in trees):
+        kind = leaf.original.class_name if isinstance(leaf, TensorLeaf) and leaf.original else None
+        if kind is not None and kind not in _SPARSE:
+            yield f"{path} was a {kind}; it is given as plain numbers"
+
+
 def _rebuild(node: Node, archive: Archive, path: str) -> Any:
     match node:
         case TensorLeaf():
-            return _tensor(node, archive)
+            return _tensor(node, archive, path)
         case ValueLeaf():
             return _value(node, archive, path)
         case OpaqueLeaf():
@@ -156,14 +175,32 @@ def _named_tuple(
         raise _cannot(archive, f"{path} was a {name}, which cannot be built again") from error
 
 
-def _tensor(leaf: TensorLeaf, archive: Archive) -> torch.Tensor:
+def _tensor(leaf: TensorLeaf, archive: Archive, path: str) -> torch.Tensor:
     dtype = getattr(torch, leaf.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise _cannot(archive, f"a tensor of it has the dtype {leaf.dtype}, unknown to this torch")
-    data = bytearray(archive.array(leaf).tobytes())
-    if not data:
-        return torch.empty(leaf.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(leaf.shape)
+    data = bytearray(archive.contents(leaf))
+    try:
+        if not data:
+            return torch.empty(leaf.shape, dtype=dtype)
+        tensor = torch.frombuffer(data, dtype=dtype).reshape(leaf.shape)
+        return _in_layout(tensor, leaf.original)
+    except (RuntimeError, ValueError, TypeError) as error:  # of a dtype or a layout
+        kind = leaf.original.class_name if leaf.original else leaf.dtype
+        raise _cannot(archive, f"{path} was a {kind}, which cannot be built again") from error
+
+
+def _in_layout(tensor: torch.Tensor, original: Original | None) -> torch.Tensor:
+    """What was stored with its zeros is sparse again; raises `ValueError` for blocks, whose size
+    is not known."""
+    if original is None or original.class_name not in _SPARSE:
+        return tensor
+    layout: torch.layout = getattr(torch, original.class_name)
+    if layout in (torch.sparse_bsr, torch.sparse_bsc):
+        raise ValueError("blocks of unknown size")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch may still change such tensors
+        return tensor.to_sparse(layout=layout)
 
 
 def _value(leaf: ValueLeaf, archive: Archive, path: str) -> Any:

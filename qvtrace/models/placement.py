@@ -34,6 +34,9 @@ ATTENTIONS = (
 )
 
 
+_MAPS = 'give a name such as auto, or {"MODULE": "DEVICE"}'
+
+
 def parse_dtype(dtype: str | None) -> torch.dtype | None:
     """The float dtype of that name; None: the checkpoint's own."""
     if dtype is None or dtype == "auto":
@@ -43,7 +46,7 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def parse_device(device: str | None, option: str = "--device") -> torch.device:
+def parse_device(device: str | int | None, option: str = "--device") -> torch.device:
     """A device that this torch can use, the CPU by default."""
     if device is None:
         return torch.device("cpu")
@@ -61,7 +64,10 @@ def parse_device(device: str | None, option: str = "--device") -> torch.device:
 
 
 def parse_device_map(device_map: str | None) -> str | dict[str, Any] | None:
-    """What accelerate takes: a name, or an object of module names and devices."""
+    """What accelerate takes: a name, or an object of module names and devices.
+
+    Raises `UsageError` for an object that is none, or that names what is no device here.
+    """
     if device_map is None:
         return None
     if device_map == "disk":
@@ -72,9 +78,15 @@ def parse_device_map(device_map: str | None) -> str | dict[str, Any] | None:
         parsed = json.loads(device_map)
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"--device-map: is no JSON object ({error}); "
-            'give a name such as auto, or {"MODULE": "DEVICE"}'
+            f"--device-map {device_map}: is no JSON object ({error}); {_MAPS}"
         ) from error
+    for module, device in parsed.items():
+        if not isinstance(device, str | int) or isinstance(device, bool):
+            raise UsageError(
+                f"--device-map: {json.dumps(device)} for {module!r} is no device; {_MAPS}"
+            )
+        if device != "disk":
+            parse_device(device, "--device-map")
     return dict(parsed)
 
 

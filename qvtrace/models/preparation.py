@@ -9,7 +9,7 @@ from torch import nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import QvtraceError, UsageError
-from qvtrace.identity import describe_model
+from qvtrace.identity import Questions, describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models import gguf_files
 from qvtrace.models.calibration import Calibration, make_calibration, run_once
@@ -65,8 +65,11 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
             loaded = load_model(origin, request)
         generation = _generation(loaded.model, request, origin, like)
         sample = make_inputs(origin, loaded, request, like)
-        info = _info(origin, loaded, request, _modifications(asked, request, like))
+        questions = Questions()
+        modifications = _modifications(asked, request, like)
+        info = _info(origin, loaded, request, modifications, questions)
         prepared = _unquantized(loaded, sample, info, request)
+        prepared.warnings += tuple(questions.warnings)
         prepared = replace(prepared, generation=generation)
         if like is not None and generation is not None and generation.feed is None:
             free = f"no tokens of {like.file} are fed, the text is the model's own"
@@ -119,9 +122,15 @@ def _modifications(asked: ModelRequest, request: ModelRequest, like: Archive | N
     return {name: value for name, value in modifications.items() if value is not None}
 
 
-def _info(origin: Origin, loaded: Loaded, request: ModelRequest, modifications: Json) -> ModelInfo:
-    config = getattr(loaded.model, "config", None)
-    info = describe_model(loaded.model, weights=loaded.quantization is None)
+def _info(
+    origin: Origin,
+    loaded: Loaded,
+    request: ModelRequest,
+    modifications: Json,
+    questions: Questions,
+) -> ModelInfo:
+    config = questions.ask("revision", lambda: getattr(loaded.model, "config", None))
+    info = describe_model(loaded.model, questions, weights=loaded.quantization is None)
     if isinstance(origin, Checkpoint) and origin.gguf is not None:
         # It was put together from the file's metadata: that of the original says more.
         info = replace(info, config_digest=None)

@@ -23,7 +23,10 @@ def takes(model: nn.Module, name: str) -> bool:
 
 def is_transformers_model(model: nn.Module) -> bool:
     """Told by what every PreTrainedModel has, without importing transformers."""
-    return hasattr(model, "main_input_name") and hasattr(model, "config")
+    try:
+        return hasattr(model, "main_input_name") and hasattr(model, "config")
+    except Exception:  # a property of the user's
+        return False
 
 
 def uses_cache(model: Any, args: tuple[Any, ...]) -> bool:
