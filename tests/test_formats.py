@@ -243,6 +243,19 @@ def test_markdown_fits_into_a_comment_whatever_the_model(length):
     assert "for which there is no room here" in rendered.text
 
 
+def test_no_part_takes_the_room_of_all_others():
+    mentions = "@a #1 <" * 20_000
+    side = replace(compared().candidate, file=mentions, warnings=(mentions,) * 100)
+    verdict = Verdict("", 0, lines=(mentions,) * 7, findings=(mentions,))
+    rows = [of_peir("fc", 0.5), *(of_peir(mentions + str(index), 0.1) for index in range(20))]
+    made = comparison(*rows, gates=["peir>0.4"], candidate=side, verdict=verdict)
+    markdown = comparison_markdown(made)
+    assert len(markdown.encode()) < 60_000
+    gates, worst, _ = Rendered(markdown).tables
+    assert (gates[1][:3], worst[1][0]) == (["peir>0.4", "failed", "1 of 21"], "fc")
+    assert markdown.count("<!--") == markdown.count("-->")
+
+
 def test_an_annotation_is_one_line_for_each_gate_that_failed():
     made = comparison(row("a,b:c\n::error::%"), gates=["peir>0.001", "sqnr<1", "nonfinite"])
     (line,) = annotations(made)

@@ -1,7 +1,7 @@
 """A comparison as Markdown that fits into a comment on a pull request, whatever the model."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,11 +23,12 @@ from qvtrace.row_names import RowNames
 LARGEST = 59_000  # bytes; a comment on GitHub may have 65536 characters
 _RESERVE = 1_000  # for what closes the document
 _LARGEST_LINE = 3_000
-_LARGEST_VERDICT = 6_000
-_LARGEST_TABLE = 15_000  # of the gates, and of the worst rows
+_LARGEST_PART = 6_000  # of the verdict, and of the lines under it
+_LARGEST_TABLE = 15_000  # of the gates, of the head, and of the worst rows
 _WORST = 10
 _NAMED = 8  # unmatched modules
 
+_CUT = "… (cut)"
 _MARKUP = re.compile(r"[\\`*_{}\[\]()!|~$]")
 _HTML = re.compile(r"[&<>]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -40,10 +41,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     `LARGEST` bytes in UTF-8, what has no room is counted."""
     document = _Document()
     document.add(f"### qvtrace: {_headline(comparison)}", "")
-    document.add(prose(_cut(printable(comparison.verdict.text), _LARGEST_VERDICT)), "")
-    document.add_list(prose(printable(line)) for line in comparison.verdict.lines)
+    document.add(prose(printable(comparison.verdict.text), _LARGEST_PART), "")
+    lines = [prose(printable(line)) for line in comparison.verdict.lines]
+    document.add_list(lines, _LARGEST_PART)
     document.add_table(_gate_table(comparison), comparison.verdict.gates, _LARGEST_TABLE)
-    document.add_list(_head(comparison))
+    document.add_list(list(_head(comparison)), _LARGEST_TABLE)
     _add_rows(document, comparison)
     return document.text
 
@@ -76,11 +78,18 @@ class _Document:
         self._lines += lines
         self._room -= sum(map(_size, lines))
 
-    def add_list(self, items: Iterable[str]) -> None:
-        """Items of a list; one that is too long is cut."""
-        lines = [f"- {_cut(item, _LARGEST_LINE)}" for item in items]
-        if lines:
-            self.add(*lines, "")
+    def add_list(self, items: Sequence[str], room: int) -> None:
+        """As many items as there is room for, and how many there was none for."""
+        if not items:
+            return
+        end = self._room - room
+        for position, item in enumerate(items):
+            if _size(item) + len("- ") > self._room - end:
+                left_out = counted(len(items) - position, "line")
+                self.add(f"- and {left_out} for which there is no room here")
+                break
+            self.add(f"- {item}")
+        self.add("")
 
     def add_table(self, table: "_Table[Item]", items: Sequence[Item], room: int = LARGEST) -> None:
         """As many rows as there is room for, and how many there was none for."""
@@ -194,8 +203,17 @@ def _row_table(comparison: Comparison, rows: ListedRows) -> _Table[Row]:
     return _Table("row", ["module", *(prose(column.title) for column in columns)], cells)
 
 
-def prose(text: str) -> str:
-    """Text that shows as it is: no markup, no mention, no link."""
+def prose(text: str, room: int = _LARGEST_LINE) -> str:
+    """Text that shows as it is, no markup, no mention, no link; cut where it would be longer than
+    `room` bytes."""
+    escaped = _escaped(text)
+    while _size(escaped) > room and text:
+        text = text[: len(text) * room // (_size(escaped) + 1)]
+        escaped = _escaped(text) + _CUT
+    return escaped
+
+
+def _escaped(text: str) -> str:
     escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", _HTML.sub(_entity, text))
     return _LINK.sub("<!-- -->", escaped)
 
@@ -210,11 +228,3 @@ def code(text: str) -> str:
 
 def _entity(found: re.Match[str]) -> str:
     return _ENTITIES[found[0]]
-
-
-def _cut(text: str, room: int) -> str:
-    """At most `room` bytes in UTF-8."""
-    encoded = text.encode()
-    if len(encoded) <= room:
-        return text
-    return f"{encoded[:room].decode(errors='ignore')}… (cut)"
