@@ -15,6 +15,7 @@ from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 
 PLUGIN = """
+import sys
 import torch
 from qvtrace.models.quantizers import Quantized
 
@@ -35,6 +36,7 @@ class Rounding:
 
 
 def zeroing(model):
+    print("zeroing", file=sys.stderr)
     model.lm_head.weight.data.zero_()
     return model
 
@@ -102,9 +104,12 @@ def test_a_class_behind_an_entry_point_is_a_quantizer(
     assert ("calibration" in prepared.variant.settings) == (label == "rounding:halves")
 
 
-def test_a_function_behind_an_entry_point_is_a_quantizer(distribution: str, saved: Saved) -> None:
+def test_a_function_behind_an_entry_point_is_a_quantizer_and_a_silent_one(
+    distribution: str, saved: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
     variant = quantize(saved, "zeroing").variant
 
+    assert capsys.readouterr() == ("", "")
     assert (variant.quantizer, variant.quantized) == ("zeroing", ("lm_head",))
     assert "model.layers.0.mlp.up_proj" in variant.left_float
 

@@ -216,11 +216,9 @@ def _read_report(report: dict[str, Any], label: str, request: ModelRequest) -> I
     """Warnings of a load report; weights of the wrong shape are an error."""
     mismatched = sorted(report.get("mismatched_keys") or ())
     if mismatched:
-        name, stored, expected = mismatched[0]
         raise ModelError(
             f"{label}: {_counted(len(mismatched), 'weight')} of the checkpoint do not fit its "
-            f"config.json, first {name}: {list(stored)} stored, {list(expected)} expected; "
-            "check that both belong together"
+            f"config.json, first {_misfit(mismatched[0])}; check that both belong together"
         )
     errors = list(report.get("error_msgs") or ())
     if errors:
@@ -232,6 +230,14 @@ def _read_report(report: dict[str, Any], label: str, request: ModelRequest) -> I
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         yield f"{_named(missing)} {_were(missing)} not in the checkpoint: random now"
+
+
+def _misfit(found: str | tuple[str, Any, Any]) -> str:
+    """A weight of the wrong shape; transformers 4 gives nothing but its name."""
+    if isinstance(found, str):
+        return found
+    name, stored, expected = found
+    return f"{name}: {list(stored)} stored, {list(expected)} expected"
 
 
 def _beyond(num_layers: int | None) -> Callable[[str], bool]:

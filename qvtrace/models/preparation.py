@@ -25,15 +25,9 @@ from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.origins import Checkpoint, Origin, parse_origin
-from qvtrace.models.quantizers import (
-    QUANTIZERS,
-    Chosen,
-    Context,
-    Quantized,
-    as_quantized,
-    choose,
-)
+from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
 from qvtrace.models.quantizers.experts import float_experts
+from qvtrace.models.quantizers.function import FunctionQuantizer
 from qvtrace.models.request import ModelRequest, PreparedModel, Sample
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
@@ -239,7 +233,7 @@ def _context(prepared: PreparedModel, calibration: Calibration, request: ModelRe
 def _silent(chosen: Chosen) -> AbstractContextManager[object]:
     """Nothing of what a package's quantizer prints reaches the terminal; a user's function may
     speak."""
-    return silent() if chosen.quantizer.name in QUANTIZERS else nullcontext()
+    return nullcontext() if isinstance(chosen.quantizer, FunctionQuantizer) else silent()
 
 
 def _nothing_changed(outcome: Quantized, label: str) -> Iterator[str]:
