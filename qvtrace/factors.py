@@ -261,7 +261,8 @@ class _Sums:
     def _is_offset(self, left: float) -> bool:
         """Whether one constant that is added leaves about as little as one factor does."""
         count = self.tokens * self.offsets.size
-        by_offset = self.error() - float(self.offsets.sum()) ** 2 / count
+        total = float(self.offsets.sum())
+        by_offset = self.error() - total * total / count  # a power would raise where this is inf
         return by_offset + self._rounding() < _AS_GOOD * left
 
     def _are_offsets(self, left: float) -> bool:

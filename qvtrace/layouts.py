@@ -147,7 +147,8 @@ def _equal_share(reference: Array, candidate: Array) -> float:
 def _correlation(reference: Array, candidate: Array) -> float:
     """Pearson's, of values whose size is told by its order of magnitude, so that a few large ones
     do not decide; 1 where all are equal, or where too few are to correlate."""
-    one, other = _comparable(reference), _comparable(candidate)
+    kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
+    one, other = (_reals(side, "complex" in kinds) for side in (reference, candidate))
     counted = ~(np.isnan(one) | np.isnan(other))
     one, other = one[counted], other[counted]
     if np.array_equal(one, other):
@@ -160,10 +161,10 @@ def _correlation(reference: Array, candidate: Array) -> float:
     return min(float(one @ other) / norms, 1.0 - _EXACT) if norms else 0.0
 
 
-def _comparable(values: Array) -> Floats:
-    """As real numbers, those without end as the largest."""
-    if format_of(values.dtype).kind == "complex":
-        values = values.view(values.real.dtype)
+def _reals(values: Array, are_parts: bool) -> Floats:
+    """As real numbers, those without end as the largest; each as two where one side is complex."""
+    if are_parts:
+        values = values.astype(np.complex128).view(np.float64)
     return np.clip(values.astype(np.float64), -_LARGEST, _LARGEST)
 
 

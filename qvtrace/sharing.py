@@ -24,12 +24,16 @@ def is_summand(part: Sides, whole: Sides) -> bool:
 
     All four arrays are real and of one shape.
     """
-    errors = _errors(part), _errors(whole)
-    energies = np.einsum("ij,ij->j", errors[0], errors[0])
+    with np.errstate(all="ignore"):
+        return _is_summand(_errors(part), _errors(whole))
+
+
+def _is_summand(part: Floats, whole: Floats) -> bool:
+    energies = np.einsum("ij,ij->j", part, part)
     counted = energies > _COUNTED * energies.mean()
     if not counted.any():
         return False
-    times = np.einsum("ij,ij->j", *errors)[counted] / energies[counted]
+    times = np.einsum("ij,ij->j", part, whole)[counted] / energies[counted]
     have_it = (times > _ABOUT_ONE[0]) & (times < _ABOUT_ONE[1])
     return float(have_it.mean()) >= _MOST
 
@@ -37,9 +41,7 @@ def is_summand(part: Sides, whole: Sides) -> bool:
 def _errors(sides: Sides) -> Floats:
     """By token and channel, 0 where something is not finite."""
     reference, candidate = map(_some_tokens, sides)
-    with np.errstate(all="ignore"):
-        errors = candidate - reference
-    return np.nan_to_num(errors, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.nan_to_num(candidate - reference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _some_tokens(array: Readable) -> Floats:

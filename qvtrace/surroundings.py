@@ -23,7 +23,7 @@ _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
 _SAME_FACTOR = 0.02
-_HELD = 0.5  # share of a scaled output's error power that a sum with it in it has at least
+_HELD = 0.7  # share of a scaled output's error that a sum with it in it has at least
 _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 
 
@@ -153,15 +153,16 @@ def _is_scaled(other: Output, scaled: Output) -> bool:
 def _holds(other: Output, scaled: Output) -> bool:
     """Whether an output is a sum with the scaled one in it, as in a residual stream, where a factor
     is small beside the rest."""
-    if other.sides[0].shape != scaled.sides[0].shape:
+    is_complex = any(side.dtype.kind == "c" for side in other.sides)
+    if is_complex or other.sides[0].shape != scaled.sides[0].shape:
         return False
-    powers = [_error_power(output.metrics) for output in (other, scaled)]
-    return powers[0] >= _HELD * powers[1] and is_summand(scaled.sides, other.sides)
+    sizes = [_error_size(output.metrics) for output in (other, scaled)]
+    return sizes[0] >= _HELD * sizes[1] and is_summand(scaled.sides, other.sides)
 
 
-def _error_power(metrics: Metrics) -> float:
-    """The mean of squared errors."""
-    return (metrics.mean_abs_error or 0.0) ** 2 + (metrics.stddev_abs_error or 0.0) ** 2
+def _error_size(metrics: Metrics) -> float:
+    """The root of the mean squared error."""
+    return math.hypot(metrics.mean_abs_error or 0.0, metrics.stddev_abs_error or 0.0)
 
 
 def _have_one_factor(one: Output, other: Output) -> bool:

@@ -87,6 +87,7 @@ def test_channels_whose_factor_is_1_but_for_noise_have_none(rest):
         pytest.param(TOKENS * 0, id="zeros"),
         pytest.param(TOKENS * RANDOM.random((2, 42, 1)).astype(np.float32), id="by-token"),
         pytest.param(np.full_like(TOKENS, 1e30), id="huge"),
+        pytest.param(np.full(TOKENS.shape, 1e160), id="beyond-squares"),
     ],
 )
 def test_what_is_no_factor_is_not_taken_for_one(candidate):

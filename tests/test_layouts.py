@@ -109,6 +109,14 @@ def test_integers_and_complex_numbers_have_layouts():
     assert str(find_layout(rotations, np.ascontiguousarray(rotations.T))) == "permute(1, 0)"
 
 
+def test_a_complex_candidate_is_held_against_a_real_reference():
+    real = values(6, 8)
+    turned = np.ascontiguousarray(real.T)
+
+    assert str(find_layout(real, turned.astype(np.complex64))) == "permute(1, 0)"
+    assert find_layout(real, 1j * values(8, 6, seed=4)) is None
+
+
 def test_integers_have_a_layout_only_where_they_are_equal_in_it():
     ids = np.arange(280)[:, None] + np.array([0, 1, 48, 49])
     other_order = ids.reshape(10, 2, 7, 2, 4).transpose(0, 2, 1, 3, 4).reshape(280, 4)
