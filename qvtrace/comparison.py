@@ -1,7 +1,7 @@
 """Two archives -> a comparison: rows, coverage, whether they are comparable, a verdict."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -11,6 +11,7 @@ from qvtrace.alignment import Alignment, align
 from qvtrace.archive import Archive
 from qvtrace.comparability import Comparable, comparable
 from qvtrace.coverage import Coverage, cover
+from qvtrace.elements import ELEMENTS_LIMIT, ElementsJson
 from qvtrace.errors import UsageError
 from qvtrace.failures import failure_warnings
 from qvtrace.floor_measurement import with_floor
@@ -71,6 +72,8 @@ class DiffKeywords(TypedDict, total=False):
     maps: Sequence[str]
     metrics: Sequence[str]
     fail_on: Sequence[str | Gate]
+    values: Sequence[str]
+    values_limit: int | None
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ class DiffOptions:
     maps: tuple[str, ...] = ()  # `PATTERN=REPLACEMENT` on candidate names
     metrics: tuple[str, ...] = ()  # columns; all when empty
     fail_on: tuple[str | Gate, ...] = ()  # parsed once given
+    values: tuple[str, ...] = ()  # patterns on modules of which elements are wanted
+    values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "maps", "metrics", "fail_on"):
+        for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):
             given = getattr(self, name)
             single = isinstance(given, str | Gate)
             object.__setattr__(self, name, (given,) if single else tuple(given))
@@ -148,6 +153,8 @@ class Comparison:
     floor: Side | None = None  # what the noise was measured by
     file: str | None = None  # that it was read from
     changes: Changes | None = None  # of modules, since the baseline that it was judged by
+    # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
+    elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
@@ -188,6 +195,7 @@ def _compare(
 ) -> Comparison:
     everything = align(reference.manifest, candidate.manifest, options.maps)
     weights = _weights(reference, candidate, everything, options)
+    valued = _valued(everything, weights, options)
     alignment, weights = _filtered(everything, weights, options)
     built = RowBuilder(reference, candidate, options.path, everything.pairs)
     if options.path != WEIGHTS:
@@ -230,6 +238,7 @@ def _compare(
         options=options,
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
+        elements=dict(built.elements(valued, options.values_limit)),
     )
 
 
@@ -256,12 +265,7 @@ def _filtered(
     """Patterns are on the reference's names, and on the candidate's for what only that has."""
     if not options.include and not options.exclude:
         return alignment, weights
-    calls = chain(
-        (pair.reference for pair in alignment.pairs),
-        alignment.only_in_reference,
-        alignment.only_in_candidate,
-    )
-    names = {call.module for call in calls} | weights.modules
+    names = _names(alignment, weights)
     require_matches(names, options.include, "--include")
     require_matches(names, options.exclude, "--exclude")
     chosen = select(names, include=options.include, exclude=options.exclude)
@@ -272,6 +276,22 @@ def _filtered(
         only_in_candidate=_called(alignment.only_in_candidate, chosen),
     )
     return calls_chosen, weights.of(chosen)
+
+
+def _valued(alignment: Alignment, weights: WeightPairs, options: DiffOptions) -> set[str]:
+    """The modules of which the elements of the difference are wanted."""
+    names = _names(alignment, weights)
+    require_matches(names, options.values, "--values")
+    return select(names, include=options.values) if options.values else set()
+
+
+def _names(alignment: Alignment, weights: WeightPairs) -> set[str]:
+    calls = chain(
+        (pair.reference for pair in alignment.pairs),
+        alignment.only_in_reference,
+        alignment.only_in_candidate,
+    )
+    return {call.module for call in calls} | weights.modules
 
 
 def _called(calls: Iterable[CallEntry], modules: set[str]) -> tuple[CallEntry, ...]:

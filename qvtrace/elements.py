@@ -17,6 +17,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]  # float32 or float64
 Flags: TypeAlias = NDArray[np.bool_]
 Kind = Literal["float", "integer", "complex"]
 
+ELEMENTS_LIMIT = 1000  # written of one tensor: as many as torch and numpy print
 _ROOT_OF_LARGEST = math.sqrt(sys.float_info.max)
 # Real activations can be larger than half of float16's largest value, so only its ends are masks.
 _SENTINEL_FROM_HALF = frozenset({"float32", "bfloat16", "float64"})
@@ -197,12 +198,16 @@ class ElementsJson:
     values: Any
     cut: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """`values`, and in `values_cut` how many more there are."""
+        return {"values": self.values} | ({"values_cut": self.cut} if self.cut else {})
+
 
 def elements_json(array: Array, limit: int | None) -> ElementsJson:
     """The elements of `array`, at most `limit` of them."""
     if limit is None or array.size <= limit:
-        return ElementsJson(_nested_json(_python_values(array)))
-    return ElementsJson(_nested_json(_python_values(reader(array)(0, limit))), array.size - limit)
+        return ElementsJson(nested_json(_python_values(array)))
+    return ElementsJson(nested_json(_python_values(reader(array)(0, limit))), array.size - limit)
 
 
 def _python_values(array: Array) -> Any:
@@ -213,9 +218,10 @@ def _python_values(array: Array) -> Any:
     return array.tolist()
 
 
-def _nested_json(values: Any) -> Any:
+def nested_json(values: Any) -> Any:
+    """Numbers in nested lists as JSON can say them."""
     if isinstance(values, list):
-        return [_nested_json(value) for value in values]
+        return [nested_json(value) for value in values]
     if isinstance(values, complex):
         return [number_json(values.real), number_json(values.imag)]
     return number_json(values)

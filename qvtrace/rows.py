@@ -1,7 +1,7 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeGuard
 
@@ -9,7 +9,7 @@ from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
 from qvtrace.archive.layout import DTYPES
-from qvtrace.elements import Array, Readable, format_of
+from qvtrace.elements import Array, ElementsJson, Readable, format_of
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.factors import ListedFactors, ScaleFactor
 from qvtrace.failures import failure, fate
@@ -27,6 +27,7 @@ from qvtrace.manifest import CallEntry
 from qvtrace.metrics import METRICS, Difference, Metrics, Nonfinite, Peak
 from qvtrace.routing import Routed, Routing, is_expert_by_name
 from qvtrace.scaling import Scaling, find_scaling, scaling_like
+from qvtrace.subtraction import difference_json, no_difference_json
 from qvtrace.surroundings import Judgement, Output, Surroundings
 from qvtrace.trees import (
     Container,
@@ -271,6 +272,30 @@ class RowBuilder:
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
         self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
+
+    def elements(
+        self, modules: Collection[str], limit: int | None
+    ) -> Iterator[tuple[Place, ElementsJson]]:
+        """The elements of candidate minus reference in the compared rows of these modules, of each
+        at most `limit`; those of another layout in the reference's."""
+        for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
+            reference, candidate = leaves.reference, leaves.candidate
+            if (
+                row.module in modules
+                and row.status in COMPARED
+                and isinstance(reference, TensorLeaf)
+                and isinstance(candidate, TensorLeaf)
+            ):
+                yield row.place, self._difference(reference, candidate, limit)
+
+    def _difference(
+        self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
+    ) -> ElementsJson:
+        outcome = self._tensors(reference, candidate)
+        arrays = self._arrays(reference, candidate)
+        if outcome.status == "identical":
+            return no_difference_json(arrays[0].dtype, arrays[0].shape, limit)
+        return difference_json(arrays[0], _in_layout(arrays, outcome.layout)[1], limit)
 
     def _plan(self, pair: Pair, leaves: LeafPair, *, is_wanted: bool) -> None:
         if is_wanted:

@@ -164,6 +164,9 @@ def assert_one_line_error(result, *wanted):
         (["record", "--variant", "int8"], ["--variant", "'fp', 'quant'"]),
         (["record", "--num-layers", "0"], ["--num-layers"]),
         (["record", "--like", "nowhere.st"], ["nowhere.st"]),
+        (["diff", "fp.st", "quant.st", "--values", "blocks.7"], ["--values 'blocks.7'", "none of"]),
+        (["diff", "fp.st", "quant.st", "--all-values"], ["--all-values", "--values PATTERN"]),
+        (["show", "fp.st", "--all-values"], ["--all-values", "--values PATTERN"]),
         (["diff", "nowhere.st", "b.st"], ["nowhere.st", "no such file"]),
         (["show", "functions.py"], ["functions.py"]),
         (["show", "fp.st", "blocks.7"], ["blocks.7", "none of"]),
@@ -223,6 +226,51 @@ def test_top_and_metrics_make_json_incomplete(folder):
     for cut in (["--top", "1"], ["--metrics", "peir"]):
         report = json.loads(run("diff", "fp.st", "quant.st", "--format", "json", *cut).stdout)
         assert (whole["complete"], report["complete"]) == (True, False)
+
+
+def test_elements_of_the_difference_are_shown_of_the_modules_that_are_asked_for(folder):
+    text = run("diff", "fp.st", "quant.st", "--values", "blocks.1.up").stdout.splitlines()
+    place = next(i for i, line in enumerate(text) if "blocks.1.up" in line.split())
+    assert text[place + 1].split()[0] == "difference"
+    assert text[place + 1].endswith("] and 320 more")
+    assert sum("difference [" in line for line in text) == 1
+
+
+def test_a_row_that_is_asked_for_is_neither_folded_nor_hidden(folder):
+    asked = run("diff", "fp.st", "quant.st", "--values", "embed", "--values", "(root)").stdout
+    assert "identical" in line_of(asked, "embed")
+    assert "difference " in asked[asked.index("(root) output.hidden") :]
+    hidden = run("diff", "fp.st", "quant.st").stdout
+    assert not any("embed" in line.split() for line in hidden.splitlines())
+
+
+def test_elements_of_the_difference_are_in_json_where_they_are_asked_for(folder):
+    arguments = ["diff", "fp.st", "quant.st", "--format", "json", "--path", "all"]
+    report = json.loads(run(*arguments, "--values", "blocks.1.up").stdout)
+    rows = {(row["module"], row["path"]): row["difference"] for row in report["rows"]}
+    with Archive.open("fp.st") as reference, Archive.open("quant.st") as candidate:
+        sides = [_output(archive, "blocks.1.up") for archive in (reference, candidate)]
+        wanted = sides[1].astype(float) - sides[0].astype(float)
+    assert rows["blocks.1.up", "output"] == {"values": wanted.tolist()}
+    assert rows["blocks.1.up", "inputs.0"] == {"values": [[[0.0] * 16] * 12]}
+    assert rows["blocks.1.down", "output"] is None
+    assert all("difference" not in row for row in json.loads(run(*arguments).stdout)["rows"])
+
+
+def _output(archive, module):
+    (call,) = (call for call in archive.manifest.calls if call.module == module)
+    return archive.array(call.tree("output"))
+
+
+def line_of(text, module):
+    return next(line for line in text.splitlines() if module in line.split())
+
+
+def test_the_elements_of_a_difference_fit_into_the_terminal(folder):
+    arguments = ["diff", "fp.st", "quant.st", "--values", "blocks.1.up"]
+    text = screen(*arguments, columns=80, NO_COLOR="1", TERM="xterm-256color")
+    assert "] and 320 more " in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_report_goes_to_a_file_in_a_new_folder(folder):

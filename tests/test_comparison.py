@@ -833,3 +833,57 @@ def test_other_inputs_in_another_dtype_are_not_told_to_be_the_same(recorded):
     (inputs, *_) = diff(reference, candidate).comparable.differences
 
     assert inputs == "inputs differ in call 0 of (root): inputs.0 (float32 against bfloat16)"
+
+
+def test_elements_are_kept_of_the_rows_that_are_asked_for(two: tuple[Path, Path]) -> None:
+    comparison = diff(*two, values=["0.*"], values_limit=None)
+
+    with Archive.open(two[0]) as reference, Archive.open(two[1]) as candidate:
+        sides = [
+            archive.array(call.tree("output"))  # type: ignore[arg-type]
+            for archive in (reference, candidate)
+            for call in archive.manifest.calls
+            if call.module == "0.up"
+        ]
+    assert {place.module for place in comparison.elements} == {"0.up", "0.down"}
+    elements = comparison.elements[row_of(comparison, "0.up").place]
+    assert elements.values == (sides[1].astype(float) - sides[0].astype(float)).tolist()
+    assert diff(*two).elements == {}
+
+
+def test_the_largest_element_of_the_difference_is_the_largest_error(
+    two: tuple[Path, Path],
+) -> None:
+    comparison = diff(*two, values="*", values_limit=None)
+
+    for row in comparison.rows:
+        found = torch.tensor(comparison.elements[row.place].values, dtype=torch.float64)
+        assert found.abs().max().item() == row.metrics.max_abs_error
+
+
+def test_elements_of_another_layout_are_told_in_the_reference_s(recorded: Recorder) -> None:
+    reference = recorded("fp.st", Returning(lambda x: x), hidden())
+    candidate = recorded("quant.st", Returning(lambda x: x.transpose(0, 1) + 0.5), hidden())
+
+    comparison = diff(reference, candidate, values=["(root)"], values_limit=None)
+
+    (row,) = comparison.rows
+    found = torch.tensor(comparison.elements[row.place].values)
+    assert row.layout == "permute(1, 0, 2)"
+    assert found.shape == (2, 5, 16)
+    assert torch.allclose(found, torch.tensor(0.5), atol=1e-6)
+
+
+def test_rows_that_are_not_compared_have_no_elements(recorded: Recorder) -> None:
+    reference = recorded("fp.st", Returning(lambda x: (x, 3)), hidden())
+    candidate = recorded("quant.st", Returning(lambda x: (x[:1], 4)), hidden())
+
+    comparison = diff(reference, candidate, values=["(root)"])
+
+    assert [row.status for row in comparison.rows] == ["shape", "mismatch"]
+    assert comparison.elements == {}
+
+
+def test_a_pattern_of_values_that_fits_no_module_is_refused(two: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="--values 'blocks': matches none of 8 modules"):
+        diff(*two, values=["blocks"])

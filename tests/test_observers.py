@@ -246,6 +246,18 @@ def test_inputs_are_printed_as_they_were_before_the_call(file: Path) -> None:
     assert line["output"]["values"] == [1]
 
 
+def test_steps_of_a_generation_are_told_as_the_archive_shows_them(file: Path) -> None:
+    model, stream = nn.Sequential(Adding(1)), io.StringIO()
+
+    with record(model, file, observers=[PrintCalls(stream)]) as recording:
+        for recording.step in range(2):
+            model(torch.zeros(2))
+
+    lines = lines_of(stream.getvalue())
+    assert [line.get("step") for line in lines] == [None, None, 1, 1]
+    assert lines == shown(file)
+
+
 def test_only_what_is_recorded_is_printed(file: Path) -> None:
     model, stream = nn.Sequential(Adding(1), Adding(2)), io.StringIO()
 

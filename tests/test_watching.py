@@ -124,7 +124,7 @@ def test_run_writes_other_reports_to_a_file_when_it_prints_calls():
         (["--print", "--all-values"], ["--all-values", "--values PATTERN"]),
         (["--print", "--values", "fc"], ["--values 'fc'", "matches none of 4 modules"]),
         (["--break-before"], ["--break-before", "--break PATTERN"]),
-        (["--break", "0"], ["--break: there is no terminal", "PYTHONBREAKPOINT"]),
+        (["--break", "0"], ["--break: standard input is no terminal", "PYTHONBREAKPOINT"]),
     ],
 )
 def test_what_cannot_be_watched_is_refused_in_one_line(arguments, wanted):
@@ -139,7 +139,7 @@ def test_what_cannot_be_watched_is_refused_in_one_line(arguments, wanted):
 def test_without_a_terminal_the_model_is_not_even_loaded():
     for command in ("record", "run"):
         result = run(command, "-m", "nowhere.py:model", "--break", "0")
-        assert "--break: there is no terminal" in result.stderr
+        assert "--break: standard input is no terminal" in result.stderr
 
 
 def test_a_reader_that_stops_early_leaves_the_archive_whole():

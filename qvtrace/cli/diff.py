@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import GateFlags, ModulePatterns, ReportFlags, RowFlags, with_flags
+from qvtrace.cli.flags import (
+    ElementFlags,
+    GateFlags,
+    ModulePatterns,
+    ReportFlags,
+    RowFlags,
+    with_flags,
+)
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
 
 
@@ -19,6 +26,7 @@ def diff(
     ],
     rows: RowFlags,
     patterns: ModulePatterns,
+    elements: ElementFlags,
     gates: GateFlags,
     report: ReportFlags,
 ) -> None:
@@ -26,7 +34,7 @@ def diff(
     from qvtrace.comparison import diff as compare
 
     refuse_archive_name(report, reference, candidate, *([rows.floor] if rows.floor else []))
-    options = rows.options(patterns, gates)
+    options = rows.options(patterns, gates, elements, report.limit(elements))
     comparison = compare(reference, candidate, floor=rows.floor, options=options)
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

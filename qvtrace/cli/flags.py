@@ -320,7 +320,7 @@ class ElementFlags:
         list[str],
         option(
             ELEMENTS,
-            "With the elements of modules that are or fit this; repeatable.",
+            "With elements of modules that are or fit this (diff: of the difference); repeatable.",
             metavar="PATTERN",
         ),
     ] = field(default_factory=list)
@@ -451,7 +451,13 @@ class RowFlags:
         names = (name.strip() for names in self.metrics for name in names.split(","))
         return tuple(dict.fromkeys(name for name in names if name))
 
-    def options(self, patterns: ModulePatterns, gates: "GateFlags") -> "DiffOptions":
+    def options(
+        self,
+        patterns: ModulePatterns,
+        gates: "GateFlags",
+        elements: ElementFlags,
+        limit: int | None,
+    ) -> "DiffOptions":
         """What is asked of the comparison."""
         from qvtrace.comparison import DiffOptions
 
@@ -464,6 +470,8 @@ class RowFlags:
             maps=(*_read_maps(self.map_file), *self.maps),
             metrics=self.metric_names(),
             fail_on=gates.gates(),
+            values=tuple(elements.values),
+            values_limit=limit,
         )
 
 
@@ -489,6 +497,13 @@ class ReportFlags:
             "--github",
         ),
     ] = False
+
+    def limit(self, elements: ElementFlags) -> int | None:
+        """How many elements of one tensor the report has; None: all."""
+        from qvtrace.elements import ELEMENTS_LIMIT
+        from qvtrace.reports.values import ELEMENTS_SHOWN
+
+        return elements.limit(ELEMENTS_SHOWN if self.format is Format.TABLE else ELEMENTS_LIMIT)
 
 
 def _read_maps(file: str | None) -> list[str]:

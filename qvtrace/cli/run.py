@@ -57,7 +57,7 @@ def run(
             f"--format {report.format}: --print has standard output for itself; "
             "write the report to a file with --output FILE"
         )
-    options = rows.options(ModulePatterns(), gates)
+    options = rows.options(ModulePatterns(), gates, elements, report.limit(elements))
     reference, candidate = (traces / f"{variant}.st" for variant in Variant)
     for file in (reference, candidate):
         refuse_own_reference(file, model.like)

@@ -30,9 +30,11 @@ def show(
     What ran and what was recorded of it, then the modules as a tree with a line for each call.
     """
     from qvtrace.archive import Archive
-    from qvtrace.reports.call_json import ELEMENTS_LIMIT, call_lines
+    from qvtrace.elements import ELEMENTS_LIMIT
+    from qvtrace.reports.call_json import call_lines
     from qvtrace.reports.trace import Selection, Trace
-    from qvtrace.reports.trace_tree import ELEMENTS_SHOWN, TreeOptions, trace_lines
+    from qvtrace.reports.trace_tree import TreeOptions, trace_lines
+    from qvtrace.reports.values import ELEMENTS_SHOWN
 
     limit = elements.limit(ELEMENTS_LIMIT if as_json else ELEMENTS_SHOWN)
     with Archive.open(archive) as opened:

@@ -28,10 +28,9 @@ def check_watching(watch: WatchFlags, elements: ElementFlags) -> None:
 def _refuse_without_terminal() -> None:
     from qvtrace.observers.breaking import needs_terminal
 
-    is_seen = sys.stdout.isatty() or sys.stderr.isatty()
-    if needs_terminal() and not (sys.stdin is not None and sys.stdin.isatty() and is_seen):
+    if needs_terminal() and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
-            "--break: there is no terminal to debug in; run it in one, "
+            "--break: standard input is no terminal to debug in; run it in one, "
             "or name a debugger that needs none in PYTHONBREAKPOINT"
         )
 
@@ -56,9 +55,9 @@ def watching(
     watch: WatchFlags, elements: ElementFlags, output: TextIO
 ) -> Iterator[tuple["Observer", ...]]:
     """Observers for one recording; `output` is what is standard output for the user."""
+    from qvtrace.elements import ELEMENTS_LIMIT
     from qvtrace.observers.breaking import BreakAt, is_enabled
     from qvtrace.observers.printing import PrintCalls
-    from qvtrace.reports.call_json import ELEMENTS_LIMIT
 
     printer = PrintCalls(output, values=elements.values, limit=elements.limit(ELEMENTS_LIMIT))
     screen = output if output.isatty() else sys.stderr

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TextIO
 from weakref import WeakKeyDictionary
 
 from qvtrace.archive.arrays import array_of
-from qvtrace.elements import Array, ElementsJson, elements_json
+from qvtrace.elements import ELEMENTS_LIMIT, Array, ElementsJson, elements_json
 from qvtrace.observers.observer import ObservedCall, Observer
 from qvtrace.patterns import Selector
-from qvtrace.reports.call_json import ELEMENTS_LIMIT, CallWriter, call_line
+from qvtrace.reports.call_json import CallName, CallWriter, call_line
 from qvtrace.reports.trace import Part
 from qvtrace.snapshots import host_bytes
 from qvtrace.statistics import Statistics, statistics
@@ -68,15 +68,9 @@ class PrintCalls(Observer):
         if call not in self._begun or self.is_cut:
             return
         with self._lock:
-            report: Json = {
-                "module": call.name,
-                "type": type(call.module).__name__,
-                "call": call.index,
-                **({"step": call.step} if call.step else {}),
-                **self._begun.pop(call),
-                **self._parts(call, ("output",)),
-            }
-            self._write(call_line(report, call.error))
+            name = CallName(call.name, type(call.module).__name__, call.index, call.step)
+            parts = self._begun.pop(call) | self._parts(call, ("output",))
+            self._write(call_line(name, parts, call.error))
 
     def _parts(self, call: ObservedCall, parts: Sequence[Part]) -> Json:
         self._contents.tensors = call.contents

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from qvtrace.elements import ElementsJson, number_json
+from qvtrace.elements import ELEMENTS_LIMIT, ElementsJson, number_json
 from qvtrace.reports.trace import PARTS, Part, Trace
 from qvtrace.statistics import Statistics
 from qvtrace.trees import Container, Json, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
-ELEMENTS_LIMIT = 1000  # of one tensor: as many as torch and numpy print
 _JSON_CLASSES = frozenset({"None", "bool", "int", "float", "str"})
 _LISTS = frozenset({"tuple", "list"})
 
@@ -68,14 +67,8 @@ class CallWriter:
             report["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
         report["statistics"] = self.contents.statistics(leaf).to_json()
         if with_elements or math.prod(leaf.shape) <= 1:
-            report |= values_json(self.contents.elements(leaf, self.limit))
+            report |= self.contents.elements(leaf, self.limit).to_json()
         return report
-
-
-def values_json(elements: ElementsJson) -> Json:
-    """`values`, and in `values_cut` how many more there are."""
-    cut = {"values_cut": elements.cut} if elements.cut else {}
-    return {"values": elements.values, **cut}
 
 
 def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str]:
@@ -84,17 +77,30 @@ def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str
     writer = CallWriter(trace, limit)
     for call in trace.calls():
         with_elements = call.module in trace.selection.with_elements
-        parts = {
+        parts: Json = {
             part: writer.part(part, trace.tree(call, part), with_elements=with_elements)
             for part in PARTS
         }
-        named = {"module": call.module, "type": classes.get(call.module), "call": call.index}
-        if trace.archive.manifest.steps or call.step:
-            named["step"] = call.step
-        yield call_line(named | parts, call.error)
+        name = CallName(call.module, classes.get(call.module), call.index, call.step)
+        yield call_line(name, parts, call.error)
 
 
-def call_line(report: Json, error: str | None) -> str:
-    """One call as a line of JSON, from its name and its parts, with the error that ended it."""
-    failed = {} if error is None else {"error": error}
-    return json.dumps(report | failed, allow_nan=False, separators=(",", ":"))
+@dataclass(frozen=True)
+class CallName:
+    """Which call a line tells of."""
+
+    module: str
+    class_name: str | None
+    index: int
+    step: int = 0  # of a generation: the first one has no need to be named
+
+
+def call_line(name: CallName, parts: Json, error: str | None) -> str:
+    """One call as a line of JSON: `parts` by name and in order, then the error that ended it."""
+    report: Json = {"module": name.module, "type": name.class_name, "call": name.index}
+    if name.step:
+        report["step"] = name.step
+    report |= parts
+    if error is not None:
+        report["error"] = error
+    return json.dumps(report, allow_nan=False, separators=(",", ":"))

@@ -45,8 +45,9 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     Every row has every metric, unless some were asked for; `complete` then says that it was cut.
     Where they apply, it has further keys: `tokens` of two generations (how many agree, and the
     first that differs), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
-    and `times_floor` (of the PEIR) in every row where a floor was measured, and for sides that are
-    `incomplete` or come with `warnings`.
+    and `times_floor` (of the PEIR) in every row where a floor was measured, `difference` in every
+    row where elements were asked for (None for modules of which they were not), and for sides that
+    are `incomplete` or come with `warnings`.
     """
     tokens = comparison.tokens
     report = {
@@ -175,6 +176,9 @@ def _row(row: Row, comparison: Comparison) -> Json:
     if comparison.floor is not None:
         report["floor"] = None if row.floor is None else _metrics(row.floor, metrics)
         report["times_floor"] = times_floor(row)
+    if comparison.options.values:
+        elements = comparison.elements.get(row.place)
+        report["difference"] = None if elements is None else elements.to_json()
     return report
 
 

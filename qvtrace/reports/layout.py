@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from qvtrace.reports.styled import Styled, concatenated, styled
 
 GAP = 2
 LABEL_WIDTH = 12
 HEADING_STYLE = "bold"
+
+
+Note: TypeAlias = Styled | tuple[Styled, ...]  # one line, or words that are set in lines
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Entry:
     name: Styled
     cells: tuple[Styled, ...] = ()  # one for each title, or none
     message: Styled | None = None
-    notes: tuple[Styled, ...] = ()  # lines of their own, under the name
+    notes: tuple[Note, ...] = ()  # lines of their own, under the name
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,17 @@ class Table:
     def lines(self, width: int | None) -> Iterator[Styled]:
         """The table in `width` columns; None: however many it takes."""
         if width is None or self.width <= width:
-            return self._beside()
+            return self._beside(width)
         return self._stacked(width)
 
-    def _beside(self) -> Iterator[Styled]:
+    def _beside(self, width: int | None) -> Iterator[Styled]:
         widths = (self.name_width, *self.widths)
         titles = (heading(self.name_title), *map(heading, self.titles))
         yield self._line(self.key_title, joined(titles, widths))
         for entry in self.entries:
             after = (entry.message,) if entry.message is not None else entry.cells
             yield self._line(entry.key, joined((entry.name, *after), widths))
-            yield from self._under(entry.notes)
+            yield from self._under(entry.notes, width)
 
     def _stacked(self, width: int) -> Iterator[Styled]:
         chunks = chunked(self.widths, width - self.indent)
@@ -90,10 +94,10 @@ class Table:
                 name, message = beside, None
         yield self._line(entry.key, name)
         if message is not None:
-            yield from self._under((message,))
+            yield from self._under((message,), width)
         elif entry.cells:
             yield from self._cell_lines(entry.cells, chunks)
-        yield from self._under(entry.notes)
+        yield from self._under(entry.notes, width)
 
     def _cell_lines(self, cells: Sequence[Styled], chunks: Iterable[slice]) -> Iterator[Styled]:
         for chunk in chunks:
@@ -102,9 +106,10 @@ class Table:
     def _line(self, key: str, content: Styled) -> Styled:
         return styled(key.rjust(self.indent - GAP) + " " * GAP, "dim") + content
 
-    def _under(self, notes: Iterable[Styled]) -> Iterator[Styled]:
+    def _under(self, notes: Iterable[Note], width: int | None) -> Iterator[Styled]:
+        indent = styled(" " * self.indent)
         for note in notes:
-            yield styled(" " * self.indent) + note
+            yield from wrapped(indent, indent, note if isinstance(note, tuple) else (note,), width)
 
 
 def heading(title: str) -> Styled:

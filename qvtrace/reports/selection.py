@@ -1,6 +1,7 @@
 """Which rows a report lists, and what becomes of the others."""
 
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 
 from qvtrace.comparison import Comparison, Place, Row
@@ -20,17 +21,18 @@ class ListedRows:
         """Sort the rows of a comparison."""
         if everything:
             return cls(comparison.rows, {}, Counter())
-        kinds = Counter(kind for row in comparison.rows if (kind := _hidden_kind(row)) is not None)
-        seen = [row for row in comparison.rows if _hidden_kind(row) is None]
+        asked = comparison.elements  # whoever wants these wants their rows
+        kinds = [_hidden_kind(row, asked) for row in comparison.rows]
+        seen = [row for row, kind in zip(comparison.rows, kinds, strict=True) if kind is None]
         places = {row.place for row in seen if row.same_as is None}
         listed = []
         folded = defaultdict(list)
         for row in seen:
-            if row.same_as is not None and row.same_as in places:
+            if row.same_as is not None and row.same_as in places and row.place not in asked:
                 folded[row.same_as].append(row)
             else:
                 listed.append(row)
-        return cls(tuple(listed), dict(folded), kinds)
+        return cls(tuple(listed), dict(folded), Counter(filter(None, kinds)))
 
     def hidden_texts(self) -> list[str]:
         """How many rows of which kind are not listed."""
@@ -39,8 +41,10 @@ class ListedRows:
         return [*hidden, f"{folded} folded into the row above (=)"] if folded else hidden
 
 
-def _hidden_kind(row: Row) -> str | None:
+def _hidden_kind(row: Row, asked: Container[Place]) -> str | None:
     """Why nothing would be learnt from seeing the row; None when it is to be seen."""
+    if row.place in asked:
+        return None
     if row.status == "identical":
         return "identical"
     if row.status == "exact":

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qvtrace.comparison import Comparison, Row
+from qvtrace.elements import ElementsJson
 from qvtrace.reports.columns import (
     Column,
     asked_columns,
@@ -16,9 +17,10 @@ from qvtrace.reports.columns import (
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.head import head_lines
-from qvtrace.reports.layout import GAP, Entry, Table, labelled, separated, words
+from qvtrace.reports.layout import GAP, Entry, Note, Table, labelled, separated, words
 from qvtrace.reports.selection import ListedRows
 from qvtrace.reports.styled import Styled, styled
+from qvtrace.reports.values import elements_text
 from qvtrace.row_names import RowNames
 
 
@@ -87,7 +89,10 @@ def _filled(comparison: Comparison, rows: ListedRows, columns: Sequence[Column])
             name=row_name(row, names),
             cells=() if message(row) else tuple(column.cell(row) for column in columns),
             message=message(row),
-            notes=tuple(_under(row, rows, dtypes, names)),
+            notes=(
+                *_under(row, rows, dtypes, names),
+                *_elements(row, comparison.elements.get(row.place)),
+            ),
         )
         for row in rows.listed
     ]
@@ -101,6 +106,11 @@ def _under(
         name = row_name(other, names)
         yield styled(f"= {name.plain}", "dim")
     yield from notes(row, dtypes)
+
+
+def _elements(row: Row, elements: ElementsJson | None) -> Iterator[Note]:
+    if elements is not None and row.status not in ("identical", "exact"):
+        yield tuple(words(f"difference {elements_text(elements)}"))
 
 
 def _hidden_lines(comparison: Comparison, rows: ListedRows, width: int | None) -> Iterator[Styled]:

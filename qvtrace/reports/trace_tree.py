@@ -12,11 +12,10 @@ from qvtrace.reports.qparams import finding_lines, parameters_text
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.trace import PARTS, Trace
 from qvtrace.reports.trace_head import head_lines
-from qvtrace.reports.values import call_text, elements_text, node_text
+from qvtrace.reports.values import ELEMENTS_SHOWN, call_text, elements_text, node_text
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 MAX_GUIDES = 64  # a tree that is deeper is drawn no further to the right
-ELEMENTS_SHOWN = 64  # of one tensor
 
 
 @dataclass(frozen=True)

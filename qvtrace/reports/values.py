@@ -4,6 +4,7 @@ from qvtrace.elements import ElementsJson
 from qvtrace.reports.formatting import number, printable
 from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
+ELEMENTS_SHOWN = 64  # of one tensor, in a line of text
 _TEXT_SHOWN = 40
 
 
