@@ -16,7 +16,7 @@ from qvtrace.origins import LEAST_EXCESS, Origin, Origins
 from qvtrace.patterns import shown
 from qvtrace.qparams.findings import Finding
 from qvtrace.row_names import RowNames
-from qvtrace.rows import COMPARED, FailedCall, Row
+from qvtrace.rows import COMPARED, FailedCall, Place, Row
 from qvtrace.tokens import Tokens
 
 _SHOWN_ORIGINS = 3
@@ -71,7 +71,7 @@ def judge(evidence: Evidence) -> Verdict:
         decision.exit_code,
         decision.gates,
         evidence.origins.found,
-        tuple(_origins(evidence.origins)),
+        tuple(_origins(evidence.origins, RowNames(evidence.rows))),
         findings,
     )
 
@@ -96,12 +96,13 @@ def _findings(evidence: Evidence) -> list[str]:
     ]
 
 
-def _origins(origins: Origins) -> Iterator[str]:
+def _origins(origins: Origins, name: RowNames) -> Iterator[str]:
     """Where the error comes in, in words."""
     if origins.level is None:
         return
     for number, origin in enumerate(origins.found[:_SHOWN_ORIGINS]):
-        where = f"{shown(origin.module)}{f'#{origin.call}' if origin.call else ''}"
+        place = Place(origin.module, origin.call, origin.path)
+        where = f"{shown(origin.module)}{name.call(place)}"
         noise = _noise(origin, LEAST_EXCESS * origins.level)
         yield f"{'then' if number else 'first seen'} at {where} ({noise}): {origin.reason}"
     further = len(origins.found) - _SHOWN_ORIGINS

@@ -355,6 +355,33 @@ def test_a_step_that_calls_a_module_twice_does_not_shift_those_after_it(tmp_path
     assert [place.call for place in comparison.coverage.only_in_reference] == [1]
 
 
+class Noisy(nn.Linear):
+    """Adds noise to what it computes: a little, and in one call a lot."""
+
+    noise = (0.0,) * 3
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.noise, (now, *_) = (*self.noise[1:], 0.0), self.noise
+        return super().forward(hidden) + now * torch.randn(hidden.shape)
+
+
+def test_the_origin_of_an_error_is_named_with_its_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[Noisy(16, 16) for _ in range(8)])
+    for name, noise in {"fp.st": 0.0, "quant.st": 1e-4}.items():
+        for module in model:
+            module.noise = (noise,) * 3
+        if noise:
+            model[4].noise = (noise, noise, 1.0)
+        with torch.no_grad(), qvtrace.record(model, tmp_path / name) as recording:
+            for step in range(3):
+                model(torch.full((1, 8, 16), 1.0 + step))
+                recording.next_step()
+
+    verdict = qvtrace.diff(tmp_path / "fp.st", tmp_path / "quant.st").verdict
+    assert verdict.lines[0].startswith("first seen at 4 step 2 (")
+
+
 def test_steps_can_be_marked_by_number_and_without_tokens(file: Path) -> None:
     model = Adding(1)
     with qvtrace.record(model, file) as recording:
