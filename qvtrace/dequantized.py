@@ -123,6 +123,30 @@ def _rounded(observer: Any, tensor: torch.Tensor) -> Values:
     return lambda: fake_quant(tensor)
 
 
+def _trained(module: Any, held: Mapping[str, torch.Tensor]) -> Iterator[ModuleWeight]:
+    """torch's quantization-aware training rounds the weight in each call by a module of its own,
+    which is not called here: it would take in what it sees."""
+    weight, fake = held.get("weight"), module.__dict__.get("_modules", {}).get("weight_fake_quant")
+    if weight is None or fake is None or not _is_switched_on(fake):
+        return
+    limits = fake.quant_min, fake.quant_max
+
+    def values() -> torch.Tensor:
+        scale, zero_point = fake.scale, fake.zero_point.to(torch.int32)
+        if scale.numel() > 1:
+            return torch.fake_quantize_per_channel_affine(
+                weight, scale, zero_point, fake.ch_axis, *limits
+            )
+        return torch.fake_quantize_per_tensor_affine(weight, scale, zero_point, *limits)
+
+    yield ModuleWeight(WEIGHT, type(weight).__name__, (weight,), values)
+
+
+def _is_switched_on(fake: Any) -> bool:
+    enabled = getattr(fake, "fake_quant_enabled", None)
+    return isinstance(enabled, torch.Tensor) and bool(enabled.all())
+
+
 def _quanto(module: Any, held: Mapping[str, torch.Tensor]) -> Iterator[ModuleWeight]:
     """quanto rounds a weight that is not frozen in each call."""
     weight = held.get("weight")
@@ -217,6 +241,7 @@ _READERS: tuple[_Reader, ...] = (
     _methods,
     _bitsandbytes,
     _quanto,
+    _trained,
     _fake_quantized,
     _compressed,
 )

@@ -396,7 +396,7 @@ def test_values_beyond_the_range_are_a_finding_of_show_and_of_diff(
 
     said = "50 % of the values are beyond its range [-0.498, 0.502]"
     assert said in shown
-    assert f"finding     0 output: {said}" in text
+    assert f"finding     {candidate}: 0 output: {said}" in text
     assert f"1 suspect quantization range, first 0 output: {said}" in text.replace("\n", " ")
     assert compared["candidate"]["findings"] == [{"module": "0", "of": "output", "text": said}]
     assert "findings" not in compared["reference"]

@@ -3,6 +3,7 @@ activations."""
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,27 @@ def test_weights_in_wrappers_of_tico_are_rounded_as_in_a_call(fp: Path, file: Pa
         assert set(entries(archive)) == {"wrapped.weight", "wrapped.bias"}
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_weights_in_training_are_rounded_without_a_call_of_what_rounds_them(
+    enabled: bool, file: Path
+) -> None:
+    from torch.ao.quantization import FakeQuantize
+
+    model: Any = nn.Sequential(layer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fake = FakeQuantize(quant_min=-8, quant_max=7, dtype=torch.qint8)
+        rounded = fake(model[0].weight).detach()
+    fake.fake_quant_enabled.fill_(int(enabled))
+    model[0].weight_fake_quant = fake
+
+    with record(model, file) as archive:
+        found = values(archive, "0.weight")
+
+    assert torch.equal(found, rounded if enabled else model[0].weight)
+    assert not torch.equal(rounded, model[0].weight)
+
+
 def test_packed_weights_of_torch_are_asked_for(file: Path) -> None:
     model: Any = with_torch_dynamic()
 
@@ -321,6 +343,13 @@ def test_weights_in_wrappers_are_paired_as_the_modules_are(tmp_path: Path) -> No
     assert list(found) == ["0 weights.weight", "0 weights.bias"]
     assert {row.status for row in found.values()} == {"identical"}
     assert {row.matched_by for row in found.values()} == {"suffix .wrapped"}
+
+
+def test_weights_of_a_compiled_model_are_those_of_the_model(fp: Path, file: Path) -> None:
+    record(torch.compile(nn.Sequential(layer()), backend="eager"), file).close()
+
+    assert {row.status for row in rows(fp, file).values()} == {"identical"}
+    assert {row.status for row in rows(file, fp).values()} == {"identical"}
 
 
 def test_weights_are_paired_through_maps_and_what_one_side_lacks_is_told(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
         for warning in side.warnings:
             text = f"{printable(side.file)}: {printable(warning)}"
             yield from labelled("warning", words(text, "yellow"), width)
-        yield from finding_lines(side.findings, width, everything=everything)
+        findings = [f"{side.file}: {finding}" for finding in side.findings]
+        yield from finding_lines(findings, width, everything=everything)
 
 
 def sides_told(comparison: Comparison) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from qvtrace.qparams.findings import Finding, summary_text
+from qvtrace.qparams.findings import summary_text
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.layout import labelled, words
@@ -29,12 +29,12 @@ def parameters_text(found: Parameters) -> str:
 
 
 def finding_lines(
-    findings: Sequence[Finding], width: int | None, *, everything: bool
+    findings: Sequence[str], width: int | None, *, everything: bool
 ) -> Iterator[Styled]:
     """Each finding on a line of its own, the first of them where there are many."""
     listed = findings if everything else findings[:_FINDINGS_LISTED]
     for finding in listed:
-        yield from labelled("finding", words(printable(str(finding)), "yellow"), width)
+        yield from labelled("finding", words(printable(finding), "yellow"), width)
     if findings[len(listed) :]:
         more = f"and {len(findings) - len(listed)} more suspect ranges"
         yield from labelled("finding", words(more, "yellow"), width)

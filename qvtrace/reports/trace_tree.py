@@ -30,7 +30,7 @@ class TreeOptions:
 def trace_lines(trace: Trace, options: TreeOptions) -> Iterator[Styled]:
     """The whole view."""
     yield from head_lines(trace.archive, options.width)
-    yield from finding_lines(trace.findings(), options.width, everything=False)
+    yield from finding_lines([*map(str, trace.findings())], options.width, everything=False)
     yield Styled()
     calls = defaultdict(list)
     for call in trace.calls():
