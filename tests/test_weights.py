@@ -444,6 +444,23 @@ def test_show_tells_of_weights(file: Path) -> None:
     assert "weights.weight  mean " in shown
 
 
+def test_show_tells_of_the_weights_that_a_wrapper_holds(file: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrapped = layer()
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            result: Tensor = self.wrapped(hidden)
+            return result
+
+    record(nn.Sequential(Wrapper()), file).close()
+
+    for patterns in (["0"], ["0", "0.wrapped"]):
+        shown = CliRunner().invoke(app, ["show", str(file), *patterns]).stdout
+        assert shown.count("weights weight float32[32,64] from Parameter") == 1
+
+
 @pytest.mark.parametrize(
     "value", [{"type": "tensor"}, {"type": "nothing"}], ids=["no digest", "unknown"]
 )

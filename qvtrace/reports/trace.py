@@ -71,12 +71,16 @@ class Trace:
             ) from error
 
     def weights(self, module: str) -> list[tuple[WeightEntry, Node]]:
-        """The weights of a module; raises `DamagedArchiveError`."""
+        """The weights of a module, and of what it wraps unless that is shown by itself; raises
+        `DamagedArchiveError`."""
+        inner = f"{module}.wrapped" if module else "wrapped"
+        names = [module] if inner in self.selection.modules else [module, inner]
+        entries = [entry for name in names for entry in self._weights.get(name, ())]
         try:
-            return [(entry, entry.node()) for entry in self._weights.get(module, ())]
+            return [(entry, entry.node()) for entry in entries]
         except ValueError as error:
             raise DamagedArchiveError(
-                f"{self.archive.file}: weights of {module}: {error}; the file is damaged, "
+                f"{self.archive.file}: the weights of {module}: {error}; the file is damaged, "
                 "record again"
             ) from error
 
