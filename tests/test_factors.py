@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_models import build
 from torch import Tensor, nn
 
 from qvtrace.comparison import Comparison, diff
@@ -14,7 +15,6 @@ from qvtrace.recorder import record
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
 from qvtrace.sharing import is_summand
-from tests.tiny_models import build
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.standard_normal((2, 42, 96)).astype(np.float32)

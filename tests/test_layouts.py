@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import Returning
 
 from qvtrace import blocks
 from qvtrace.comparison import diff
@@ -12,7 +13,6 @@ from qvtrace.elements import Rearranged, reader
 from qvtrace.layouts import find_layout, reshaped
 from qvtrace.metrics import compare
 from qvtrace.recorder import record
-from tests.recordings import Returning
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from recordings import only, tensors_of
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.comparison import Comparison, diff
 from qvtrace.recorder import record
 from qvtrace.reports.json import comparison_text
-from tests.recordings import only, tensors_of
 
 WIDTH = 16
 

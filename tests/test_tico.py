@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recordings import calls_of
 
 from qvtrace.archive import Archive
 from qvtrace.comparison import Comparison, Row, diff
@@ -14,7 +15,6 @@ from qvtrace.models.embedded import embedded_config, embedded_sample
 from qvtrace.models.request import ModelRequest
 from qvtrace.recorder import record
 from qvtrace.trees import TensorLeaf, tensor_leaves
-from tests.recordings import calls_of
 
 quantization = pytest.importorskip("tico.quantization")
 transformers = pytest.importorskip("transformers")
