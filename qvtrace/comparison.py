@@ -22,6 +22,7 @@ from qvtrace.noise import call_noises, rounding_noise, with_noise
 from qvtrace.origins import find_origins
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
+from qvtrace.qparams.parameters import ModuleParameters, Parameters
 from qvtrace.qparams.saturation import saturated_pairs
 from qvtrace.regression import Changes
 from qvtrace.rows import (
@@ -153,6 +154,10 @@ class Comparison:
     floor: Side | None = None  # what the noise was measured by
     file: str | None = None  # that it was read from
     changes: Changes | None = None  # of modules, since the baseline that it was judged by
+    # Of both sides, by the reference's name; for the modules of `options.values`.
+    quantization: Mapping[str, tuple[tuple[Parameters, ...], tuple[Parameters, ...]]] = field(
+        default_factory=dict, repr=False
+    )
     # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
     elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
 
@@ -207,7 +212,8 @@ def _compare(
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
-    findings = _findings(reference, candidate, alignment)
+    parameters = parameters_of(reference), parameters_of(candidate)
+    findings = _findings(reference, candidate, alignment, parameters)
     of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
     noises = call_noises(of_calls, reference.manifest.calls)
     executed = weight_rows.finish(with_noise(built.rows, noises))
@@ -238,6 +244,14 @@ def _compare(
         options=options,
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
+        quantization={
+            pair.reference.module: (
+                tuple(parameters[0].of(pair.reference.module)),
+                tuple(parameters[1].of(pair.candidate.module)),
+            )
+            for pair in everything.pairs
+            if pair.reference.module in valued
+        },
         elements=dict(built.elements(valued, options.values_limit)),
     )
 
@@ -341,11 +355,14 @@ def _top(rows: list[Row], options: DiffOptions) -> list[Row]:
 
 
 def _findings(
-    reference: Archive, candidate: Archive, alignment: Alignment
+    reference: Archive,
+    candidate: Archive,
+    alignment: Alignment,
+    parameters: tuple[ModuleParameters, ModuleParameters],
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """What is suspect about the quantization of each side; the candidate's ranges are also held
     against values."""
-    ours, theirs = parameters_of(reference), parameters_of(candidate)
+    ours, theirs = parameters
     clipped = saturated_pairs(reference, candidate, alignment.pairs, theirs)
     return tuple(suspect(ours)), (*suspect(theirs), *clipped)
 

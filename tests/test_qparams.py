@@ -402,6 +402,20 @@ def test_values_beyond_the_range_are_a_finding_of_show_and_of_diff(
     assert "findings" not in compared["reference"]
 
 
+def test_diff_shows_the_parameters_of_modules_whose_values_are_wanted(
+    clipped: tuple[Path, Path],
+) -> None:
+    text = run("diff", *clipped, "--values", "0", "--all")
+    report = json.loads(run("diff", *clipped, "--values", "0", "--format", "json"))
+
+    assert text.count("candidate output FakeQuantized affine per tensor, scale 0.00392") == 1
+    assert "candidate output FakeQuantized" not in run("diff", *clipped)
+    found = {row["module"]: row["quantization"] for row in report["rows"]}
+    assert found["0"]["reference"] == []
+    assert found["0"]["candidate"][0]["class"] == "FakeQuantized"
+    assert found[""] is None
+
+
 def test_values_within_the_range_are_none(tmp_path: Path) -> None:
     reference, candidate = tmp_path / "fp.st", tmp_path / "quant.st"
     record(nn.Sequential(nn.Identity()), reference).close()

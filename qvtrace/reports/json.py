@@ -46,8 +46,9 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     Where they apply, it has further keys: `tokens` of two generations (how many agree, and the
     first that differs), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
     and `times_floor` (of the PEIR) in every row where a floor was measured, `difference` in every
-    row where elements were asked for (None for modules of which they were not), and for sides that
-    are `incomplete` or come with `warnings`.
+    row where elements were asked for (None for modules of which they were not) with the
+    `quantization` parameters of both sides, and for sides that are `incomplete` or come with
+    `warnings` or `findings`.
     """
     tokens = comparison.tokens
     report = {
@@ -160,6 +161,15 @@ def _finding(finding: Finding) -> Json:
     }
 
 
+def _quantization(comparison: Comparison, row: Row) -> Json | None:
+    """The quantization parameters of both sides; None for modules whose values are not wanted."""
+    sides = comparison.quantization.get(row.module)
+    if sides is None:
+        return None
+    reference, candidate = ([found.to_json() for found in side] for side in sides)
+    return {"reference": reference, "candidate": candidate}
+
+
 def _place(place: Place) -> Json:
     return {"module": place.module, "call": place.call, "path": place.path}
 
@@ -179,6 +189,7 @@ def _row(row: Row, comparison: Comparison) -> Json:
     if comparison.options.values:
         elements = comparison.elements.get(row.place)
         report["difference"] = None if elements is None else elements.to_json()
+        report["quantization"] = _quantization(comparison, row)
     return report
 
 

@@ -18,6 +18,7 @@ from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.head import head_lines
 from qvtrace.reports.layout import GAP, Entry, Note, Table, labelled, separated, words
+from qvtrace.reports.qparams import parameters_text
 from qvtrace.reports.selection import ListedRows
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.values import elements_text
@@ -83,6 +84,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> Itera
 def _filled(comparison: Comparison, rows: ListedRows, columns: Sequence[Column]) -> Table:
     dtypes = (comparison.reference.model.get("dtype"), comparison.candidate.model.get("dtype"))
     names = RowNames(comparison.rows)
+    first = {row.module: row.place for row in reversed(rows.listed)}
     entries = [
         Entry(
             key=str(row.order),
@@ -91,6 +93,7 @@ def _filled(comparison: Comparison, rows: ListedRows, columns: Sequence[Column])
             message=message(row),
             notes=(
                 *_under(row, rows, dtypes, names),
+                *(_quantization(comparison, row) if row.place == first[row.module] else ()),
                 *_elements(row, comparison.elements.get(row.place)),
             ),
         )
@@ -106,6 +109,14 @@ def _under(
         name = row_name(other, names)
         yield styled(f"= {name.plain}", "dim")
     yield from notes(row, dtypes)
+
+
+def _quantization(comparison: Comparison, row: Row) -> Iterator[Note]:
+    """How the module is quantized on each side."""
+    sides = comparison.quantization.get(row.module, ((), ()))
+    for side, found in zip(("reference", "candidate"), sides, strict=True):
+        for parameters in found:
+            yield tuple(words(f"{side} {parameters_text(parameters)}", "magenta"))
 
 
 def _elements(row: Row, elements: ElementsJson | None) -> Iterator[Note]:
