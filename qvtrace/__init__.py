@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qvtrace.observers.printing import PrintCalls
     from qvtrace.recorder import Recording, record
     from qvtrace.recording import RecordingReport
+    from qvtrace.replayer import ReplayReport, replay
     from qvtrace.results import load_result
     from qvtrace.steps import TokenSteps
 
@@ -49,6 +50,7 @@ _HOMES = {
     "RecordingError": "qvtrace.errors",
     "RecordingReport": "qvtrace.recording",
     "ResultError": "qvtrace.errors",
+    "ReplayReport": "qvtrace.replayer",
     "Row": "qvtrace.comparison",
     "TokenSteps": "qvtrace.steps",
     "UsageError": "qvtrace.errors",
@@ -60,6 +62,7 @@ _HOMES = {
     "merge": "qvtrace.merging",
     "quantizers": "qvtrace.models.quantizers.listing",
     "record": "qvtrace.recorder",
+    "replay": "qvtrace.replayer",
 }
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingReport",
+    "ReplayReport",
     "ResultError",
     "Row",
     "TokenSteps",
@@ -88,6 +92,7 @@ __all__ = [
     "merge",
     "quantizers",
     "record",
+    "replay",
 ]
 
 

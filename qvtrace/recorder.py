@@ -29,6 +29,7 @@ from qvtrace import trees
 from qvtrace.archive import ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
 from qvtrace.call_stacks import CallStacks, Handled, OpenCall, calling_frame
+from qvtrace.compilation import eager_stance
 from qvtrace.device_copies import DeviceCopies
 from qvtrace.digests import digest_json
 from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
@@ -58,7 +59,7 @@ from qvtrace.patterns import require_matches, select, shown
 from qvtrace.placement import module_placement, parallel_plan
 from qvtrace.qparams.recording import ParameterRecorder
 from qvtrace.recording import Progress, RecordingReport, RecordOptions
-from qvtrace.redaction import error_text
+from qvtrace.redaction import error_line
 from qvtrace.skips import HookedModule, skip_reasons, skip_warnings
 from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.steps import Ids, step_entry
@@ -226,7 +227,7 @@ class Recording(AbstractContextManager["Recording"]):
         with ExitStack() as stack:
             stack.callback(self._abandon)
             self._hooks = stack.enter_context(ExitStack())
-            self._hooks.enter_context(_eager_stance())
+            self._hooks.enter_context(eager_stance())
             chosen = self._chosen(modules)
             self._hook(modules, chosen)
             self._active = self._describe(modules, chosen)
@@ -276,7 +277,7 @@ class Recording(AbstractContextManager["Recording"]):
         for observer, failure in self._watch.failures:
             raise RecordingError(
                 f"{file or 'model'}: recorded as a whole, but {observer.label} ended early: "
-                f"{_described(failure)}; record again to have all of it"
+                f"{error_line(failure)}; record again to have all of it"
             ) from failure
 
     def _finish_weights(self) -> None:
@@ -505,7 +506,7 @@ class Recording(AbstractContextManager["Recording"]):
             return
         call = popped[-1]
         raised = call.handled.raised_since(output)
-        error = None if raised is None else _described(raised)
+        error = None if raised is None else error_line(raised)
         node = None
         if call.number is not None:
             if error is None:
@@ -612,7 +613,7 @@ class Recording(AbstractContextManager["Recording"]):
         return replace(
             self._described(),
             complete=error is None,
-            error=None if error is None else _described(error),
+            error=None if error is None else error_line(error),
             modules=tuple(self._entry(m, calls=calls.get(id(m.module), 0)) for m in modules),
             skipped=Skipped(
                 registered=len(modules),
@@ -687,17 +688,6 @@ def _observers(observers: Sequence[Observer]) -> tuple[Observer, ...]:
     if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):
         raise UsageError("observers: are no list of qvtrace.Observer; give one, such as [observer]")
     return tuple(observers)
-
-
-def _eager_stance() -> AbstractContextManager[object]:
-    """What `torch.compile` has compiled runs eagerly, or its modules would never be called.
-
-    Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 @contextlib.contextmanager
@@ -780,9 +770,3 @@ def _parameters(hooked: HookedModule, count: int) -> list[str | None]:
         hooked.parameters = positional_parameters(hooked.module.module)
     known = hooked.parameters[:count]
     return [*known, *[None] * (count - len(known))]
-
-
-def _described(error: BaseException) -> str:
-    if isinstance(error, QvtraceError) and error.__cause__ is not None:
-        error = error.__cause__  # what the model raised, without advice for a terminal
-    return error_text(error)

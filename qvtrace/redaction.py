@@ -3,6 +3,8 @@
 import os
 import re
 
+from qvtrace.errors import QvtraceError
+
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -23,3 +25,10 @@ def error_text(error: BaseException) -> str:
         lines = []
     name = type(error).__name__
     return f"{name}: {without_secrets(lines[0])[:200]}" if lines else name
+
+
+def error_line(error: BaseException) -> str:
+    """What a manifest says of an exception that ended something."""
+    if isinstance(error, QvtraceError) and error.__cause__ is not None:
+        error = error.__cause__  # what the model raised, without advice for a terminal
+    return error_text(error)

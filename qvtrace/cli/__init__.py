@@ -13,6 +13,7 @@ from qvtrace.cli.merge import merge
 from qvtrace.cli.quantizers import quantizers
 from qvtrace.cli.record import record
 from qvtrace.cli.recover import recover
+from qvtrace.cli.replay import replay
 from qvtrace.cli.run import run
 from qvtrace.cli.show import show
 from qvtrace.cli.verify import verify
@@ -24,7 +25,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (run, record, diff, gate, show, verify, recover, merge, quantizers):
+for command in (
+    run,
+    record,
+    diff,
+    gate,
+    replay,
+    show,
+    verify,
+    recover,
+    merge,
+    quantizers,
+):
     app.command()(command)
 
 

@@ -14,6 +14,7 @@ from qvtrace.reports.styled import Styled
 if TYPE_CHECKING:
     from qvtrace.models.generation import Generation
     from qvtrace.recording import RecordingReport
+    from qvtrace.replayer import ReplayReport
 
 MODULES_LISTED = 4  # kinds of names, at the end of a recording
 
@@ -54,6 +55,18 @@ def dry_run_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
     yield from labelled("distinct", words(distinct), width)
     yield from labelled("time", words(duration(report.seconds)), width)
     yield from labelled("file", words(f"{byte_size(report.size)}, not written"), width)
+
+
+def replay_lines(report: "ReplayReport", width: int | None) -> Iterator[Styled]:
+    """Where the archive of a replay is and how large, what was replayed, what was not and why."""
+    archive = (
+        f"{printable(str(report.file))} {byte_size(report.size)}, {counted(report.calls, 'call')} "
+        f"in {duration(report.seconds)}"
+    )
+    yield from labelled("archive", words(archive), width)
+    modules = f"{report.modules} of {counted(report.chosen, 'module')} replayed"
+    yield from labelled("modules", words(modules), width)
+    yield from skipped_lines(report.skipped, {}, width)
 
 
 def skipped_lines(

@@ -1,0 +1,116 @@
+"""`qvtrace replay`: a variant's modules one by one, on the inputs recorded from another."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvtrace.cli.flags import (
+    MODEL,
+    MODULES,
+    OUTPUT,
+    Force,
+    ModelFlags,
+    ModulePatterns,
+    Traceback,
+    Variant,
+    option,
+    with_flags,
+)
+from qvtrace.cli.recording import TRACES
+from qvtrace.cli.terminal import error_width, print_lines, print_next, progress_bar
+from qvtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvtrace.replayer import ReplayReport
+
+_SAMPLE = ("prompt", "image", "inputs", "like", "generate")  # which the archive gives
+
+
+@with_flags
+def replay(
+    *,
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="The archive whose inputs modules are given.")
+    ],
+    variant: Annotated[Variant, option(MODEL, "Which variant runs.")] = Variant.QUANT,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+    depth: Annotated[
+        int | None,
+        option(
+            MODULES,
+            "Blocks with N components in their names, not leaves.",
+            metavar="N",
+            min=0,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "The archive to write. (default: traces/local.st)",
+            "--output",
+            "-o",
+            metavar="FILE",
+        ),
+    ] = None,
+    force: Force = False,
+    traceback: Traceback = False,
+) -> None:
+    """Run each module of a variant on the inputs that an archive holds for it.
+
+    The error that is left is the module's own: compare with --local, or as any other archive.
+    """
+    file = output or TRACES / "local.st"
+    for name in _SAMPLE:
+        if getattr(model, name, None):
+            raise UsageError(f"--{name}: the inputs are those of {archive}; leave it out")
+    if not file.name or file.is_dir():
+        raise UsageError(f"--output {file}: is a folder; name a file in it, such as local.st")
+    report = _replay(archive, variant, model, patterns, depth, file, overwrite=force)
+    from qvtrace.reports.recording import replay_lines
+
+    print_lines(replay_lines(report, error_width()), sys.stderr)
+    candidate = TRACES / f"{variant}.st"
+    print_next(f"qvtrace diff {archive} {candidate} --local {report.file}")
+
+
+def _replay(
+    archive: str,
+    variant: Variant,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+    depth: int | None,
+    file: Path,
+    *,
+    overwrite: bool,
+) -> "ReplayReport":
+    from qvtrace.archive import Archive, refuse_existing
+
+    if not overwrite:
+        refuse_existing(file)  # before a model is loaded in vain
+    with (
+        redirect_stdout(sys.stderr),
+        progress_bar(variant) as progress,
+        Archive.open(archive) as opened,
+    ):
+        from qvtrace.models import prepare
+        from qvtrace.models.chatter import quiet
+        from qvtrace.replayer import Replay, ReplayOptions
+
+        prepared = prepare(model.request(variant), opened)
+        options = ReplayOptions(
+            include=tuple(patterns.include),
+            exclude=tuple(patterns.exclude),
+            depth=depth,
+            overwrite=overwrite,
+            model=prepared.info,
+            variant=prepared.variant,
+            environment=prepared.environment,
+            progress=progress,
+        )
+        with quiet():
+            return Replay(prepared.model, opened, file, options).run()
