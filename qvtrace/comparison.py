@@ -17,8 +17,8 @@ from qvtrace.failures import failure_warnings
 from qvtrace.floor_measurement import with_floor
 from qvtrace.gates import Gate, GateResult, parse_gates
 from qvtrace.manifest import CallEntry, head_to_json
-from qvtrace.metrics import METRICS, Undefined, badness
-from qvtrace.noise import call_noises, rounding_noise, with_noise
+from qvtrace.metrics import LOCAL_METRICS, METRICS, Undefined, badness
+from qvtrace.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.origins import find_origins
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
@@ -160,6 +160,7 @@ class Comparison:
     )
     # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
     elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
+    local: Side | None = None  # the replay that was given
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
@@ -178,26 +179,36 @@ def diff(
     candidate: Source,
     *,
     floor: Source | None = None,
+    local: Source | None = None,
     options: DiffOptions | None = None,
     **keywords: Unpack[DiffKeywords],
 ) -> Comparison:
     """Compare two archives, or files of them; every error is relative to the reference.
 
     `floor` is an archive that differs from the reference by noise alone (another run, or bfloat16):
-    each row has its difference there as `floor`. `keywords` are fields of `DiffOptions` and win
+    each row has its difference there as `floor`. `local` is a replay of the candidate's model on
+    the reference's inputs: what its modules give tells their own error from what they inherited.
+    `keywords` are fields of `DiffOptions` and win
     over `options`. Where digests tell tensors equal, none is read. Raises `UsageError` for unusable
     options, and children of `ArchiveError` for files that cannot.
     """
     options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
     with ExitStack() as opened:
         archives = _open(reference, opened), _open(candidate, opened)
-        noise = None if floor is None else _open(floor, opened)
-        return _compare(*archives, noise, options)
+        noise, replayed = (
+            None if source is None else _open(source, opened) for source in (floor, local)
+        )
+        return _compare(*archives, noise, replayed, options)
 
 
 def _compare(
-    reference: Archive, candidate: Archive, floor: Archive | None, options: DiffOptions
+    reference: Archive,
+    candidate: Archive,
+    floor: Archive | None,
+    local: Archive | None,
+    options: DiffOptions,
 ) -> Comparison:
+    replayed = _replayed(reference, local, options)
     everything = align(reference.manifest, candidate.manifest, options.maps)
     weights = _weights(reference, candidate, everything, options)
     valued = _valued(everything, weights, options)
@@ -215,9 +226,10 @@ def _compare(
     parameters = parameters_of(reference), parameters_of(candidate)
     findings = _findings(reference, candidate, alignment, parameters)
     of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
-    noises = call_noises(of_calls, reference.manifest.calls)
-    executed = weight_rows.finish(with_noise(built.rows, noises))
-    origins = find_origins(noises, rounding_noise(of_calls))
+    noises = call_noises(of_calls, reference.manifest.calls, replayed)
+    executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
+    narrowed = bool(options.include or options.exclude)
+    origins = find_origins(noises, rounding_noise(of_calls), narrowed=narrowed)
     evidence = Evidence(
         executed,
         coverage,
@@ -253,7 +265,43 @@ def _compare(
             if pair.reference.module in valued
         },
         elements=dict(built.elements(valued, options.values_limit)),
+        local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
     )
+
+
+def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -> Sequence[Row]:
+    """What a replay gives, compared with what the reference gave."""
+    if local is None:
+        named = [("--sort-by", options.sort_by), *(("--metrics", name) for name in options.metrics)]
+        for option, metric in named:
+            if metric in LOCAL_METRICS:
+                raise UsageError(
+                    f"{option} {metric}: is of a replay; give one with --local ARCHIVE"
+                )
+        return ()
+    if local.manifest.recorded_by != "replay":
+        raise UsageError(
+            f"--local {local.file}: is no replay; make one with `qvtrace replay {reference.file}`"
+        )
+    pairs = align(reference.manifest, local.manifest).pairs
+    built = RowBuilder(reference, local, "output", pairs)
+    for pair in pairs:
+        built.add(pair)
+    built.compare()
+    return built.rows
+
+
+def _doubts(reference: Archive, candidate: Archive, local: Archive) -> list[str]:
+    """Why a replay may not be of these two."""
+    replayed = local.manifest.settings.get("replayed")
+    of = replayed.get("created") if isinstance(replayed, dict) else None
+    doubts = []
+    if of != reference.manifest.created:
+        doubts.append(f"is not a replay of {reference.file}, but of another recording")
+    quantizers = [side.manifest.variant.quantizer for side in (candidate, local)]
+    if quantizers[0] != quantizers[1]:
+        doubts.append(f"quantized by {quantizers[1]}, the candidate by {quantizers[0]}")
+    return doubts
 
 
 def _open(source: Source, opened: ExitStack) -> Archive:

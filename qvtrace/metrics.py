@@ -23,6 +23,7 @@ from qvtrace.sums import FloatSums
 __all__ = [
     "DECIBELS",
     "HIGHER_IS_BETTER",
+    "LOCAL_METRICS",
     "METRICS",
     "NOISE_METRICS",
     "PAIR_METRICS",
@@ -59,10 +60,13 @@ class Undefined(StrEnum):
     TOO_LARGE = "too large"  # beyond the range of float64
     INPUT = "input"  # does not apply
     NO_NOISE_IN = "no noise in"
+    NOT_REPLAYED = "not replayed"
     NOISE_NOT_KNOWN = "noise not known"  # a place was not stored, or could not be compared
 
 
-_DOES_NOT_APPLY = frozenset({Undefined.INTEGER, Undefined.FLOATING_POINT, Undefined.INPUT})
+_DOES_NOT_APPLY = frozenset(
+    {Undefined.INTEGER, Undefined.FLOATING_POINT, Undefined.INPUT, Undefined.NOT_REPLAYED}
+)
 _WORST_PEIR = frozenset({Undefined.CONSTANT_REFERENCE, Undefined.TOO_LARGE})
 
 Outcome: TypeAlias = float | int | Undefined
@@ -72,7 +76,7 @@ Outcome: TypeAlias = float | int | Undefined
 class Metrics:
     """Every metric of a pair; None is undefined, its reason is in `Difference.undefined`.
 
-    The last four are of a call; `compare` knows none and leaves them out of the reasons.
+    The last six are of a call; `compare` knows none and leaves them out of the reasons.
     """
 
     max_abs_error: float | int | None = None
@@ -93,11 +97,15 @@ class Metrics:
     noise_out: float | None = None  # a ratio of powers
     added: float | None = None  # a ratio of powers
     gain: float | None = None  # dB
+    # Of a replay, where one is given:
+    local_noise: float | None = None  # a ratio of powers
+    local_peir: float | None = None  # a ratio
 
 
 METRICS = tuple(metric.name for metric in fields(Metrics))
 NOISE_METRICS = ("noise_in", "noise_out", "added", "gain")
-PAIR_METRICS = tuple(name for name in METRICS if name not in NOISE_METRICS)
+LOCAL_METRICS = ("local_noise", "local_peir")
+PAIR_METRICS = tuple(name for name in METRICS if name not in (*NOISE_METRICS, *LOCAL_METRICS))
 TOKEN_METRICS = ("token_sqnr_p50", "token_sqnr_p5", "token_sqnr_min")
 HIGHER_IS_BETTER = frozenset({"sqnr", "cosine", *TOKEN_METRICS})
 DECIBELS = frozenset({"sqnr", "gain", *TOKEN_METRICS})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics import NOISE_METRICS, Undefined
+from qvtrace.metrics import LOCAL_METRICS, NOISE_METRICS, Undefined
 from qvtrace.rows import COMPARED, Row
 
 CallKey = tuple[str, int]  # module and index, of the reference
@@ -36,6 +36,8 @@ class CallNoise:
     noise_out: float | None
     inputs: tuple[Row, ...]
     outputs: tuple[Row, ...]
+    held: int  # calls that the reference made in this one, compared or not
+    local: float | None  # noise out of a replay, in which none came in; None: not replayed
 
     @property
     def key(self) -> CallKey:
@@ -95,6 +97,24 @@ def with_noise(rows: Iterable[Row], calls: Iterable[CallNoise]) -> list[Row]:
     return [_with_noise(row, noise_in.get((row.module, row.call))) for row in rows]
 
 
+def with_local(rows: Iterable[Row], replayed: Iterable[Row]) -> list[Row]:
+    """The rows with what a replay says of the same places, on whose inputs no error was."""
+    local = {row.place: row for row in replayed}
+    return [_with_local(row, local.get(row.place)) for row in rows]
+
+
+def _with_local(row: Row, local: Row | None) -> Row:
+    own = None if local is None else noise(local)
+    if local is None or own is None:
+        undefined = dict.fromkeys(LOCAL_METRICS, Undefined.NOT_REPLAYED.value)
+        return replace(row, undefined=undefined | row.undefined)
+    metrics = replace(row.metrics, local_noise=own, local_peir=local.metrics.peir)
+    undefined = {name: row.undefined[name] for name in row.undefined if name not in LOCAL_METRICS}
+    if local.metrics.peir is None:
+        undefined["local_peir"] = local.undefined["peir"]
+    return replace(row, metrics=metrics, undefined=undefined)
+
+
 def _with_noise(row: Row, received: float | None) -> Row:
     if "gain" in row.undefined:  # nothing can be measured there
         return row
@@ -132,11 +152,17 @@ def is_output(row: Row) -> bool:
     return row.path.partition(".")[0] == "output"
 
 
-def call_noises(rows: Iterable[Row], calls: Sequence[CallEntry]) -> list[CallNoise]:
+def call_noises(
+    rows: Iterable[Row], calls: Sequence[CallEntry], replayed: Iterable[Row] = ()
+) -> list[CallNoise]:
     """The noise of each call that has rows, in order of execution.
 
-    `rows` are those of all paths, `calls` the reference's.
+    `rows` are those of all paths, `calls` the reference's, `replayed` the outputs of a replay.
     """
+    local: dict[CallKey, list[Row]] = defaultdict(list)
+    for row in replayed:
+        local[row.module, row.call].append(row)
+    held = Counter(call.parent for call in calls if call.parent is not None)
     places: dict[CallKey, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for row in rows:
         places[row.module, row.call][is_output(row)].append(row)
@@ -156,6 +182,8 @@ def call_noises(rows: Iterable[Row], calls: Sequence[CallEntry]) -> list[CallNoi
                     _worst(outputs) if outputs else None,
                     tuple(inputs),
                     tuple(outputs),
+                    held[key],
+                    _worst(local[key]) if key in local else None,
                 )
             )
     return found

@@ -13,6 +13,7 @@ in it, or where there are too few of these, the same class.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from qvtrace.noise import CallKey, CallNoise, added
@@ -21,6 +22,7 @@ from qvtrace.rows import Row
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
+_REPLAYED = " replayed"  # are of a kind of their own
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
 
 
@@ -44,6 +46,7 @@ class Origins:
 
     found: tuple[Origin, ...] = ()
     level: float | None = None  # usual noise, a ratio of powers; None: nothing is noisy at all
+    share: float | None = None  # of all local noise that the local ones among them have
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Step:
     noise_in: float | None
     noise_out: float | None
     new_nan: bool  # NaN that was not there before
+    is_local: bool  # seen in a replay, into which no noise came
     kind: str
     class_name: str
 
@@ -67,13 +71,13 @@ class _Step:
         return added(self.noise_in, self.noise_out)
 
 
-def find_origins(calls: Sequence[CallNoise], floor: float) -> Origins:
+def find_origins(calls: Sequence[CallNoise], floor: float, *, narrowed: bool = False) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
-    `floor` is the noise of mere rounding. A call of which inputs or outputs are not known is
-    neither blamed nor taken for clean.
+    `floor` is the noise of mere rounding; `narrowed`: calls were left out on purpose. A call of
+    which inputs or outputs are not known is neither blamed nor taken for clean.
     """
-    steps = list(_steps(calls))
+    steps = list(_steps(calls, narrowed=narrowed))
     levels = _Levels(steps, floor)
     broken = [step for step in steps if step.new_nan]
     excesses = [(levels.excess(step), step) for step in steps if not step.new_nan]
@@ -84,27 +88,41 @@ def find_origins(calls: Sequence[CallNoise], floor: float) -> Origins:
     )
     found = [_origin(step) for step in (*broken[:1], *(step for _, step in noisy))]
     is_noisy = bool(found) or any(step.noise_out for step in steps)
-    return Origins(tuple(found), levels.usual if is_noisy else None)
+    return Origins(tuple(found), levels.usual if is_noisy else None, _share(steps, noisy))
 
 
-def _steps(calls: Sequence[CallNoise]) -> Iterator[_Step]:
+def _share(steps: Sequence[_Step], noisy: Sequence[tuple[float, _Step]]) -> float | None:
+    everything = sum(step.noise_out or 0.0 for step in steps if step.is_local)
+    if not everything:
+        return None
+    return sum(step.noise_out or 0.0 for _, step in noisy if step.is_local) / everything
+
+
+def _steps(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[_Step]:
     children: dict[CallKey | None, list[CallNoise]] = defaultdict(list)
     for call in calls:
         children[call.parent].append(call)
     for call in calls:
-        if call.key in children:
-            yield from _gaps(call, children[call.key])
+        known = children.get(call.key, ())
+        if known and not (narrowed and len(known) < call.held):
+            yield from _gaps(call, known)
         else:
-            yield _Step(
-                call,
-                "its inputs",
-                "",
-                call.noise_in,
-                call.noise_out,
-                _has_new_nan(call.outputs) and not _has_new_nan(call.inputs),
-                _kind(call.module),
-                _class_name(call),
-            )
+            yield _own_step(call)
+
+
+def _own_step(call: CallNoise) -> _Step:
+    is_local = call.local is not None
+    return _Step(
+        call,
+        "its inputs",
+        "",
+        0.0 if is_local else call.noise_in,
+        call.local if is_local else call.noise_out,
+        _has_new_nan(call.outputs) and not _has_new_nan(call.inputs),
+        is_local,
+        f"{_kind(call.module)}{_REPLAYED * is_local}",
+        f"{_class_name(call)}{_REPLAYED * is_local}",
+    )
 
 
 def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[_Step]:
@@ -117,7 +135,8 @@ def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[_Step]:
         after = f"the input of {_inner(parent, child)}"
         nan = _has_new_nan(child.inputs) and not has_nan
         kind = f"{_kind(last)} > {_kind(child.module)}"
-        yield _Step(parent, _joined(before), after, bound, child.noise_in, nan, kind, kind)
+        noises = bound, child.noise_in
+        yield _Step(parent, _joined(before), after, *noises, nan, False, kind, kind)
         # Noise that has been told of is no news further on.
         for noise in (child.noise_in, child.noise_out):
             bound = None if bound is None or noise is None else max(bound, noise)
@@ -126,7 +145,8 @@ def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[_Step]:
         last = child.module
     nan = _has_new_nan(parent.outputs) and not has_nan
     kind = f"{_kind(last)} > output of {_kind(parent.module)}"
-    yield _Step(parent, _joined(before), "the output", bound, parent.noise_out, nan, kind, kind)
+    noises = bound, parent.noise_out
+    yield _Step(parent, _joined(before), "the output", *noises, nan, False, kind, kind)
 
 
 class _Levels:
@@ -140,6 +160,9 @@ class _Levels:
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
                 self._by_class[step.class_name].append(step.noise_out)
+        local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
+        # For a class of one: most modules are not quantized, and have no noise of their own.
+        self._local = local[len(local) * 3 // 4] if local else 0.0
         kinds = sorted(map(_usual, self._by_kind.values()))
         self.usual = max(floor, kinds[len(kinds) // 2]) if kinds else floor
 
@@ -148,6 +171,10 @@ class _Levels:
         if step.noise_in is None or step.noise_out is None:
             return 0.0
         alike = self._by_kind[step.kind]
+        if step.is_local:  # nothing was handed on, so that a class tells as much as a kind
+            same_class = self._by_class[step.class_name]
+            level = max(median(alike), median(same_class)) if len(same_class) > 1 else self._local
+            return (step.noise_out + self._floor) / max(level, self._floor, _TINY)
         if len(alike) < _ENOUGH_ALIKE:
             alike = self._by_class[step.class_name]
         level = max(self._floor, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
@@ -166,6 +193,8 @@ def _origin(step: _Step) -> Origin:
         reason = f"NaN in {step.after or 'the output'}, none in {step.before}"
     elif step.after:
         reason = f"{step.before} agree, {step.after} does not: it comes in between"
+    elif step.is_local:
+        reason = "its output differs when it is given the reference's inputs"
     else:
         reason = "its output differs by more than its inputs"
     if differing is not None:
@@ -177,7 +206,7 @@ def _origin(step: _Step) -> Origin:
         step.noise_in,
         step.noise_out,
         step.added,
-        "in-out",
+        "local" if step.is_local else "in-out",
         reason,
     )
 

@@ -115,6 +115,7 @@ def _comparison(fields: Fields) -> Comparison:
         Verdict("; ".join(findings), code, (), origins, verdict.texts("lines"), findings),
         options=_options(fields),
         floor=_side(fields.section("floor")) if "floor" in fields.json else None,
+        local=_side(fields.section("local")) if "local" in fields.json else None,
     )
 
 

@@ -108,6 +108,8 @@ def _origins(origins: Origins, name: RowNames) -> Iterator[str]:
     further = len(origins.found) - _SHOWN_ORIGINS
     if further > 0:
         yield f"then at {_counted(further, 'further place')}, which JSON lists"
+    if origins.found and origins.share is not None:
+        yield f"these have {origins.share:.0%} of all local noise"
     least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
     none = "" if origins.found else "no place adds much more than is usual; "
     yield f"{none}usual noise of a place {decibels(origins.level)}, told is what is {least} above"

@@ -5,11 +5,13 @@ from typing import Annotated
 import typer
 
 from qvtrace.cli.flags import (
+    ROWS,
     ElementFlags,
     GateFlags,
     ModulePatterns,
     ReportFlags,
     RowFlags,
+    option,
     with_flags,
 )
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
@@ -24,6 +26,14 @@ def diff(
     candidate: Annotated[
         str, typer.Argument(metavar="CANDIDATE", help="The archive that may differ.")
     ],
+    local: Annotated[
+        str | None,
+        option(
+            ROWS,
+            "A replay of the candidate's model: tells a module's own error from inherited one.",
+            metavar="ARCHIVE",
+        ),
+    ] = None,
     rows: RowFlags,
     patterns: ModulePatterns,
     elements: ElementFlags,
@@ -33,8 +43,9 @@ def diff(
     """Compare two archives module by module; the first is the reference."""
     from qvtrace.comparison import diff as compare
 
-    refuse_archive_name(report, reference, candidate, *([rows.floor] if rows.floor else []))
+    others = [file for file in (rows.floor, local) if file is not None]
+    refuse_archive_name(report, reference, candidate, *others)
     options = rows.options(patterns, gates, elements, report.limit(elements))
-    comparison = compare(reference, candidate, floor=rows.floor, options=options)
+    comparison = compare(reference, candidate, floor=rows.floor, local=local, options=options)
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

@@ -16,7 +16,8 @@ from qvtrace.weight_rows import is_weight
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_NOISES = frozenset({"noise_in", "noise_out", "added"})  # ratios of powers, shown in dB
+# Ratios of powers, shown in dB.
+_NOISES = frozenset({"noise_in", "noise_out", "added", "local_noise"})
 _IN_DEFAULT_COLUMNS = frozenset(
     {"order", "name", "peir", "token_sqnr_p50", "token_sqnr_p5", "max_abs_error", "mean_abs_error"}
 )
@@ -34,6 +35,8 @@ _TITLES = {
     "token_sqnr_min": "token min",
     "noise_in": "noise in",
     "noise_out": "noise out",
+    "local_noise": "local noise",
+    "local_peir": "local PEIR",
 }
 _SHARE_OF_WORST = ((0.8, "bold red"), (0.4, "yellow"))  # of the largest PEIR in the table
 
@@ -82,6 +85,9 @@ def asked_columns(bar: Bar | None, comparison: Comparison) -> list[Column]:
         columns = [metric_column(name, bar) for name in options.metrics]
     else:
         columns = _default_columns(bar, comparison.rows)
+        if comparison.local is not None:  # accumulated and local error side by side
+            names = [name for name in ("noise_out", "local_noise") if name != options.sort_by]
+            columns[:0] = [metric_column(name, bar) for name in names]
     if options.sort_by not in _IN_DEFAULT_COLUMNS and not options.metrics:
         columns.insert(0, metric_column(options.sort_by, bar))
     if comparison.floor is not None:

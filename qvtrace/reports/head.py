@@ -44,7 +44,10 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
     limit = None if everything else _MODULES_LISTED
     yield from _unmatched_lines(comparison.coverage, limit, width)
     yield from _wrapper_lines(comparison.coverage, everything, width)
-    for side in (reference, candidate):
+    if comparison.local is not None:
+        replayed = f"{printable(comparison.local.file)}, each module on the reference's inputs"
+        yield from labelled("local", words(replayed), width)
+    for side in filter(None, (reference, candidate, comparison.local)):
         for warning in side.warnings:
             text = f"{printable(side.file)}: {printable(warning)}"
             yield from labelled("warning", words(text, "yellow"), width)

@@ -19,7 +19,7 @@ from qvtrace.comparison import (
 from qvtrace.elements import number_json
 from qvtrace.factors import ChannelFactors, ListedFactors, ScaleFactor
 from qvtrace.gates import Finding
-from qvtrace.metrics import METRICS, Metrics
+from qvtrace.metrics import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
 from qvtrace.noise_floor import times_floor
 from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json
@@ -68,6 +68,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         report["filters"] = {"include": include, "exclude": exclude, "path": path}
     if comparison.floor is not None:
         report["floor"] = _side(comparison.floor)
+    if comparison.local is not None:
+        report["local"] = _side(comparison.local)
     if comparison.changes is not None:
         report["changes"] = asdict(comparison.changes)
     return report
@@ -129,6 +131,13 @@ def _coverage(coverage: Coverage) -> Json:
     return {**report, "wrappers": coverage.wrappers} if coverage.wrappers else report
 
 
+def _names(comparison: Comparison) -> Sequence[str]:
+    """Those that were asked for, else all; what a replay tells only where one was given."""
+    if comparison.options.metrics:
+        return comparison.options.metrics
+    return METRICS if comparison.local else (*PAIR_METRICS, *NOISE_METRICS)
+
+
 def _verdict(verdict: Verdict) -> Json:
     return {
         "text": verdict.text,
@@ -175,7 +184,7 @@ def _place(place: Place) -> Json:
 
 
 def _row(row: Row, comparison: Comparison) -> Json:
-    metrics = comparison.options.metrics or METRICS
+    metrics = _names(comparison)
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
     report["scale_factor"] = _scale_factor(row.scale_factor)
     report["metrics"] = _metrics(row.metrics, metrics)
