@@ -75,6 +75,7 @@ class DiffKeywords(TypedDict, total=False):
     fail_on: Sequence[str | Gate]
     values: Sequence[str]
     values_limit: int | None
+    details: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class DiffOptions:
     fail_on: tuple[str | Gate, ...] = ()  # parsed once given
     values: tuple[str, ...] = ()  # patterns on modules of which elements are wanted
     values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
+    details: bool = False  # each row's statistics and histograms
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):
@@ -213,7 +215,9 @@ def _compare(
     weights = _weights(reference, candidate, everything, options)
     valued = _valued(everything, weights, options)
     alignment, weights = _filtered(everything, weights, options)
-    built = RowBuilder(reference, candidate, options.path, everything.pairs)
+    built = RowBuilder(
+        reference, candidate, options.path, everything.pairs, details=options.details
+    )
     if options.path != WEIGHTS:
         _add_calls(built, alignment)
     weight_rows = WeightRows(built, reference, candidate, everything)
@@ -380,7 +384,7 @@ def _sorted(rows: Sequence[Row], sort_by: str) -> list[Row]:
 
 def _worst_first(rows: Sequence[Row], metric: str) -> list[Row]:
     """Rows that are equally bad stay in their order."""
-    return sorted(rows, key=lambda row: _badness(row, metric), reverse=True)
+    return sorted(rows, key=lambda row: row_badness(row, metric), reverse=True)
 
 
 def _most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -388,7 +392,8 @@ def _most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
     return sorted(_worst_first(rows, metric), key=lambda row: row.is_made_up_for)
 
 
-def _badness(row: Row, metric: str) -> tuple[int, float]:
+def row_badness(row: Row, metric: str) -> tuple[int, float]:
+    """`metrics.badness` of a row: a key that sorts the worst last."""
     reason = row.undefined.get(metric)
     if reason in (PLAIN_VALUE, NOT_STORED):
         reason = Undefined.INTEGER  # no more part of the ranking than an integer is

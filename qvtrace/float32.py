@@ -16,7 +16,7 @@ from qvtrace.norms import CANCELLED, row_products
 from qvtrace.sums import FloatSums, Interval
 
 LARGEST = 2.0**59  # the largest value whose squares can be summed as float32
-_SMALLEST_SQUARES = 2.0**-80  # a smaller sum of float32 squares may have lost digits
+SMALLEST_SQUARES = 2.0**-80  # a smaller sum of float32 squares may have lost digits
 
 # From 10 000 elements on BLAS starts threads of its own, and numpy holds the interpreter's lock in
 # a call of fewer than 500 vectors: so vectors are short.
@@ -48,11 +48,11 @@ def float32_sums(
     smallest, largest = float(np.minimum.reduce(error)), int(error.argmax())
     signed, absolute, candidate_squares, *_ = segments.totals()
     squares = segments.row_totals(3)
-    if np.minimum.reduce(squares, axis=None) < _SMALLEST_SQUARES:
+    if np.minimum.reduce(squares, axis=None) < SMALLEST_SQUARES:
         _repair(squares[0], references)
         _repair(squares[1], errors)
     reference_squares, error_squares = np.add.reduce(squares, axis=1).tolist()
-    if min(reference_squares, candidate_squares) < _SMALLEST_SQUARES:
+    if min(reference_squares, candidate_squares) < SMALLEST_SQUARES:
         return None
     mean_abs_error = absolute / block.size
     squared_deviation = error_squares - mean_abs_error * absolute
@@ -123,7 +123,7 @@ def _cut(rows: Floats, whole: int) -> Floats:
 
 def _repair(squares: Floats, rows: Floats) -> None:
     """Replace those sums of squares that may have lost digits."""
-    doubtful = np.flatnonzero(squares < _SMALLEST_SQUARES)
+    doubtful = np.flatnonzero(squares < SMALLEST_SQUARES)
     if doubtful.size:
         exact = rows[doubtful].astype(np.float64)
         squares[doubtful] = row_products(exact, exact)

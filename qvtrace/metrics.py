@@ -36,6 +36,7 @@ __all__ = [
     "badness",
     "compare",
     "compare_all",
+    "comparison_job",
     "identical",
     "pool",
 ]
@@ -169,10 +170,11 @@ def compare(reference: Readable, candidate: Readable) -> Difference:
 
 def compare_all(pairs: Iterable[tuple[Readable, Readable]]) -> list[Difference]:
     """The difference of each pair, as `compare` says it; faster than one by one."""
-    return run([_comparison(reference, candidate) for reference, candidate in pairs])
+    return run([comparison_job(reference, candidate) for reference, candidate in pairs])
 
 
-def _comparison(reference: Readable, candidate: Readable) -> Job[Difference]:
+def comparison_job(reference: Readable, candidate: Readable) -> Job[Difference]:
+    """`compare`, to be run with others; raises what that raises."""
     if reference.shape != candidate.shape:
         raise ValueError(f"shapes {reference.shape} and {candidate.shape} differ")
     kinds = {format_of(side.dtype).kind for side in (reference, candidate)}

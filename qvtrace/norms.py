@@ -1,6 +1,6 @@
 """Products, norms and means of vectors, with digits enough and within range, and parts pooled.
 
-Vectors are contiguous and of float64.
+Vectors are contiguous and of float64; of float32, 256 terms at a time are added up as such.
 """
 
 import math
@@ -13,7 +13,7 @@ from qvtrace.elements import Floats
 # From 10 000 elements on BLAS starts threads of its own, and numpy holds the interpreter's lock in
 # a call of fewer than 500 vectors: so vectors are short.
 _SEGMENT = 256
-_ONES = np.ones(_SEGMENT)
+_ONES = {np.dtype(kind): np.ones(_SEGMENT, kind) for kind in (np.float32, np.float64)}
 _SAFE_SQUARES = 2.0**-900, 2.0**1000  # a sum of squares outside may have lost digits
 CANCELLED = 0.05  # a sum that is a smaller share of its terms needs more digits than they have
 
@@ -23,7 +23,7 @@ def total(vector: Floats) -> float:
     whole = vector.size - vector.size % _SEGMENT
     if not whole:
         return float(np.add.reduce(vector, dtype=np.float64))
-    segments = np.vecdot(vector[:whole].reshape(-1, _SEGMENT), _ONES)
+    segments = np.vecdot(vector[:whole].reshape(-1, _SEGMENT), _ONES[vector.dtype])
     summed = float(np.add.reduce(segments, dtype=np.float64))
     return summed if whole == vector.size else summed + total(vector[whole:])
 

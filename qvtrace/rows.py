@@ -1,7 +1,7 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeGuard
 
@@ -9,6 +9,7 @@ from qvtrace import metrics
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
 from qvtrace.archive.layout import DTYPES
+from qvtrace.details import Details, compare_in_detail, details_all
 from qvtrace.elements import Array, ElementsJson, Readable, format_of
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.factors import ListedFactors, ScaleFactor
@@ -140,6 +141,7 @@ class Row:
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
+    details: Details | None = field(default=None, repr=False, compare=False)  # where asked for
 
     @property
     def failed_alike(self) -> bool:
@@ -189,9 +191,16 @@ class RowBuilder:
     another; equal pairs of contents are computed once, whatever their places."""
 
     def __init__(
-        self, reference: Archive, candidate: Archive, path: str, pairs: Sequence[Pair]
+        self,
+        reference: Archive,
+        candidate: Archive,
+        path: str,
+        pairs: Sequence[Pair],
+        *,
+        details: bool = False,
     ) -> None:
-        """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too."""
+        """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
+        `details`, rows of two tensors have them."""
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -206,6 +215,9 @@ class RowBuilder:
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
         self._outcomes: dict[_Contents, _Outcome] = {}
+        self._with_details = details
+        self._shown: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}  # in detail
+        self._details: dict[_Contents, Details] = {}
         self._identical_outcomes: dict[str, _Outcome] = {}
         self._first: dict[_Contents, Place] = {}
         self._surroundings = Surroundings(
@@ -263,11 +275,16 @@ class RowBuilder:
 
         Raises `DamagedArchiveError` for contents that are missing.
         """
+        for _, leaves in self._planned if self._with_details else ():
+            reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
+            if reference is not None and candidate is not None:
+                self._shown[_contents(reference, candidate)] = reference, candidate
         wanted = list(self._wanted.items())
         for start in range(0, len(wanted), _TOGETHER):
             self._compare_contents(wanted[start : start + _TOGETHER])
         self._lend_factors()
         self._find_experts()
+        self._look_apart()
         self.rows = [
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
@@ -329,10 +346,33 @@ class RowBuilder:
         self, sides: dict[_Contents, tuple[Array, Array]], layouts: dict[_Contents, Layout]
     ) -> None:
         readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
-        differences = metrics.compare_all(readable)
+        differences = self._differences(sides, readable)
         for contents, both, difference in zip(sides, readable, differences, strict=True):
             scaling = find_scaling(*both, difference)
             self._outcomes[contents] = _measured(difference, layouts.get(contents), scaling)
+
+    def _differences(
+        self, sides: Iterable[_Contents], readable: Sequence[tuple[Readable, Readable]]
+    ) -> list[Difference]:
+        pairs = dict(zip(sides, readable, strict=True))
+        shown = [contents for contents in pairs if contents in self._shown]
+        others = [contents for contents in pairs if contents not in self._shown]
+        found = compare_in_detail([pairs[contents] for contents in shown])
+        self._details.update(zip(shown, (details for _, details in found), strict=True))
+        differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
+        compared = metrics.compare_all(pairs[contents] for contents in others)
+        differences.update(zip(others, compared, strict=True))
+        return [differences[contents] for contents in pairs]
+
+    def _look_apart(self) -> None:
+        """Set the details of contents that are not compared: they are equal, or of other shapes."""
+        apart = {}
+        for contents, (reference, candidate) in self._shown.items():
+            if contents not in self._details:
+                both = self._arrays(reference, candidate)
+                is_one = same_contents(reference, candidate)
+                apart[contents] = (both[0], both[0]) if is_one else both
+        self._details.update(zip(apart, details_all(list(apart.values())), strict=True))
 
     def _transposed(
         self, sides: dict[_Contents, tuple[Array, Array]]
@@ -496,7 +536,12 @@ class RowBuilder:
             nonfinite=difference.nonfinite if difference else None,
             same_as=same_as,
             judgement=judgement,
+            details=self._details_of(leaves),
         )
+
+    def _details_of(self, leaves: LeafPair) -> Details | None:
+        contents = _tensor_contents(leaves)
+        return None if contents is None else self._details.get(contents)
 
     def _judgement(self, pair: Pair, leaves: LeafPair, outcome: _Outcome) -> Judgement | None:
         reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)

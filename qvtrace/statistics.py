@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from qvtrace.blocks import Block, cut, run, scratch
-from qvtrace.elements import Array, Floats, format_of, part_reader, reader, upcast
-from qvtrace.norms import exact_total, mean, norm, pooled_mean
+from qvtrace.elements import Array, Floats, Readable, format_of, part_reader, reader, upcast
+from qvtrace.float32 import LARGEST, SMALLEST_SQUARES
+from qvtrace.norms import CANCELLED, exact_total, mean, norm, pooled_mean, product, total
+from qvtrace.sums import Interval
 
 _LARGE = 2.0**900  # from here on, sums of differences can leave the range of float64
+_SMALL = 32 * 1024  # elements up to which float64 costs nothing that anyone would notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,17 @@ class Statistics:
         return core | {name: count for name, count in counts.items() if count}
 
 
-def statistics(array: Array) -> Statistics:
+def statistics(array: Readable) -> Statistics:
     """The statistics of an array of any dtype of numbers; `TypeError` for others."""
-    return run([_Elements(array)])[0]
+    return run([StatisticsJob(array)])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What has been found of the elements of one block already: all of them are finite."""
+
+    norm: float
+    interval: Interval | None = None
 
 
 @dataclass(slots=True)
@@ -63,20 +74,27 @@ class _Part:
     zeros: int
 
 
-class _Elements:
-    """The elements of one array, complex ones as two reals."""
+class StatisticsJob:
+    """`statistics` of one array, to be run with others; complex elements are two reals. Any blocks
+    will do that together cover the array."""
 
-    def __init__(self, array: Array) -> None:
-        kind = format_of(array.dtype).kind
-        self._is_integer = kind == "integer"
-        is_complex = kind == "complex"
+    def __init__(self, array: Readable) -> None:
+        form = format_of(array.dtype)
+        self._is_integer = form.kind == "integer"
+        is_complex = form.kind == "complex"
         self._count = array.size
+        self._fits_float32 = form.fits_float32
         self._read = part_reader(array) if is_complex else reader(array)
         self.blocks = cut(1, array.size * (1 + is_complex))
 
-    def part(self, block: Block) -> _Part:
+    def part(self, block: Block, known: Known | None = None) -> _Part:
+        """What one block says; what is known of it is not computed again."""
+        elements = self._read(block.start, block.stop)
         with np.errstate(all="ignore"):
-            elements = self._read(block.start, block.stop)
+            if self._fits_float32 and block.size > _SMALL:
+                part = _float32_part(_as_float32(elements), known)
+                if part is not None:
+                    return part
             values = scratch.wide[0][: block.size]
             upcast(elements, values)
             finite = np.isfinite(values)
@@ -89,6 +107,7 @@ class _Elements:
         return part
 
     def result(self, parts: Sequence[_Part]) -> Statistics:
+        """What all of them say."""
         counted = [part for part in parts if part.finite]
         counts = [part.finite for part in counted]
         weights = [math.sqrt(count / sum(counts)) for count in counts]
@@ -108,6 +127,38 @@ class _Elements:
             negative_inf=sum(part.negative_inf for part in parts),
             zeros=sum(part.zeros for part in parts),
         )
+
+
+def _as_float32(elements: Array) -> Floats:
+    """The elements themselves where they are that, else a copy."""
+    if elements.dtype == np.float32 and elements.flags.aligned:
+        return elements
+    values = scratch.narrow[0][: elements.size]
+    upcast(elements, values)
+    return values
+
+
+def _float32_part(values: Floats, known: Known | None) -> _Part | None:
+    """Of finite values, several times as fast as in float64; None where one is not finite or where
+    the digits of float32 are not enough."""
+    interval = known.interval if known and known.interval else Interval.of(values)
+    low, high = interval.low, interval.high
+    if not interval.magnitude < LARGEST:  # NaN is not below anything
+        return None
+    summed = total(values)
+    squares = known.norm * known.norm if known else product(values, values)
+    # Adding up float32 costs their sum up to 2^-23 of the norm of its terms.
+    if abs(summed) < 4 * CANCELLED * math.sqrt(squares):
+        summed = exact_total(values)
+    squared_deviation = squares - summed * (summed / values.size)
+    if squares < SMALLEST_SQUARES or squared_deviation <= CANCELLED * squares:
+        return None
+    zeros = 0
+    if low <= 0.0 <= high:
+        flags = scratch.error64.view(np.bool_)[: values.size]
+        zeros = int(np.count_nonzero(np.equal(values, 0.0, out=flags)))
+    center, deviation = summed / values.size, math.sqrt(squared_deviation / values.size)
+    return _Part(values.size, low, high, center, deviation, 0, 0, 0, zeros)
 
 
 def _part(values: Floats) -> _Part:

@@ -26,8 +26,9 @@ from qvtrace.trees import Json
 
 FORMAT_VERSION = 1
 
-# A fold is a table's matter: here every row stands for itself. A judgement is told by the reason.
-_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups"})
+# A fold is a table's matter: here every row stands for itself. A judgement is told by the
+# reason, and details are for people.
+_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups", "details"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
 _DIGITS = 7  # significant ones of a factor: float32 has no more
