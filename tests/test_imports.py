@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,12 +10,18 @@ from torch import nn
 
 from qvtrace.recorder import record
 
+needs_html = pytest.mark.skipif(
+    None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install 'qvtrace[html]'"
+)
+
 BLOCKED = """
 import sys
 
+MODULES = sys.argv.pop(1).split(",")
+
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers", "torchao"):
+        if name.partition(".")[0] in MODULES:
             raise ImportError(f"{name} is not to be imported")
 
 sys.meta_path.insert(0, Blocked())
@@ -33,8 +40,8 @@ def archive(tmp_path_factory):
     return str(file)
 
 
-def run_without_torch(*arguments):
-    words = [sys.executable, "-c", BLOCKED, *arguments]
+def run_without(modules, *arguments):
+    words = [sys.executable, "-c", BLOCKED, modules, *arguments]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
@@ -47,6 +54,7 @@ def run_without_torch(*arguments):
         ("diff", "ARCHIVE", "ARCHIVE", "--format", "markdown", "--fail-on", "nonfinite"),
         ("diff", "ARCHIVE", "ARCHIVE", "--format", "junit"),
         ("gate", "--help"),
+        pytest.param(("diff", "ARCHIVE", "ARCHIVE", "--format", "html"), marks=needs_html),
         ("show", "ARCHIVE", "--stats"),
         ("show", "ARCHIVE", "--json", "--values", "0"),
         ("verify", "ARCHIVE"),
@@ -56,18 +64,29 @@ def run_without_torch(*arguments):
         ("record", "--help"),
         ("--version",),
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments),
 )
 def test_commands_that_read_do_without_torch(archive, arguments):
     words = (archive if word == "ARCHIVE" else word for word in arguments)
-    result = run_without_torch(*words)
+    result = run_without("torch,transformers,torchao", *words)
     assert (result.returncode, result.stdout != "") == (0, True), result.stderr
 
 
 def test_an_import_of_torch_would_be_noticed(tmp_path):
-    result = run_without_torch("record", "-o", str(tmp_path / "trace.st"))
+    result = run_without("torch", "record", "-o", str(tmp_path / "trace.st"))
     assert result.returncode == 2
     assert "torch is not to be imported" in result.stderr
+
+
+@needs_html
+def test_a_library_that_the_page_lacks_is_named_with_its_extra(archive):
+    code = "import sys; sys.modules['bokeh'] = None; from qvtrace.cli import main; main()"
+    words = [sys.executable, "-c", code, "diff", archive, archive, "--format", "html"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "qvtrace: --format html: needs bokeh, not installed here; pip install 'qvtrace[html]'\n"
+    )
 
 
 def test_the_library_compares_without_torch(archive):

@@ -46,6 +46,13 @@ def diff(
     others = [file for file in (rows.floor, local) if file is not None]
     refuse_archive_name(report, reference, candidate, *others)
     options = rows.options(patterns, gates, elements, report.limit(elements))
-    comparison = compare(reference, candidate, floor=rows.floor, local=local, options=options)
+    comparison = compare(
+        reference,
+        candidate,
+        floor=rows.floor,
+        local=local,
+        options=options,
+        details=report.details,
+    )
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

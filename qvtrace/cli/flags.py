@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
@@ -45,6 +46,7 @@ class Format(StrEnum):
     CSV = "csv"
     MARKDOWN = "markdown"
     JUNIT = "junit"
+    HTML = "html"
 
 
 class Paths(StrEnum):
@@ -497,6 +499,20 @@ class ReportFlags:
             "--github",
         ),
     ] = False
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a page that cannot be written, before anything is compared."""
+        if self.format is Format.HTML:
+            from qvtrace.reports.html.libraries import require_libraries
+
+            require_libraries()
+            if self.output is None and sys.stdout.isatty():
+                raise UsageError("--format html: is no text for a terminal; name a file with -o")
+
+    @property
+    def details(self) -> bool:
+        """Whether the report shows the details of each row."""
+        return self.format is Format.HTML
 
     def limit(self, elements: ElementFlags) -> int | None:
         """How many elements of one tensor the report has; None: all."""

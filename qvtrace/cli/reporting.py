@@ -67,6 +67,8 @@ def _text(comparison: "Comparison", report: ReportFlags, *, rows: bool) -> str:
     if report.format is Format.TABLE:
         lines = _lines(comparison, report, rows=rows, terminal=False)
         return "".join(f"{line.plain}\n" for line in lines)
+    if report.format is Format.HTML:
+        return _html(comparison, everything=report.everything)
     return _DOCUMENTS[report.format](comparison)
 
 
@@ -76,6 +78,14 @@ def _json(comparison: "Comparison") -> str:
     from qvtrace.reports.json import comparison_text
 
     return comparison_text(comparison, version("qvtrace")) + "\n"
+
+
+def _html(comparison: "Comparison", *, everything: bool) -> str:
+    from importlib.metadata import version
+
+    from qvtrace.reports.html import comparison_page
+
+    return comparison_page(comparison, version("qvtrace"), everything=everything)
 
 
 def _csv(comparison: "Comparison") -> str:

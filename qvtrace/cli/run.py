@@ -74,7 +74,9 @@ def run(
         elements=elements,
     )
     _record_both(job, candidate)
-    comparison = diff(reference, candidate, floor=rows.floor, options=options)
+    comparison = diff(
+        reference, candidate, floor=rows.floor, options=options, details=report.details
+    )
     # Standard output has the calls already, for a reader of JSON.
     with redirect_stdout(sys.stderr) if watch.print_calls else nullcontext():
         write_comparison(comparison, report)

@@ -17,11 +17,11 @@ from qvtrace.weight_rows import is_weight
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Ratios of powers, shown in dB.
-_NOISES = frozenset({"noise_in", "noise_out", "added", "local_noise"})
+NOISES = frozenset({"noise_in", "noise_out", "added", "local_noise"})
 _IN_DEFAULT_COLUMNS = frozenset(
     {"order", "name", "peir", "token_sqnr_p50", "token_sqnr_p5", "max_abs_error", "mean_abs_error"}
 )
-_TITLES = {
+TITLES = {
     "max_abs_error": "max|d|",
     "mean_abs_error": "mean|d|",
     "min_abs_error": "min|d|",
@@ -113,7 +113,7 @@ def _default_columns(bar: Bar | None, rows: Sequence[Row]) -> list[Column]:
         *groups,
         metric_column("max_abs_error", bar),
         replace(metric_column("mean_abs_error", bar), optional=True),
-        Column("worst at", _worst_at),
+        Column("worst at", worst_at),
     ]
 
 
@@ -137,8 +137,8 @@ def metric_column(name: str, bar: Bar | None) -> Column:
     if name == "peir":
         return _peir_column(bar)
     if name == "token_sqnr_min":
-        return Column(_TITLES[name], _token_sqnr_min)
-    return Column(_TITLES.get(name, name), lambda row: _metric(row, name))
+        return Column(TITLES[name], _token_sqnr_min)
+    return Column(TITLES.get(name, name), lambda row: _metric(row, name))
 
 
 def row_name(row: Row, names: RowNames) -> Styled:
@@ -204,7 +204,7 @@ def _metric(row: Row, name: str) -> Styled:
     value = getattr(row.metrics, name)
     if value is None:
         return _undefined(row, name)
-    if name in _NOISES:
+    if name in NOISES:
         return styled(decibels(value))
     if name == "cosine":  # close to 1, where three digits would say nothing
         return styled(f"{value:.6f}")
@@ -238,7 +238,8 @@ def _token_sqnr_min(row: Row) -> Styled:
     return cell
 
 
-def _worst_at(row: Row) -> Styled:
+def worst_at(row: Row) -> Styled:
+    """Where the largest error is: leading indices are those of a token, the last is a channel."""
     if row.peak is None:
         return styled("-", "dim")
     *leading, last = row.peak.index or (0,)
