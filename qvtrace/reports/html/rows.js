@@ -28,7 +28,7 @@ function metricText(name, row) {
   if (value === null) return `- ${undefinedMetric(name, row).reason}`.trim();
   if (name === "cosine") return value.toFixed(6); // close to 1, where three digits say nothing
   const { unit, is_power: isPower } = metrics.get(name);
-  if (isPower) return value ? `${number(10 * Math.log10(value))} dB` : "-inf dB";
+  if (isPower) return value ? `${(10 * Math.log10(value)).toFixed(0)} dB` : "none";
   return number(value) + unit;
 }
 
