@@ -156,7 +156,7 @@ class Comparison:
     floor: Side | None = None  # what the noise was measured by
     file: str | None = None  # that it was read from
     changes: Changes | None = None  # of modules, since the baseline that it was judged by
-    # Of both sides, by the reference's name; for the modules of `options.values`.
+    # Of both sides, by the reference's name; for the modules of `options.values`, or with details.
     quantization: Mapping[str, tuple[tuple[Parameters, ...], tuple[Parameters, ...]]] = field(
         default_factory=dict, repr=False
     )
@@ -266,7 +266,7 @@ def _compare(
                 tuple(parameters[1].of(pair.candidate.module)),
             )
             for pair in everything.pairs
-            if pair.reference.module in valued
+            if pair.reference.module in valued or options.details
         },
         elements=dict(built.elements(valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from small_archives import edit_manifest, write_small
 from small_comparisons import compared, row
 from torch import nn
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ import qvtrace
 from qvtrace.cli import app
 from qvtrace.comparison import Place
 from qvtrace.metrics import Metrics
+from qvtrace.qparams.parameters import Parameters
 from qvtrace.reports.html import comparison_page
 from qvtrace.reports.html.data import json_in_html, page_data
 from qvtrace.reports.html.layers import LayerPlace, layer_places
@@ -429,6 +431,18 @@ def test_rows_without_details_and_folded_beyond_top_are_drawn_all_the_same():
         [None],
         False,
     )
+
+
+def test_quantization_parameters_of_both_sides_are_among_the_details(tmp_path):
+    quantized = Parameters("weight", "Int8Tensor", dtype="int8", scheme="symmetric")
+    files = [write_small(tmp_path / name) for name in ("fp.st", "quant.st")]
+    edit_manifest(files[1], lambda it: it["modules"][1].update(quantization=quantized.to_json()))
+
+    comparison = qvtrace.diff(*files, details=True)
+
+    assert comparison.quantization["layer"] == ((), (quantized,))
+    found = page_data(comparison, everything=False)["rows"]["quantization"]["of"]
+    assert "candidate: weight Int8Tensor int8 symmetric" in found
 
 
 def test_a_page_without_rows_opens(opened, tmp_path):

@@ -17,6 +17,7 @@ from qvtrace.noise_floor import times_floor
 from qvtrace.reports.columns import NOISES, TITLES, message, notes, row_name, worst_at
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.html.layers import layer_places
+from qvtrace.reports.qparams import parameters_text
 from qvtrace.row_names import RowNames
 from qvtrace.statistics import Statistics
 from qvtrace.trees import Json
@@ -93,6 +94,7 @@ def _columns(comparison: Comparison) -> Json:
         "same_as": _positions_of_same(rows),
         "undefined": _coded(_undefined(row) for row in rows),
         "made_up_for": _coded(row.is_made_up_for for row in rows),
+        "quantization": _coded(_quantization(comparison, row.module) for row in rows),
         "further": [_further(row) for row in rows],
         "details": [details.position(row.details) for row in rows],
     }
@@ -146,6 +148,14 @@ def _undefined(row: Row) -> tuple[tuple[str, str, int], ...]:
     return tuple(
         (name, printable(reason), row_badness(row, name)[0])
         for name, reason in row.undefined.items()
+    )
+
+
+def _quantization(comparison: Comparison, module: str) -> str:
+    """How each side of a module is quantized, a line for each tensor of it."""
+    sides = zip(("reference", "candidate"), comparison.quantization.get(module, ()), strict=False)
+    return "\n".join(
+        f"{side}: {parameters_text(found)}" for side, parameters in sides for found in parameters
     )
 
 

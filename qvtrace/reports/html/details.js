@@ -52,6 +52,7 @@ function factList(row) {
     ["peak", peakText(row)],
     ["worst token", tokenText(row)],
     ["the same as", shares.join(", ")],
+    ["quantization", cell("quantization", row)],
     ...Object.entries(cell("further", row) ?? {}),
   ];
   return definitions(facts.filter(([, text]) => text !== ""));
