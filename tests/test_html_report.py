@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,8 @@ def browser():
     executable = shutil.which("chromium")
     if executable is None:
         pytest.skip("there is no chromium here: apt-get install chromium")
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        pytest.skip("chromium does not start under a limit of address space (ulimit -v)")
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(
             executable_path=executable,
