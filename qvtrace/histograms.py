@@ -4,14 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qvtrace.blocks import BLOCK, scratch
 from qvtrace.elements import Array, Flags, Floats, Format, Readable, format_of, reader, upcast
 
 BINS = 32
-SAMPLE = 16 * 1024  # elements that are looked at, at most
-_MOST = 2 * SAMPLE  # values: a complex element has two
+SAMPLE = 8 * 1024  # elements that are looked at, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +41,25 @@ class Histograms:
 def histograms(reference: Readable, candidate: Readable) -> Histograms | None:
     """The histograms of a pair; None where elements do not face each other: of arrays of different
     shapes, or of which one only is complex."""
-    kinds = [format_of(side.dtype).kind for side in (reference, candidate)]
-    if reference.shape != candidate.shape or (kinds[0] == "complex") != (kinds[1] == "complex"):
+    formats = format_of(reference.dtype), format_of(candidate.dtype)
+    is_complex = [side.kind == "complex" for side in formats]
+    if reference.shape != candidate.shape or is_complex[0] != is_complex[1]:
         return None
     step = _step(reference)
     with np.errstate(all="ignore"):
-        return _histograms(
-            _Sample(reference, step, scratch.wide[0]),
-            _Sample(candidate, step, scratch.wide[1]),
-            step,
-        )
-
-
-class _Sample:
-    """Elements of one array, as float64."""
-
-    def __init__(self, side: Readable, step: int, into: Floats) -> None:
-        elements = _strided(side, step)
-        self.format: Format = format_of(side.dtype)
-        if elements.dtype.kind not in "biuf":  # these are looked at as bytes or as parts
-            elements = np.ascontiguousarray(elements)
-        if self.format.kind == "complex":
-            elements = elements.view(f"f{elements.dtype.itemsize // 2}")
-        self.values = into[: elements.size]
-        upcast(elements, self.values)
-
-    @property
-    def all_count(self) -> bool:
-        """Whether no value is NaN, infinite or a masking constant."""
-        low, high = _range(self.values)
-        return -low < self.format.sentinel and high < self.format.sentinel  # false for NaN
-
-    @property
-    def countable(self) -> Flags:
-        """Which values are finite and no masking constant."""
-        return np.isfinite(self.values) & ~self.format.sentinels(self.values)
+        values = _values(_parts(reference, step), _parts(candidate, step))
+        lows, highs = _ends(values)
+        looked_at = values.shape[1]
+        limits = [side.sentinel for side in formats]
+        if looked_at and not _all_count(lows, highs, limits):
+            values = values[:, _countable(values, formats[0])]
+            lows, highs = _ends(values)
+        counted = values.shape[1]
+        left_out = looked_at - counted
+        if not counted:
+            return Histograms(None, None, None, 0, left_out, step)
+        three = _counts(values, _bins(lows, highs, counted, formats))
+        return Histograms(three[0], three[1], three[2], counted, left_out, step)
 
 
 def _strided(side: Readable, step: int) -> Array:
@@ -100,57 +82,104 @@ def _step(array: Readable) -> int:
     return step
 
 
-def _histograms(reference: _Sample, candidate: _Sample, step: int) -> Histograms:
-    values = reference.values, candidate.values
-    left_out = 0
-    if values[0].size and not (reference.all_count and candidate.all_count):
-        valid = reference.countable & np.isfinite(candidate.values)
-        left_out = valid.size - int(np.count_nonzero(valid))
-        values = values[0][valid], values[1][valid]
-    counted = values[0].size
-    if not counted:
-        return Histograms(None, None, None, 0, left_out, step)
-    bins = _bins(counted)
-    low, high = _range(*values)
-    error = np.subtract(values[1], values[0], out=scratch.error64[:counted])
-    peak = max(abs(end) for end in _range(error))
-    is_integer = reference.format.kind == candidate.format.kind == "integer"
-    fitting = min(bins, int(high - low) + 1) if is_integer else bins
-    return Histograms(
-        _histogram(values[0], low, high, fitting),
-        _histogram(values[1], low, high, fitting),
-        _histogram(error, -peak, peak, bins | 1),  # zero is in the middle of a bin
-        counted,
-        left_out,
-        step,
-    )
+def _parts(side: Readable, step: int) -> Array:
+    """Every `step`th element; of complex ones both parts."""
+    elements = _strided(side, step)
+    if elements.dtype.kind not in "biuf":  # these are looked at as bytes or as parts
+        elements = np.ascontiguousarray(elements)
+    if elements.dtype.kind == "c":
+        elements = elements.view(f"f{elements.dtype.itemsize // 2}")
+    return elements
 
 
-def _bins(count: int) -> int:
+def _values(reference: Array, candidate: Array) -> Floats:
+    """Rows of float64: of the reference, of the candidate, and of the error.
+
+    Three rows together need few calls into numpy, in each of which threads may wait for another.
+    """
+    values = scratch.error64[: 3 * reference.size].reshape(3, -1)
+    upcast(reference, values[0])
+    upcast(candidate, values[1])
+    np.subtract(values[1], values[0], out=values[2])
+    return values
+
+
+def _ends(values: Floats) -> tuple[list[float], list[float]]:
+    """The smallest and the largest value of each row; NaN where one of them is."""
+    if not values.shape[1]:
+        return [], []
+    lows: list[float] = np.minimum.reduce(values, axis=1).tolist()
+    highs: list[float] = np.maximum.reduce(values, axis=1).tolist()
+    return lows, highs
+
+
+def _all_count(lows: list[float], highs: list[float], limits: list[float]) -> bool:
+    """Whether no value of a side is NaN, infinite or as large as the side's limit."""
+    sides = zip(lows, highs, limits, strict=False)
+    return all(-low < limit and high < limit for low, high, limit in sides)  # false for NaN
+
+
+def _countable(values: Floats, reference: Format) -> Flags:
+    valid: Flags = np.isfinite(values[0]) & np.isfinite(values[1])
+    valid &= ~reference.sentinels(values[0])
+    return valid
+
+
+@dataclass(frozen=True, slots=True)
+class _Bins:
+    low: float
+    high: float
+    number: int
+
+
+def _bins(
+    lows: list[float], highs: list[float], counted: int, formats: tuple[Format, Format]
+) -> list[_Bins]:
     """As many as there is something to see in; of few elements, none is told apart."""
-    return min(BINS, math.isqrt(count - 1) + 1)
+    count = min(BINS, math.isqrt(counted - 1) + 1)
+    peak = max(-lows[2], highs[2])
+    errors = _Bins(-peak, peak, count | 1)  # zero is in the middle of a bin
+    low, high = min(lows[:2]), max(highs[:2])
+    if formats[0].kind == formats[1].kind == "integer":
+        count = min(count, int(high - low) + 1)
+    return [_Bins(low, high, count), _Bins(low, high, count), errors]
 
 
-def _range(*sides: Floats) -> tuple[float, float]:
-    low = min(float(np.minimum.reduce(side)) for side in sides)
-    return low, max(float(np.maximum.reduce(side)) for side in sides)
-
-
-def _working_memory(size: int) -> tuple[Floats, NDArray[np.intp]]:
-    """Two arrays of this thread, behind that of the error."""
-    scaled, positions = scratch.error64[_MOST:].reshape(-1, _MOST)[:2, :size]
-    return scaled, positions.view(np.intp)
-
-
-def _histogram(values: Floats, low: float, high: float, bins: int) -> Histogram | None:
-    if not math.isfinite(high - low):
-        return None
-    scale = bins / (high - low) if high > low else math.inf
-    if scale == math.inf:  # all values are as good as one
-        return Histogram(low, high, (values.size,))
-    scaled, positions = _working_memory(values.size)
-    np.multiply(np.subtract(values, low, out=scaled), scale, out=scaled)
+def _counts(values: Floats, bins: list[_Bins]) -> list[Histogram | None]:
+    """The histogram of each row."""
+    scales = [_scale(own) for own in bins]
+    scaled = values
+    np.subtract(scaled, _column([own.low for own in bins]), out=scaled)
+    np.multiply(scaled, _column([scale or 0.0 for scale in scales]), out=scaled)
+    positions = scratch.wide[0][: values.size].view(np.intp).reshape(values.shape)
     np.copyto(positions, scaled, casting="unsafe")
-    counts = np.bincount(positions, minlength=bins + 1).tolist()
-    counts[bins - 1] += sum(counts[bins:])  # the upper end belongs to the last bin
-    return Histogram(low, high, tuple(counts[:bins]))
+    room = BINS + 2  # each row's bins, and its upper end
+    positions += np.arange(0, len(bins) * room, room).reshape(-1, 1)
+    found = np.bincount(positions.reshape(-1), minlength=len(bins) * room).tolist()
+    rows = [found[start : start + room] for start in range(0, len(found), room)]
+    return [_histogram(*row, values.shape[1]) for row in zip(bins, scales, rows, strict=True)]
+
+
+def _column(numbers: list[float]) -> Floats:
+    return np.array(numbers).reshape(-1, 1)
+
+
+def _scale(bins: _Bins) -> float | None:
+    """Bins for a unit; 0 where all values are as good as one, None for a range too large."""
+    width = bins.high - bins.low
+    if not math.isfinite(width):
+        return None
+    scale = bins.number / width if width else math.inf
+    return scale if scale < math.inf else 0.0
+
+
+def _histogram(
+    bins: _Bins, scale: float | None, counts: list[int], counted: int
+) -> Histogram | None:
+    if scale is None:
+        return None
+    if not scale:
+        return Histogram(bins.low, bins.high, (counted,))
+    last = bins.number - 1
+    counts[last] += sum(counts[bins.number :])  # the upper end belongs to the last bin
+    return Histogram(bins.low, bins.high, tuple(counts[: bins.number]))

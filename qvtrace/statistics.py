@@ -149,7 +149,9 @@ def _float32_part(values: Floats, known: Known | None) -> _Part | None:
     squares = known.norm * known.norm if known else product(values, values)
     # Adding up float32 costs their sum up to 2^-23 of the norm of its terms.
     if abs(summed) < 4 * CANCELLED * math.sqrt(squares):
-        summed = exact_total(values)
+        wide = scratch.error64[: values.size]
+        np.copyto(wide, values)
+        summed = total(wide)
     squared_deviation = squares - summed * (summed / values.size)
     if squares < SMALLEST_SQUARES or squared_deviation <= CANCELLED * squares:
         return None

@@ -9,7 +9,7 @@ from qvtrace.errors import UsageError
 
 _PACKAGES = ("jinja2", "bokeh", "itables")
 _EXTRA = "pip install 'qvtrace[html]'"
-_EXPORT = re.compile(r"\bexport\s*\{([^{}]*)\}")
+_EXPORT = re.compile(r"export ?\{([^{}]*)\}")
 _JQUERY = re.compile(r"([\w$]+) as jQuery\b")
 
 
@@ -31,11 +31,11 @@ def plot_scripts() -> list[str]:
 def table_module() -> str:
     """DataTables as a module that puts jQuery, which has it, into `window`."""
     bundle = _text(_folder("itables") / "html" / "dt_bundle.js")
-    exports = list(_EXPORT.finditer(bundle))
-    jquery = _JQUERY.search(exports[-1][1]) if exports else None
-    if jquery is None:
+    exported = _EXPORT.match(bundle, max(bundle.rfind("export{"), bundle.rfind("export {")))
+    jquery = _JQUERY.search(exported[1]) if exported else None
+    if exported is None or jquery is None:
         raise UsageError(f"--format html: this version of itables is not known; {_EXTRA}")
-    start, end = exports[-1].span()
+    start, end = exported.span()
     return f"{bundle[:start]}window.jQuery={jquery[1]};{bundle[end:]}"
 
 
