@@ -14,6 +14,8 @@ import numpy as np
 from qvtrace.elements import Floats, Readable, format_of, reader
 
 _FEWEST_TOKENS = 4  # from which on a channel's own factor can be told from its errors
+_FEWEST_SHARING_TOKENS = 2.0  # the error of one token alone is any channel's own factor
+_FEWEST_SHARING_ELEMENTS = 4.0  # and that of a single element is everybody's
 _FEWEST_ELEMENTS = 16  # of all channels, for one factor
 _GLANCE = 8  # tokens that are looked at first
 _PROMISING = 0.25  # share of the error's energy that is left, in these
@@ -178,6 +180,8 @@ class _Sums:
     candidates: Floats  # c^2
     errors: Floats  # (c - r)^2
     offsets: Floats  # c - r
+    by_token: float = 0.0  # squares of the error's energy in each token
+    by_element: float = 0.0  # the same in each element
 
     @classmethod
     def zero(cls, channels: int) -> "_Sums":
@@ -198,7 +202,10 @@ class _Sums:
         self.references += np.einsum("ij,ij->j", reference, reference)
         self.products += np.einsum("ij,ij->j", reference, candidate)
         self.candidates += np.einsum("ij,ij->j", candidate, candidate)
-        self.errors += np.einsum("ij,ij->j", error, error)
+        energy = error * error
+        self.errors += energy.sum(axis=0)
+        self.by_token += float(np.square(energy.sum(axis=1)).sum())
+        self.by_element += float(np.square(energy).sum())
         self.offsets += error.sum(axis=0)
 
     def error(self) -> float:
@@ -213,11 +220,19 @@ class _Sums:
     def left_by_channel(self) -> float:
         """The same after each channel's own factor; infinite where tokens are too few to tell.
 
-        Each fit takes away the error of one token even where there is nothing to fit.
+        Each fit takes away the error of one token even where there is nothing to fit, and where one
+        token has most of the error, as an attention sink has, that is most of it.
         """
-        if self.tokens < _FEWEST_TOKENS:
+        sharing = self._sharing(self.by_token)
+        if self.tokens < _FEWEST_TOKENS or not sharing >= _FEWEST_SHARING_TOKENS:
             return math.inf
-        return self.left_by(self.by_channel()) * self.tokens / (self.tokens - 1)
+        return self.left_by(self.by_channel()) * sharing / (sharing - 1)
+
+    def _sharing(self, squares: float) -> float:
+        """How many tokens or elements share the error's energy: all where they have as much of it,
+        1 where one has it all (the inverse participation ratio); `squares` are of their parts."""
+        error = self.error()
+        return error * error / squares if squares else math.inf
 
     def common(self) -> float:
         """The one factor that leaves least; 1 where there is none."""
@@ -243,7 +258,9 @@ class _Sums:
         common, finest = self.common(), self.left_by_channel()
         most = _EXPLAINED * self.error()
         enough = min(most, _AS_GOOD * finest + self._rounding())
-        if self.left_by(common) <= enough and not self._is_offset(self.left_by(common)):
+        left = self.left_by(common)
+        is_shared = self._sharing(self.by_element) >= _FEWEST_SHARING_ELEMENTS
+        if left <= enough and is_shared and not self._is_offset(left):
             return common
         if finest > most:
             return None

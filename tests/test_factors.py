@@ -107,6 +107,23 @@ def test_a_channel_of_one_token_proves_nothing():
     assert find_factor(one[..., :8], one[..., :8] * np.float32(0.25)) is None
 
 
+def test_an_error_that_one_token_has_is_no_factor_of_each_channel():
+    """An attention sink is so large that its error is nearly all of the error there is."""
+    reference = TOKENS[:1, :8].copy()
+    reference[0, 0] *= 100
+    candidate = reference + noise(0.2, reference.shape)
+    candidate[0, 0] += 20 * noise(1.0, (96,))
+    assert find_factor(reference, candidate) is None
+
+
+def test_an_error_that_one_element_has_is_no_factor_of_all():
+    reference = TOKENS[:1, :8].copy()
+    reference[0, 0, 7] = 1000
+    candidate = reference + noise(0.2, reference.shape)
+    candidate[0, 0, 7] = 940
+    assert find_factor(reference, candidate) is None
+
+
 def test_factors_known_from_elsewhere_are_held_against_one_token():
     one, factors = TOKENS[:1, :1], scattered().astype(np.float64)
 
