@@ -11,13 +11,12 @@ import numpy as np
 from qvtrace.alignment import unwrapped
 from qvtrace.archive import Archive
 from qvtrace.elements import format_of
-from qvtrace.errors import DamagedArchiveError
 from qvtrace.leaves import Arguments, LeafPair, pair_arguments
-from qvtrace.manifest import GivenInputs, Manifest, RootCall
+from qvtrace.manifest import Manifest, RootCall
 from qvtrace.patterns import shown
 from qvtrace.rows import same_contents
 from qvtrace.tokens import compare_tokens
-from qvtrace.trees import Json, Node, TensorLeaf
+from qvtrace.trees import Json, TensorLeaf
 
 WEIGHTS = "float weights"
 
@@ -66,7 +65,7 @@ def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
         return
     if given[0].digest != given[1].digest:
         sides = (
-            Arguments(*_trees(archive, inputs), ())
+            Arguments(*archive.input_trees(inputs), ())
             for archive, inputs in zip((reference, candidate), given, strict=True)
             if inputs is not None
         )
@@ -151,16 +150,7 @@ def _parameters(archive: Archive) -> _Parameters:
 
 
 def _arguments(archive: Archive, call: RootCall, parameters: _Parameters) -> Arguments:
-    return Arguments(*_trees(archive, call), parameters.get((call.module, call.index), ()))
-
-
-def _trees(archive: Archive, call: RootCall | GivenInputs) -> tuple[Node, Node]:
-    try:
-        return call.input_trees()
-    except ValueError as error:
-        raise DamagedArchiveError(
-            f"{archive.file}: the inputs of the model: {error}; the file is damaged, record again"
-        ) from error
+    return Arguments(*archive.input_trees(call), parameters.get((call.module, call.index), ()))
 
 
 def _different_classes(reference: Manifest, candidate: Manifest) -> Iterator[str]:
@@ -274,7 +264,7 @@ def _fed(archive: Archive) -> list[Arguments]:
     """What a generation was given, or each call of the model."""
     given = archive.manifest.inputs.given
     if given is not None:
-        return [Arguments(*_trees(archive, given), ())]
+        return [Arguments(*archive.input_trees(given), ())]
     parameters = _parameters(archive)
     calls = archive.manifest.inputs.root_calls
     return [_arguments(archive, call, parameters) for call in calls]

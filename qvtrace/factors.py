@@ -186,7 +186,8 @@ class _Sums:
     @classmethod
     def zero(cls, channels: int) -> "_Sums":
         """Of no token."""
-        return cls(0, *(np.zeros(channels) for _ in range(5)))
+        references, products, candidates, errors, offsets = np.zeros((5, channels))
+        return cls(0, references, products, candidates, errors, offsets)
 
     def add(self, one: tuple[Floats, float], other: tuple[Floats, float]) -> None:
         """Take in tokens of both sides, each with the size of its masking constants.

@@ -30,7 +30,6 @@ class CallNoise:
 
     module: str
     call: int
-    order: int
     parent: CallKey | None
     noise_in: float | None
     noise_out: float | None
@@ -167,7 +166,7 @@ def call_noises(
     for row in rows:
         places[row.module, row.call][is_output(row)].append(row)
     found = []
-    for order, call in enumerate(calls):
+    for call in calls:
         key = call.module, call.index
         if key in places:
             inputs, outputs = places[key]
@@ -176,7 +175,6 @@ def call_noises(
                 CallNoise(
                     call.module,
                     call.index,
-                    order,
                     call.parent,
                     _worst(inputs) if is_known else None,
                     _worst(outputs) if outputs else None,

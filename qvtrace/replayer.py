@@ -40,7 +40,7 @@ from qvtrace.patterns import require_matches, select, shown
 from qvtrace.recording import Progress
 from qvtrace.redaction import error_line
 from qvtrace.snapshots import Snapshots, host_bytes
-from qvtrace.trees import Json, Node
+from qvtrace.trees import Json
 
 _NO_INPUTS = "their inputs were not stored"
 _NO_MODULE = "the model has no such module"
@@ -165,7 +165,7 @@ class Replay:
             return
         device = _device(module)
         args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
-        place = f"{trees.escape_name(call.module)}#{call.index}/"
+        place = f"{trees.key_name(call.module)}#{call.index}/"
         number = self._writer.begin_call(
             {
                 "module": call.module,
@@ -189,7 +189,7 @@ class Replay:
             self._skipped[f"raised {raised}"][call.module] = None
 
     def _arguments(self, call: CallEntry) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        inputs, kwargs = (self._tree(call, part) for part in ("inputs", "kwargs"))
+        inputs, kwargs = (self._archive.tree(call, part) for part in ("inputs", "kwargs"))
         if inputs is None or kwargs is None:
             raise NotRebuiltError(_NO_INPUTS)
         args = rebuild(inputs, self._archive, "inputs")
@@ -201,24 +201,17 @@ class Replay:
             )
         return tuple(args), named
 
-    def _tree(self, call: CallEntry, part: str) -> Node | None:
-        try:
-            return call.tree(part)
-        except ValueError as error:
-            raise DamagedArchiveError(
-                f"{self._archive.file}: the {part} of {shown(call.module)}: {error}; "
-                "the file is damaged, record again"
-            ) from error
-
     def _copy_root_calls(self) -> None:
         """The inputs of the model itself tell what a trace can be compared with."""
         for call in self._archive.manifest.inputs.root_calls:
-            for part, tree in zip(("inputs", "kwargs"), call.input_trees(), strict=True):
-                place = f"{trees.escape_name(call.module)}#{call.index}/{part}"
+            for part, tree in zip(
+                ("inputs", "kwargs"), self._archive.input_trees(call), strict=True
+            ):
+                place = f"{trees.key_name(call.module)}#{call.index}/{part}"
                 for path, leaf in trees.tensor_leaves(tree, place):
-                    array = self._archive.array(leaf)
+                    contents = memoryview(self._archive.contents(leaf))
                     self._writer.add_tensor(
-                        memoryview(array.tobytes()), Tensor(path, leaf.file_dtype, leaf.file_shape)
+                        contents, Tensor(path, leaf.file_dtype, leaf.file_shape)
                     )
             self._writer.add_root_call(call)
 

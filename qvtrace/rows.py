@@ -11,7 +11,6 @@ from qvtrace.archive import Archive
 from qvtrace.archive.layout import DTYPES
 from qvtrace.details import Details, compare_in_detail, details_all
 from qvtrace.elements import Array, ElementsJson, Readable, format_of
-from qvtrace.errors import DamagedArchiveError
 from qvtrace.factors import ListedFactors, ScaleFactor
 from qvtrace.failures import failure, fate
 from qvtrace.layouts import Layout, find_layout, may_be_transposed, reshaped
@@ -472,7 +471,7 @@ class RowBuilder:
         )
 
     def _argument_digests(self, archive: Archive, call: CallEntry) -> set[str]:
-        trees = [(part, _tree(archive, call, part)) for part in ("inputs", "kwargs")]
+        trees = [(part, archive.tree(call, part)) for part in ("inputs", "kwargs")]
         stored = [tensor_leaves(tree, part) for part, tree in trees if tree is not None]
         return {leaf.digest for found in stored for _, leaf in found}
 
@@ -481,7 +480,7 @@ class RowBuilder:
 
     def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
         """At least one, so that the call is told of."""
-        trees = [(part, _tree(archive, call, part)) for part in self._parts]
+        trees = [(part, archive.tree(call, part)) for part in self._parts]
         paths = [path for part, node in trees if node is not None for path, _ in filled(node, part)]
         return [_place(call, path) for path in paths or self._parts[-1:]]
 
@@ -495,10 +494,10 @@ class RowBuilder:
         failures = failure(pair.reference), failure(pair.candidate)
         if None not in failures:
             return iter([LeafPair("output", *failures)])
-        reference = _tree(self._reference, pair.reference, "output")
+        reference = self._reference.tree(pair.reference, "output")
         if reference is not None and pair.reference.output == pair.candidate.output:
             return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
-        return pair_stored(reference, _tree(self._candidate, pair.candidate, "output"), "output")
+        return pair_stored(reference, self._candidate.tree(pair.candidate, "output"), "output")
 
     def _row(self, pair: Pair, leaves: LeafPair, same_as: Place | None) -> Row:
         reference, candidate = leaves.reference, leaves.candidate
@@ -672,20 +671,8 @@ def _place(call: CallEntry, path: str) -> Place:
     return Place(call.module, call.index, path)
 
 
-def _tree(archive: Archive, call: CallEntry, part: str) -> Node | None:
-    try:
-        return call.tree(part)
-    except ValueError as error:
-        raise DamagedArchiveError(
-            f"{archive.file}: the {part} of {call.module!r}, call {call.index}: {error}; "
-            "the file is damaged, record again"
-        ) from error
-
-
 def _arguments(archive: Archive, call: CallEntry) -> Arguments:
-    return Arguments(
-        _tree(archive, call, "inputs"), _tree(archive, call, "kwargs"), call.parameters
-    )
+    return Arguments(archive.tree(call, "inputs"), archive.tree(call, "kwargs"), call.parameters)
 
 
 def _tensor(node: Node | None) -> TensorLeaf | None:

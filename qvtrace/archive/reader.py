@@ -41,8 +41,15 @@ from qvtrace.errors import (
     NotSafetensorsError,
     UnfinishedArchiveError,
 )
-from qvtrace.manifest import FORMAT_VERSION, Manifest, manifest_from_json
-from qvtrace.trees import TensorLeaf
+from qvtrace.manifest import (
+    FORMAT_VERSION,
+    CallEntry,
+    GivenInputs,
+    Manifest,
+    RootCall,
+    manifest_from_json,
+)
+from qvtrace.trees import Node, TensorLeaf
 
 MAX_DIMENSIONS = 64
 
@@ -114,6 +121,26 @@ class Archive:
         Raises `DamagedArchiveError` when the file has no such contents.
         """
         return self._bytes(self._extent(leaf))
+
+    def tree(self, call: CallEntry, part: str) -> Node | None:
+        """The tree of a call's `inputs`, `kwargs` or `output`; None where it was not stored.
+
+        Raises `DamagedArchiveError` for a tree that no writer writes.
+        """
+        try:
+            return call.tree(part)
+        except ValueError as error:
+            self._damaged(f"the {part} of {call.module!r}, call {call.index}: {error}")
+
+    def input_trees(self, call: RootCall | GivenInputs) -> tuple[Node, Node]:
+        """The trees of what a model was given, by position and by name.
+
+        Raises `DamagedArchiveError` for a tree that no writer writes.
+        """
+        try:
+            return call.input_trees()
+        except ValueError as error:
+            self._damaged(f"the inputs of the model: {error}")
 
     def manifest_bytes(self) -> bytes:
         """The manifest as it stands in the file."""

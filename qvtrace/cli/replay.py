@@ -1,5 +1,6 @@
 """`qvtrace replay`: a variant's modules one by one, on the inputs recorded from another."""
 
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -75,7 +76,8 @@ def replay(
 
     print_lines(replay_lines(report, error_width()), sys.stderr)
     candidate = TRACES / f"{variant}.st"
-    print_next(f"qvtrace diff {archive} {candidate} --local {report.file}")
+    words = ["qvtrace", "diff", archive, str(candidate), "--local", str(report.file)]
+    print_next(shlex.join(words))
 
 
 def _replay(

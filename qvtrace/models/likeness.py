@@ -59,12 +59,7 @@ def rebuild_inputs(archive: Archive) -> Sample:
     root = given or first
     if root is None:
         raise _cannot(archive, "it holds no inputs of the whole model")
-    try:
-        inputs, kwargs = root.input_trees()
-    except ValueError as error:
-        raise DamagedArchiveError(
-            f"{archive.file}: the tree of its inputs is damaged ({error}); record it again"
-        ) from error
+    inputs, kwargs = archive.input_trees(root)
     try:
         args, named = rebuild(inputs, archive, "inputs"), rebuild(kwargs, archive, "kwargs")
     except NotRebuiltError as error:

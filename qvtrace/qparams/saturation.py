@@ -8,7 +8,6 @@ import numpy as np
 from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
 from qvtrace.elements import Array
-from qvtrace.errors import DamagedArchiveError
 from qvtrace.manifest import CallEntry
 from qvtrace.qparams.findings import Finding, range_text
 from qvtrace.qparams.parameters import INPUT, OUTPUT, ModuleParameters, Parameters
@@ -114,13 +113,7 @@ def _static(parameters: ModuleParameters, module: str) -> Iterator[Parameters]:
 
 
 def _first_float(archive: Archive, call: CallEntry, part: str) -> TensorLeaf | None:
-    try:
-        node = call.tree(part)
-    except ValueError as error:
-        raise DamagedArchiveError(
-            f"{archive.file}: the {part} of {call.module!r}, call {call.index}: {error}; "
-            "the file is damaged, record again"
-        ) from error
+    node = archive.tree(call, part)
     leaves = () if node is None else tensor_leaves(node, part)
     return next((leaf for _, leaf in leaves if leaf.dtype in _FLOATS), None)
 

@@ -62,13 +62,7 @@ class Trace:
 
     def tree(self, call: CallEntry, part: Part) -> Node | None:
         """A part of a call; raises `DamagedArchiveError` where the file holds something else."""
-        try:
-            return call.tree(part)
-        except ValueError as error:
-            raise DamagedArchiveError(
-                f"{self.archive.file}: {part} of {call.module}#{call.index}: {error}; "
-                "the file is damaged, record again"
-            ) from error
+        return self.archive.tree(call, part)
 
     def weights(self, module: str) -> list[tuple[WeightEntry, Node]]:
         """The weights of a module, and of what it wraps unless that is shown by itself; raises
