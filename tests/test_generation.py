@@ -482,7 +482,9 @@ def test_given_inputs_that_nest_without_end_are_damage(llama: str, folder: Path)
     edit_manifest(Path("deep.st"), nest)
 
     assert "deep.st: the inputs of the model: " in refused("diff", "fp.st", "deep.st")
-    assert "deep.st: the inputs of the model: " in refused("record", "--like", "deep.st", "-o", "x.st")
+    assert "deep.st: the inputs of the model: " in refused(
+        "record", "--like", "deep.st", "-o", "x.st"
+    )
     run("show", "deep.st")
 
 

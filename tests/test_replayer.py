@@ -16,9 +16,11 @@ from test_origins import (
     scale_doubled,
 )
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace import UsageError, diff, load, replay
+from qvtrace.cli import app
 from qvtrace.errors import ExistingFileError
 
 __all__ = ["original", "reference"]  # fixtures
@@ -255,3 +257,23 @@ def test_nothing_is_overwritten_unless_asked(original, reference, tmp_path):
         replay(original, reference, tmp_path / "deep.st", depth=9)
     assert (tmp_path / "there.st").read_text() == "mine"
     assert not (tmp_path / "deep.st.partial").exists()
+
+
+def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def replayed(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["replay", "fp.st", *arguments], prog_name="qvtrace")
+        assert result.exit_code == 0, result.stderr
+        return result.stderr.splitlines()[-1].removeprefix("next").strip()
+
+    invoke = CliRunner().invoke
+    assert invoke(app, ["record", "-o", "fp.st"], prog_name="qvtrace").exit_code == 0
+    alone = replayed("-o", "local.st")
+    assert alone == "qvtrace diff fp.st local.st --sort-by noise_out"
+    assert invoke(app, alone.split()[1:], prog_name="qvtrace").exit_code == 0
+
+    (tmp_path / "quant.st").write_bytes((tmp_path / "fp.st").read_bytes())
+    beside = replayed("-o", "again.st")
+    assert beside == "qvtrace diff fp.st quant.st --local again.st --sort-by local_noise"
+    assert invoke(app, beside.split()[1:], prog_name="qvtrace").exit_code == 0

@@ -75,9 +75,17 @@ def replay(
     from qvtrace.reports.recording import replay_lines
 
     print_lines(replay_lines(report, error_width()), sys.stderr)
-    candidate = TRACES / f"{variant}.st"
-    words = ["qvtrace", "diff", archive, str(candidate), "--local", str(report.file)]
-    print_next(shlex.join(words))
+    print_next(_next_command(Path(archive), variant, report.file))
+
+
+def _next_command(archive: Path, variant: Variant, file: Path) -> str:
+    """What to type after a replay: compare it, beside a recording of the variant where one is."""
+    likely = (archive.with_name(f"{variant}.st"), TRACES / f"{variant}.st")
+    candidate = next((path for path in likely if path != archive and path.exists()), None)
+    words = ["qvtrace", "diff", str(archive)]
+    if candidate is None:
+        return shlex.join([*words, str(file), "--sort-by", "noise_out"])
+    return shlex.join([*words, str(candidate), "--local", str(file), "--sort-by", "local_noise"])
 
 
 def _replay(
