@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qvtrace.archive import Archive, load
     from qvtrace.cached import cached_tensor
-    from qvtrace.comparison import Comparison, Row, diff
+    from qvtrace.comparison.diffing import Comparison, Row, diff
+    from qvtrace.comparison.results import load_result
     from qvtrace.errors import (
         ArchiveError,
         ModelError,
@@ -24,44 +25,43 @@ if TYPE_CHECKING:
         ResultError,
         UsageError,
     )
-    from qvtrace.judging import judge
+    from qvtrace.judging.judge import judge
     from qvtrace.merging import merge
     from qvtrace.models.quantizers.listing import quantizers
     from qvtrace.observers import ObservedCall, Observer
     from qvtrace.observers.breaking import BreakAt
     from qvtrace.observers.printing import PrintCalls
-    from qvtrace.recorder import Recording, record
-    from qvtrace.recording import RecordingReport
+    from qvtrace.recording.options import RecordingReport
+    from qvtrace.recording.recorder import Recording, record
+    from qvtrace.recording.steps import TokenSteps
     from qvtrace.replayer import ReplayReport, replay
-    from qvtrace.results import load_result
-    from qvtrace.steps import TokenSteps
 
 _HOMES = {
     "Archive": "qvtrace.archive",
     "ArchiveError": "qvtrace.errors",
     "BreakAt": "qvtrace.observers.breaking",
-    "Comparison": "qvtrace.comparison",
+    "Comparison": "qvtrace.comparison.diffing",
     "ModelError": "qvtrace.errors",
     "ObservedCall": "qvtrace.observers",
     "Observer": "qvtrace.observers",
     "PrintCalls": "qvtrace.observers.printing",
     "QvtraceError": "qvtrace.errors",
-    "Recording": "qvtrace.recorder",
+    "Recording": "qvtrace.recording.recorder",
     "RecordingError": "qvtrace.errors",
-    "RecordingReport": "qvtrace.recording",
+    "RecordingReport": "qvtrace.recording.options",
     "ResultError": "qvtrace.errors",
     "ReplayReport": "qvtrace.replayer",
-    "Row": "qvtrace.comparison",
-    "TokenSteps": "qvtrace.steps",
+    "Row": "qvtrace.comparison.diffing",
+    "TokenSteps": "qvtrace.recording.steps",
     "UsageError": "qvtrace.errors",
     "cached_tensor": "qvtrace.cached",
-    "diff": "qvtrace.comparison",
-    "judge": "qvtrace.judging",
+    "diff": "qvtrace.comparison.diffing",
+    "judge": "qvtrace.judging.judge",
     "load": "qvtrace.archive",
-    "load_result": "qvtrace.results",
+    "load_result": "qvtrace.comparison.results",
     "merge": "qvtrace.merging",
     "quantizers": "qvtrace.models.quantizers.listing",
-    "record": "qvtrace.recorder",
+    "record": "qvtrace.recording.recorder",
     "replay": "qvtrace.replayer",
 }
 

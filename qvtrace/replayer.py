@@ -18,12 +18,10 @@ import torch
 from torch import nn
 
 from qvtrace import trees
-from qvtrace.alignment import unwrapped
 from qvtrace.archive import Archive, ArchiveWriter
 from qvtrace.archive.writer import Tensor
-from qvtrace.compilation import eager_stance
+from qvtrace.comparison.alignment import unwrapped
 from qvtrace.errors import DamagedArchiveError, UsageError
-from qvtrace.identity import Questions, describe_environment, describe_model, version
 from qvtrace.manifest import (
     CallEntry,
     InputsInfo,
@@ -35,11 +33,13 @@ from qvtrace.manifest import (
 )
 from qvtrace.models.rebuilding import NotRebuiltError, rebuild
 from qvtrace.models.request import map_tensors
-from qvtrace.module_tree import walk_modules
 from qvtrace.patterns import require_matches, select, shown
-from qvtrace.recording import Progress
+from qvtrace.recording.compilation import eager_stance
+from qvtrace.recording.identity import Questions, describe_environment, describe_model, version
+from qvtrace.recording.module_tree import walk_modules
+from qvtrace.recording.options import Progress
+from qvtrace.recording.snapshots import Snapshots, host_bytes
 from qvtrace.redaction import error_line
-from qvtrace.snapshots import Snapshots, host_bytes
 from qvtrace.trees import Json
 
 _NO_INPUTS = "their inputs were not stored"

@@ -10,8 +10,8 @@ import tiny_models
 from qvtrace.archive import Archive
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.chatter import quiet
-from qvtrace.recorder import Recording
-from qvtrace.recording import RecordOptions
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording
 
 TOY = """
 import torch

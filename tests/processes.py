@@ -4,7 +4,7 @@ import multiprocessing
 from collections.abc import Callable
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(["torch", "qvtrace.recorder"])  # once for all tests
+_FORK_SERVER.set_forkserver_preload(["torch", "qvtrace.recording.recorder"])  # once for all tests
 
 
 def run_apart(function: Callable[..., object], *arguments: object, seconds: float = 60) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 
 RANKS = 2
 _CONTEXT = multiprocessing.get_context("forkserver")

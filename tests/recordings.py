@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.manifest import CallEntry
-from qvtrace.recorder import record
-from qvtrace.recording import RecordingReport
+from qvtrace.recording.options import RecordingReport
+from qvtrace.recording.recorder import record
 from qvtrace.trees import Container, Node, TensorLeaf, tensor_leaves
 
 Module = TypeVar("Module", bound=nn.Module)

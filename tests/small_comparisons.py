@@ -1,7 +1,7 @@
 """Comparisons made by hand: what there is to report and to judge, without an archive."""
 
-from qvtrace.comparison import Comparable, Comparison, Coverage, Row, Side, Verdict
-from qvtrace.metrics import Metrics, Peak
+from qvtrace.comparison.diffing import Comparable, Comparison, Coverage, Row, Side, Verdict
+from qvtrace.metrics.differences import Metrics, Peak
 
 MODEL = {"weights_digest": "a" * 32, "class": "Net", "name": "net", "dtype": "float32", "seed": 42}
 ENVIRONMENT = {"torch": "2.13.0", "device": "cpu", "attention": "eager"}

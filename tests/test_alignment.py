@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from qvtrace.alignment import Alignment, align, unwrapped
+from qvtrace.comparison.alignment import Alignment, align, unwrapped
 from qvtrace.errors import UsageError
 from qvtrace.manifest import (
     CallEntry,

@@ -28,7 +28,7 @@ import qvtrace
 from qvtrace.archive import Archive, recover
 from qvtrace.archive.layout import LENGTH, MANIFEST_KEY, reserve_for
 from qvtrace.errors import ArchiveError, ExistingFileError
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 from qvtrace.trees import Container, Original, TensorLeaf, tensor_leaves
 
 DATA = Path(__file__).parent / "data"

@@ -12,9 +12,9 @@ from recordings import Adding, Raising, Returning, calls_of
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive
-from qvtrace.comparison import diff
+from qvtrace.comparison.diffing import diff
 from qvtrace.manifest import CallEntry
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 
 
 class Threaded(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import qvtrace.recorder
+import qvtrace.recording.recorder
 from qvtrace.archive import Archive
 from qvtrace.cli import app
 
@@ -106,13 +106,13 @@ def archives(tmp_path_factory):
     model = Net().eval()
     ids = torch.arange(12).reshape(1, 12)
     with torch.no_grad():
-        with qvtrace.recorder.record(model, folder / "fp.st", variant="fp"):
+        with qvtrace.recording.recorder.record(model, folder / "fp.st", variant="fp"):
             model(ids)
         model.blocks[1].up.weight.mul_(1.01)
-        with qvtrace.recorder.record(model, folder / "quant.st", variant="quant"):
+        with qvtrace.recording.recorder.record(model, folder / "quant.st", variant="quant"):
             model(ids)
         wrapper = Wrapper(model).eval()
-        with qvtrace.recorder.record(wrapper, folder / "wrapped.st"):
+        with qvtrace.recording.recorder.record(wrapper, folder / "wrapped.st"):
             wrapper(ids)
     return folder
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.comparison import Comparison, Place, Row, diff
+from qvtrace.comparison.diffing import Comparison, Place, Row, diff
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import DamagedArchiveError, MissingArchiveError, UsageError
 from qvtrace.manifest import VariantInfo
-from qvtrace.recorder import Recording, record
-from qvtrace.recording import RecordOptions
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording, record
 
 Recorder = Callable[..., Path]
 

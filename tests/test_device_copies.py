@@ -13,12 +13,12 @@ from recordings import bytes_of
 from small_archives import manifest
 from torch import Tensor
 
-from qvtrace import device_copies
 from qvtrace.archive import Archive, ArchiveWriter
 from qvtrace.archive import Tensor as Described
-from qvtrace.device_copies import DeviceCopies, fingerprint
 from qvtrace.digests import digest_bytes
-from qvtrace.snapshots import host_bytes
+from qvtrace.recording import device_copies
+from qvtrace.recording.device_copies import DeviceCopies, fingerprint
+from qvtrace.recording.snapshots import host_bytes
 from qvtrace.trees import TensorLeaf
 
 

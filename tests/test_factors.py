@@ -9,12 +9,12 @@ import torch
 from tiny_models import build
 from torch import Tensor, nn
 
-from qvtrace.comparison import Comparison, diff
-from qvtrace.factors import ChannelFactors, factor_text, find_factor, fits
-from qvtrace.recorder import record
+from qvtrace.comparison.diffing import Comparison, diff
+from qvtrace.metrics.factors import ChannelFactors, factor_text, find_factor, fits
+from qvtrace.metrics.sharing import is_summand
+from qvtrace.recording.recorder import record
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
-from qvtrace.sharing import is_summand
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.standard_normal((2, 42, 96)).astype(np.float32)
@@ -153,7 +153,7 @@ def test_rounded_weights_leave_blocks_whole():
 
 def test_long_arrays_are_read_in_parts(monkeypatch):
     whole = find_factor(TOKENS, TOKENS * a_third())
-    monkeypatch.setattr("qvtrace.factors._BLOCK", 200)
+    monkeypatch.setattr("qvtrace.metrics.factors._BLOCK", 200)
     in_parts = find_factor(TOKENS, TOKENS * a_third())
 
     assert isinstance(whole, ChannelFactors)

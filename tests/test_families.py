@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.cli import app
-from qvtrace.comparison import Comparison, Row
+from qvtrace.comparison.diffing import Comparison, Row
 
 SENSIBLE = 5.0  # dB: what int8 leaves of an output is far more signal than noise
 

@@ -12,14 +12,14 @@ import pytest
 from markdown_it import MarkdownIt
 from small_comparisons import compared, row
 
-from qvtrace.comparison import Comparable, Coverage, DiffOptions, Place
-from qvtrace.judging import judge
-from qvtrace.metrics import METRICS, Metrics, Nonfinite
+from qvtrace.comparison.diffing import Comparable, Coverage, DiffOptions, Place
+from qvtrace.comparison.verdict import Verdict
+from qvtrace.judging.judge import judge
+from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
 from qvtrace.reports.csv import comparison_csv
 from qvtrace.reports.github import annotations
 from qvtrace.reports.junit import comparison_junit
 from qvtrace.reports.markdown import LARGEST, comparison_markdown
-from qvtrace.verdict import Verdict
 
 HOSTILE = "a|b`c``<img src=x>&*__d__[e](http://f)\\|@user#12\n\u202e</details>~~$x$!"
 PRINTED = HOSTILE.replace("\n", "\\n").replace("\u202e", "\\u202e")

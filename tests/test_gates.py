@@ -6,12 +6,19 @@ from dataclasses import replace
 import pytest
 from small_comparisons import row
 
-from qvtrace.decision import gate_text
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import NOT_STORED, PLAIN_VALUE, SHAPES_DIFFER, TYPES_DIFFER
 from qvtrace.errors import UsageError
-from qvtrace.gates import ONLY_IN_CANDIDATE, ONLY_IN_REFERENCE, Gate, Place, Scope, judge_gates
-from qvtrace.metrics import METRICS, Metrics, Nonfinite
-from qvtrace.row_names import RowNames
-from qvtrace.rows import NOT_STORED, PLAIN_VALUE, SHAPES_DIFFER, TYPES_DIFFER
+from qvtrace.judging.decision import gate_text
+from qvtrace.judging.gates import (
+    ONLY_IN_CANDIDATE,
+    ONLY_IN_REFERENCE,
+    Gate,
+    Place,
+    Scope,
+    judge_gates,
+)
+from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
 
 
 def of_peir(module, peir, **changes):

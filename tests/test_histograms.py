@@ -4,11 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qvtrace.details import compare_in_detail, details_all
-from qvtrace.elements import Rearranged
-from qvtrace.histograms import BINS, SAMPLE, Histogram, histograms
-from qvtrace.metrics import compare
-from qvtrace.statistics import statistics
+from qvtrace.metrics.details import compare_in_detail, details_all
+from qvtrace.metrics.differences import compare
+from qvtrace.metrics.elements import Rearranged
+from qvtrace.metrics.histograms import BINS, SAMPLE, Histogram, histograms
+from qvtrace.metrics.statistics import statistics
 
 
 def noisy(*shape, dtype=np.float32):

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.cli import app
-from qvtrace.comparison import Place
-from qvtrace.metrics import Metrics
+from qvtrace.comparison.diffing import Place
+from qvtrace.metrics.differences import Metrics
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.reports.html import comparison_page
 from qvtrace.reports.html.data import json_in_html, page_data

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 
 needs_html = pytest.mark.skipif(
     None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install 'qvtrace[html]'"

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import Returning
 
-from qvtrace import blocks
-from qvtrace.comparison import diff
-from qvtrace.elements import Rearranged, reader
-from qvtrace.layouts import find_layout, reshaped
-from qvtrace.metrics import compare
-from qvtrace.recorder import record
+from qvtrace.comparison.diffing import diff
+from qvtrace.metrics import blocks
+from qvtrace.metrics.differences import compare
+from qvtrace.metrics.elements import Rearranged, reader
+from qvtrace.metrics.layouts import find_layout, reshaped
+from qvtrace.recording.recorder import record
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How two trees are walked side by side."""
 
-from qvtrace.leaves import Arguments, LeafPair, pair_arguments, pair_nodes
+from qvtrace.comparison.leaves import Arguments, LeafPair, pair_arguments, pair_nodes
 from qvtrace.trees import Container, ContainerKind, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
 NONE = ValueLeaf.of(None)

@@ -27,7 +27,7 @@ from qvtrace.archive import Archive
 from qvtrace.cli import app
 from qvtrace.errors import DamagedArchiveError, ExistingFileError, UsageError
 from qvtrace.manifest import ModuleEntry
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 from qvtrace.trees import Container, TensorLeaf
 
 HIDDEN = torch.linspace(-1, 1, 16).reshape(2, 8)

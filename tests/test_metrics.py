@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from qvtrace import blocks, metrics
-from qvtrace.metrics import (
+from qvtrace.metrics import blocks
+from qvtrace.metrics import differences as metrics
+from qvtrace.metrics.differences import (
     PAIR_METRICS,
     Difference,
     badness,

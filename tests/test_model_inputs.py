@@ -19,7 +19,7 @@ from qvtrace.errors import UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.chatter import quiet
 from qvtrace.models.likeness import rebuild_inputs
-from qvtrace.recorder import record as record_model
+from qvtrace.recording.recorder import record as record_model
 
 BYTES = 256  # ids of the tokenizer below: one a byte, then these
 SPECIAL = [

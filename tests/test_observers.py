@@ -31,8 +31,8 @@ from qvtrace.errors import RecordingError, UsageError
 from qvtrace.observers import ObservedCall, Observer
 from qvtrace.observers.breaking import BreakAt
 from qvtrace.observers.printing import PrintCalls
-from qvtrace.recorder import Recording, record
-from qvtrace.recording import RecordOptions
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording, record
 from qvtrace.reports.call_json import call_lines
 from qvtrace.reports.trace import Selection, Trace
 

@@ -31,8 +31,8 @@ from qvtrace.cli import app
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.parameters import Parameters, Summary, all_from_json
-from qvtrace.recorder import Recording
-from qvtrace.recording import RecordOptions
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording
 
 
 def record(model: nn.Module, file: Path, value: Any = INPUT, **options: Any) -> Archive:

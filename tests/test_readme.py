@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from qvtrace.cli import app
-from qvtrace.gates import parse_gates
+from qvtrace.judging.gates import parse_gates
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SET_UP = ("pip install . && qvtrace run", "pip install '.[test]' && pytest")

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive, ArchiveWriter, writer
 from qvtrace.errors import ArchiveError, ExistingFileError, RecordingError, UsageError
-from qvtrace.recorder import record
-from qvtrace.skips import BYPASSED, UNCALLED_WEIGHTS
+from qvtrace.recording.recorder import record
+from qvtrace.recording.skips import BYPASSED, UNCALLED_WEIGHTS
 from qvtrace.trees import OpaqueLeaf
 
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
-from qvtrace.recorder import Recording, record
-from qvtrace.recording import Progress, RecordOptions
-from qvtrace.skips import (
+from qvtrace.recording.options import Progress, RecordOptions
+from qvtrace.recording.recorder import Recording, record
+from qvtrace.recording.skips import (
     BYPASSED,
     CONTAINER,
     EXCLUDED,
@@ -573,7 +573,7 @@ def test_a_dry_run_knows_the_size_of_a_header_that_outgrows_its_reserve(file: Pa
 
 def test_progress_is_told_while_modules_return(file: Path, monkeypatch: Any) -> None:
     told: list[Progress] = []
-    monkeypatch.setattr("qvtrace.recorder._PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("qvtrace.recording.recorder._PROGRESS_SECONDS", 0)
     model = nn.Sequential(Adding(1), Adding(2))
 
     with Recording(model, file, RecordOptions(progress=told.append)):

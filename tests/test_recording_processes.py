@@ -13,8 +13,8 @@ from recordings import Adding, Mlp, only, seeded, tensors_of
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.recorder import Recording, record
-from qvtrace.recording import RecordOptions
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording, record
 
 
 def fork_while_recording(file: Path) -> None:

@@ -27,7 +27,7 @@ from qvtrace.errors import (
     RecordingError,
     UnfinishedArchiveError,
 )
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 from qvtrace.trees import OpaqueLeaf, TensorLeaf, leaves
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from small_comparisons import compared, row
 
-from qvtrace.comparison import Comparable, Coverage, DiffOptions, Place
+from qvtrace.comparison.diffing import Comparable, Coverage, DiffOptions, Place
+from qvtrace.comparison.rows import NOT_STORED
 from qvtrace.errors import UsageError
-from qvtrace.judging import judge
-from qvtrace.metrics import METRICS, Metrics, Nonfinite
-from qvtrace.noise_floor import is_noise, times_floor
-from qvtrace.regression import RegressionLimit
-from qvtrace.rows import NOT_STORED
+from qvtrace.judging.judge import judge
+from qvtrace.judging.noise_floor import is_noise, times_floor
+from qvtrace.judging.regression import RegressionLimit
+from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
 
 
 def of_peir(peir, module="a", **changes):

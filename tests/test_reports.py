@@ -7,7 +7,7 @@ import pytest
 from small_archives import manifest
 from small_comparisons import ENVIRONMENT, LONG, MODEL, compared, row
 
-from qvtrace.comparison import (
+from qvtrace.comparison.diffing import (
     Comparable,
     Coverage,
     DiffOptions,
@@ -16,7 +16,7 @@ from qvtrace.comparison import (
     Side,
 )
 from qvtrace.manifest import ModuleEntry
-from qvtrace.metrics import LOCAL_METRICS, METRICS, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Metrics, Nonfinite, Peak
 from qvtrace.reports.branches import branches
 from qvtrace.reports.formatting import byte_size, number, printable
 from qvtrace.reports.json import comparison_text

@@ -9,19 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_comparisons import compared, row
 
-from qvtrace.comparison import Coverage, DiffOptions, Place, diff
+from qvtrace.comparison.diffing import Coverage, DiffOptions, Place, diff
+from qvtrace.comparison.origins import Origin
+from qvtrace.comparison.results import load_result
+from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError, UsageError
-from qvtrace.factors import ListedFactors
-from qvtrace.judging import judge
-from qvtrace.metrics import METRICS, Metrics, Nonfinite, Peak
-from qvtrace.origins import Origin
+from qvtrace.judging.judge import judge
+from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite, Peak
+from qvtrace.metrics.factors import ListedFactors
 from qvtrace.reports.csv import comparison_csv
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.junit import comparison_junit
 from qvtrace.reports.markdown import comparison_markdown
 from qvtrace.reports.table import TableOptions, comparison_lines
-from qvtrace.results import load_result
-from qvtrace.verdict import Verdict
 
 
 def test_origins_are_read_again(tmp_path):
@@ -102,7 +102,7 @@ def archives(tmp_path_factory):
     """A layer, and the same with other weights."""
     import torch
 
-    from qvtrace.recorder import record
+    from qvtrace.recording.recorder import record
 
     folder = tmp_path_factory.mktemp("archives")
     torch.manual_seed(0)

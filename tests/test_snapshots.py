@@ -15,8 +15,8 @@ from recordings import Returning, container, recorded, tree_of
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive
-from qvtrace.recorder import record
-from qvtrace.snapshots import MAX_ITEMS
+from qvtrace.recording.recorder import record
+from qvtrace.recording.snapshots import MAX_ITEMS
 from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf, leaves
 
 with warnings.catch_warnings():

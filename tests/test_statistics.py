@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from qvtrace.elements import elements_json
-from qvtrace.statistics import Statistics, statistics
+from qvtrace.metrics.elements import elements_json
+from qvtrace.metrics.statistics import Statistics, statistics
 
 FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-300)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from qvtrace.elements import Rearranged
-from qvtrace.subtraction import difference_json, no_difference_json
+from qvtrace.metrics.elements import Rearranged
+from qvtrace.metrics.subtraction import difference_json, no_difference_json
 
 NAN, INF = math.nan, math.inf
 

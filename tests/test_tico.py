@@ -10,10 +10,10 @@ import torch
 from recordings import calls_of
 
 from qvtrace.archive import Archive
-from qvtrace.comparison import Comparison, Row, diff
+from qvtrace.comparison.diffing import Comparison, Row, diff
 from qvtrace.models.embedded import embedded_config, embedded_sample
 from qvtrace.models.request import ModelRequest
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 quantization = pytest.importorskip("tico.quantization")

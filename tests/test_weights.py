@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace.archive import Archive, recover
 from qvtrace.cli import app
+from qvtrace.comparison.rows import Row
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import WeightEntry
-from qvtrace.recorder import Recording
-from qvtrace.recording import RecordOptions
-from qvtrace.rows import Row
+from qvtrace.recording.options import RecordOptions
+from qvtrace.recording.recorder import Recording
 from qvtrace.trees import OpaqueLeaf, TensorLeaf
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvtrace.comparison import Comparison, diff
-from qvtrace.recorder import record
+from qvtrace.comparison.diffing import Comparison, diff
+from qvtrace.recording.recorder import record
 from qvtrace.reports.table import TableOptions, comparison_lines
 
 

@@ -41,7 +41,7 @@ def diff(
     report: ReportFlags,
 ) -> None:
     """Compare two archives module by module; the first is the reference."""
-    from qvtrace.comparison import diff as compare
+    from qvtrace.comparison.diffing import diff as compare
 
     others = [file for file in (rows.floor, local) if file is not None]
     refuse_archive_name(report, reference, candidate, *others)

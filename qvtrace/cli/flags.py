@@ -15,9 +15,9 @@ from qvtrace.cli.group import SHOW_TRACEBACK
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from qvtrace.comparison import DiffOptions
-    from qvtrace.configuration import Configuration
-    from qvtrace.gates import Gate
+    from qvtrace.comparison.diffing import DiffOptions
+    from qvtrace.judging.configuration import Configuration
+    from qvtrace.judging.gates import Gate
     from qvtrace.models import ModelRequest
 
 MODEL = "Model"
@@ -387,14 +387,14 @@ class GateFlags:
 
     def gates(self) -> "tuple[Gate, ...]":
         """Those of the command line; where it has none, those of the configuration."""
-        from qvtrace.gates import parse_gates
+        from qvtrace.judging.gates import parse_gates
 
         configured = self.configuration().fail_on
         return parse_gates(self.fail_on) or configured
 
     def configuration(self) -> "Configuration":
         """What the project asks, or the file that was named."""
-        from qvtrace.configuration import load_configuration
+        from qvtrace.judging.configuration import load_configuration
 
         return load_configuration(self.config)
 
@@ -461,7 +461,7 @@ class RowFlags:
         limit: int | None,
     ) -> "DiffOptions":
         """What is asked of the comparison."""
-        from qvtrace.comparison import DiffOptions
+        from qvtrace.comparison.diffing import DiffOptions
 
         return DiffOptions(
             sort_by=self.sort_by,
@@ -516,7 +516,7 @@ class ReportFlags:
 
     def limit(self, elements: ElementFlags) -> int | None:
         """How many elements of one tensor the report has; None: all."""
-        from qvtrace.elements import ELEMENTS_LIMIT
+        from qvtrace.metrics.elements import ELEMENTS_LIMIT
         from qvtrace.reports.values import ELEMENTS_SHOWN
 
         return elements.limit(ELEMENTS_SHOWN if self.format is Format.TABLE else ELEMENTS_LIMIT)

@@ -32,9 +32,9 @@ def gate(
     report: ReportFlags,
 ) -> None:
     """Judge the result of a comparison anew, without the archives."""
-    from qvtrace.judging import judge
-    from qvtrace.regression import parse_limits
-    from qvtrace.results import load_result
+    from qvtrace.comparison.results import load_result
+    from qvtrace.judging.judge import judge
+    from qvtrace.judging.regression import parse_limits
 
     refuse_archive_name(report, result, *([baseline] if baseline else []))
     fail_on = gates.gates()

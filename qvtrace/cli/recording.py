@@ -27,8 +27,8 @@ from qvtrace.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from qvtrace.archive import Archive
     from qvtrace.models import PreparedModel
-    from qvtrace.recorder import Recording
-    from qvtrace.recording import RecordOptions
+    from qvtrace.recording.options import RecordOptions
+    from qvtrace.recording.recorder import Recording
     from qvtrace.reports.recording import Outcome
 
 TRACES = Path("traces")  # where archives go unless a name is given
@@ -97,7 +97,7 @@ def _record(job: Job) -> "Outcome":
         watching(job.watch, job.elements, output) as observers,
     ):
         from qvtrace.models import prepare
-        from qvtrace.recorder import Recording
+        from qvtrace.recording.recorder import Recording
 
         prepared = prepare(job.model.request(job.variant), like)
         if job.watch.print_inputs:
@@ -125,7 +125,7 @@ def _opened(like: str | None) -> AbstractContextManager["Archive | None"]:
 def _options(
     job: Job, prepared: "PreparedModel", like: "Archive | None", progress: ShowProgress
 ) -> "RecordOptions":
-    from qvtrace.recording import RecordOptions
+    from qvtrace.recording.options import RecordOptions
 
     settings = {} if like is None else like.manifest.settings
     return RecordOptions(

@@ -49,7 +49,7 @@ def run(
     traceback: Traceback = False,
 ) -> None:
     """Record the float and the quantized variant, and compare them."""
-    from qvtrace.comparison import diff
+    from qvtrace.comparison.diffing import diff
 
     refuse_archive_name(report, *([rows.floor] if rows.floor else []))
     if watch.print_calls and report.output is None and report.format is not Format.TABLE:

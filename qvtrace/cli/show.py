@@ -30,7 +30,7 @@ def show(
     What ran and what was recorded of it, then the modules as a tree with a line for each call.
     """
     from qvtrace.archive import Archive
-    from qvtrace.elements import ELEMENTS_LIMIT
+    from qvtrace.metrics.elements import ELEMENTS_LIMIT
     from qvtrace.reports.call_json import call_lines
     from qvtrace.reports.trace import Selection, Trace
     from qvtrace.reports.trace_tree import TreeOptions, trace_lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 if TYPE_CHECKING:
     import rich.progress
 
-    from qvtrace.recording import Progress
+    from qvtrace.recording.options import Progress
     from qvtrace.reports.styled import Styled
 
 

@@ -55,7 +55,7 @@ def watching(
     watch: WatchFlags, elements: ElementFlags, output: TextIO
 ) -> Iterator[tuple["Observer", ...]]:
     """Observers for one recording; `output` is what is standard output for the user."""
-    from qvtrace.elements import ELEMENTS_LIMIT
+    from qvtrace.metrics.elements import ELEMENTS_LIMIT
     from qvtrace.observers.breaking import BreakAt, is_enabled
     from qvtrace.observers.printing import PrintCalls
 
@@ -81,7 +81,7 @@ def _warn(text: str) -> None:
 
 def print_inputs(prepared: "PreparedModel", file: TextIO) -> None:
     """Print what a model is about to be given."""
-    from qvtrace.identity import positional_parameters
+    from qvtrace.recording.identity import positional_parameters
     from qvtrace.reports.inputs import input_lines
 
     names = positional_parameters(prepared.model)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
-from qvtrace.steps import Stepping, TokenSteps
+from qvtrace.recording.steps import Stepping, TokenSteps
 
 
 class Listener(Stepping, Protocol):

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
-from qvtrace.identity import model_dtype
 from qvtrace.models.embedded import embedded_sample
 from qvtrace.models.functions import FunctionName
 from qvtrace.models.generation import starting_point
@@ -19,6 +18,7 @@ from qvtrace.models.processors import Processors
 from qvtrace.models.request import ModelRequest, Sample, map_tensors
 from qvtrace.models.samples import SampleMaker
 from qvtrace.models.signatures import is_transformers_model, uses_cache
+from qvtrace.recording.identity import model_dtype
 
 
 def make_inputs(

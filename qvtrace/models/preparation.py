@@ -9,7 +9,6 @@ from torch import nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import QvtraceError, UsageError
-from qvtrace.identity import Questions, describe_model
 from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models import gguf_files
 from qvtrace.models.calibration import Calibration, make_calibration, run_once
@@ -32,6 +31,7 @@ from qvtrace.models.request import ModelRequest, PreparedModel, Sample
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
 from qvtrace.patterns import folded
+from qvtrace.recording.identity import Questions, describe_model
 from qvtrace.redaction import without_secrets
 from qvtrace.trees import Json
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TextIO
 from weakref import WeakKeyDictionary
 
 from qvtrace.archive.arrays import array_of
-from qvtrace.elements import ELEMENTS_LIMIT, Array, ElementsJson, elements_json
+from qvtrace.metrics.elements import ELEMENTS_LIMIT, Array, ElementsJson, elements_json
+from qvtrace.metrics.statistics import Statistics, statistics
 from qvtrace.observers.observer import ObservedCall, Observer
 from qvtrace.patterns import Selector
+from qvtrace.recording.snapshots import host_bytes
 from qvtrace.reports.call_json import CallName, CallWriter, call_line
 from qvtrace.reports.trace import Part
-from qvtrace.snapshots import host_bytes
-from qvtrace.statistics import Statistics, statistics
 from qvtrace.trees import Json, TensorLeaf
 
 if TYPE_CHECKING:

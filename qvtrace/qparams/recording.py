@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from qvtrace.errors import ArchiveError
-from qvtrace.module_tree import NamedModule
 from qvtrace.patterns import shown
 from qvtrace.qparams.found import Found, Values
 from qvtrace.qparams.modules import may_be_quantized, read_module
 from qvtrace.qparams.parameters import Parameters, Range, Summary, all_to_json
-from qvtrace.snapshots import Snapshots
+from qvtrace.recording.module_tree import NamedModule
+from qvtrace.recording.snapshots import Snapshots
 from qvtrace.trees import Json, TensorLeaf, key_name, path_component
 
 _NAMED = 3

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qvtrace.alignment import Pair
 from qvtrace.archive import Archive
-from qvtrace.elements import Array
+from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
+from qvtrace.metrics.elements import Array
 from qvtrace.qparams.findings import Finding, range_text
 from qvtrace.qparams.parameters import INPUT, OUTPUT, ModuleParameters, Parameters
 from qvtrace.trees import TensorLeaf, tensor_leaves

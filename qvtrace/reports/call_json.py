@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from qvtrace.elements import ELEMENTS_LIMIT, ElementsJson, number_json
+from qvtrace.metrics.elements import ELEMENTS_LIMIT, ElementsJson, number_json
+from qvtrace.metrics.statistics import Statistics
 from qvtrace.reports.trace import PARTS, Part, Trace
-from qvtrace.statistics import Statistics
 from qvtrace.trees import Container, Json, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
 _JSON_CLASSES = frozenset({"None", "bool", "int", "float", "str"})

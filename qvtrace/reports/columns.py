@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
-from qvtrace.comparison import Comparison, Row
-from qvtrace.factors import ListedFactors, ScaleFactor, factor_text
-from qvtrace.metrics import DECIBELS, METRICS
-from qvtrace.noise import decibels
-from qvtrace.noise_floor import times_floor
+from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.noise import decibels
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.weight_rows import is_weight
+from qvtrace.judging.noise_floor import times_floor
+from qvtrace.metrics.differences import DECIBELS, METRICS
+from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.styled import Styled, styled
-from qvtrace.row_names import RowNames
-from qvtrace.weight_rows import is_weight
 
 BAR_WIDTH = 6
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -8,9 +8,9 @@ from functools import partial
 from io import StringIO
 from typing import Any
 
-from qvtrace.comparison import Comparison, Row
-from qvtrace.metrics import METRICS, Nonfinite, Peak
-from qvtrace.noise_floor import times_floor
+from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.judging.noise_floor import times_floor
+from qvtrace.metrics.differences import METRICS, Nonfinite, Peak
 from qvtrace.reports.formatting import printable
 
 _PLAIN = ("module", "call", "sample", "step", "path", "order")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from qvtrace.comparison import Comparison
-from qvtrace.decision import measured
+from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.judging.decision import measured
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import LABEL_WIDTH, labelled, words, wrapped
 from qvtrace.reports.styled import Styled, styled
-from qvtrace.row_names import RowNames
 
 _ROWS_LISTED = 10
 _MODULES_LISTED = 8

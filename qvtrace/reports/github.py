@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from qvtrace.comparison import Comparison
-from qvtrace.decision import GATE_FAILED, NOTHING_COMPARABLE, gate_text
+from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, gate_text
 from qvtrace.reports.formatting import printable
-from qvtrace.row_names import RowNames
 
 _DATA = {"%": "%25", "\r": "%0D", "\n": "%0A"}
 _PROPERTY = {**_DATA, ":": "%3A", ",": "%2C"}

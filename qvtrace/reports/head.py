@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from qvtrace.comparison import Comparison, Coverage, Place, Side
-from qvtrace.noise_floor import times_floor
+from qvtrace.comparison.diffing import Comparison, Coverage, Place, Side
+from qvtrace.judging.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import labelled, separated, words

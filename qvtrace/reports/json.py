@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from qvtrace.comparison import (
+from qvtrace.comparison.diffing import (
     Comparison,
     Coverage,
     DiffOptions,
@@ -16,11 +16,11 @@ from qvtrace.comparison import (
     Side,
     Verdict,
 )
-from qvtrace.elements import number_json
-from qvtrace.factors import ChannelFactors, ListedFactors, ScaleFactor
-from qvtrace.gates import Finding
-from qvtrace.metrics import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
-from qvtrace.noise_floor import times_floor
+from qvtrace.judging.gates import Finding
+from qvtrace.judging.noise_floor import times_floor
+from qvtrace.metrics.differences import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
+from qvtrace.metrics.elements import number_json
+from qvtrace.metrics.factors import ChannelFactors, ListedFactors, ScaleFactor
 from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from qvtrace.comparison import Comparison, GateResult
-from qvtrace.decision import measured
+from qvtrace.comparison.diffing import Comparison, GateResult
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.judging.decision import measured
 from qvtrace.reports.formatting import printable
 from qvtrace.reports.head import coverage_text, side_facts
-from qvtrace.row_names import RowNames
 
 _DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
 _ROWS_LISTED = 20

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from qvtrace.comparison import Comparison, GateResult, Row
-from qvtrace.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
-from qvtrace.metrics import METRICS
+from qvtrace.comparison.diffing import Comparison, GateResult, Row
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
+from qvtrace.metrics.differences import METRICS
 from qvtrace.reports.columns import asked_columns, message, notes, row_name
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.head import (
@@ -18,7 +19,6 @@ from qvtrace.reports.head import (
     unmatched,
 )
 from qvtrace.reports.selection import ListedRows
-from qvtrace.row_names import RowNames
 
 LARGEST = 59_000  # bytes; a comment on GitHub may have 65536 characters
 _RESERVE = 1_000  # for what closes the document

@@ -13,7 +13,7 @@ from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
     from qvtrace.models.generation import Generation
-    from qvtrace.recording import RecordingReport
+    from qvtrace.recording.options import RecordingReport
     from qvtrace.replayer import ReplayReport
 
 MODULES_LISTED = 4  # kinds of names, at the end of a recording

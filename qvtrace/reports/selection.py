@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
 
-from qvtrace.comparison import Comparison, Place, Row
-from qvtrace.measures import is_unjudged
+from qvtrace.comparison.diffing import Comparison, Place, Row
+from qvtrace.judging.measures import is_unjudged
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qvtrace.comparison import Comparison, Row
-from qvtrace.elements import ElementsJson
+from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.metrics.elements import ElementsJson
 from qvtrace.reports.columns import (
     Column,
     asked_columns,
@@ -22,7 +23,6 @@ from qvtrace.reports.qparams import parameters_text
 from qvtrace.reports.selection import ListedRows
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.values import elements_text
-from qvtrace.row_names import RowNames
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvtrace.archive import Archive
-from qvtrace.elements import ElementsJson, elements_json
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.manifest import CallEntry, ModuleEntry, WeightEntry
+from qvtrace.metrics.elements import ElementsJson, elements_json
+from qvtrace.metrics.statistics import Statistics, statistics
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.saturation import saturated
-from qvtrace.statistics import Statistics, statistics
 from qvtrace.trees import Node, TensorLeaf
 
 Part = Literal["inputs", "kwargs", "output"]

@@ -1,6 +1,6 @@
 """Values of a call, and elements of its tensors, in words."""
 
-from qvtrace.elements import ElementsJson
+from qvtrace.metrics.elements import ElementsJson
 from qvtrace.reports.formatting import number, printable
 from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qvtrace.recorder import record
+from qvtrace.recording.recorder import record
 
 Pair = namedtuple("Pair", ["left", "right"])
 

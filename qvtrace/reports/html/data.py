@@ -8,18 +8,18 @@ import json
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from qvtrace.comparison import Comparison, Place, Row, row_badness
-from qvtrace.details import Details
-from qvtrace.factors import factor_text
-from qvtrace.histograms import Histogram, Histograms
-from qvtrace.metrics import DECIBELS, HIGHER_IS_BETTER, METRICS
-from qvtrace.noise_floor import times_floor
+from qvtrace.comparison.diffing import Comparison, Place, Row, row_badness
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.judging.noise_floor import times_floor
+from qvtrace.metrics.details import Details
+from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
+from qvtrace.metrics.factors import factor_text
+from qvtrace.metrics.histograms import Histogram, Histograms
+from qvtrace.metrics.statistics import Statistics
 from qvtrace.reports.columns import NOISES, TITLES, message, notes, row_name, worst_at
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.html.layers import layer_places
 from qvtrace.reports.qparams import parameters_text
-from qvtrace.row_names import RowNames
-from qvtrace.statistics import Statistics
 from qvtrace.trees import Json
 
 _DEFAULT_METRICS = ("peir", "token_sqnr_p50", "token_sqnr_p5", "max_abs_error", "mean_abs_error")

@@ -1,0 +1,1 @@
+"""Two archives -> a comparison."""

@@ -1,0 +1,205 @@
+"""How much of a tensor is error, by token, and how much of that a call received or added.
+
+The noise of a pair is its noise-to-signal ratio, a ratio of powers: the median over tokens of
+sum (r-c)^2 / sum r^2. One attention-sink token holds most of a tensor's energy, so that the largest
+error beside the interval, or sums over all tokens, say little of what happens to the others.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qvtrace.comparison.rows import COMPARED, Row
+from qvtrace.manifest import CallEntry
+from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Undefined
+
+CallKey = tuple[str, int]  # module and index, of the reference
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_MOST_ROUNDING = 1e-4  # even of bfloat16
+_NO_NUMBER = frozenset({"exact", "mismatch", "opaque"})
+
+
+@dataclass(frozen=True)
+class CallNoise:
+    """What one call received and what it gave.
+
+    Noise is the worst of all places; None: not known, which is never the same as none.
+    """
+
+    module: str
+    call: int
+    parent: CallKey | None
+    noise_in: float | None
+    noise_out: float | None
+    inputs: tuple[Row, ...]
+    outputs: tuple[Row, ...]
+    held: int  # calls that the reference made in this one, compared or not
+    local: float | None  # noise out of a replay, in which none came in; None: not replayed
+
+    @property
+    def key(self) -> CallKey:
+        """Module and index."""
+        return self.module, self.call
+
+
+def noise(row: Row) -> float | None:
+    """The noise-to-signal ratio of one pair; None where it has none or cannot be known.
+
+    Of a pair that is equal up to a factor that is made up for, it is that of what the factor
+    leaves, over all tokens together.
+    """
+    if row.status == "identical":
+        return 0.0
+    if row.is_made_up_for:
+        return 10.0 ** (-row.residual_sqnr / 10.0) if row.residual_sqnr is not None else 0.0
+    for metric in ("token_sqnr_p50", "sqnr"):
+        value = getattr(row.metrics, metric)
+        if value is not None:
+            return float(10.0 ** (-value / 10.0))
+        if row.undefined.get(metric) == Undefined.IDENTICAL:
+            return 0.0
+    return None
+
+
+def rounding_noise(rows: Iterable[Row]) -> float:
+    """What rounding alone may make of the dtype that most pairs have, a module or two on."""
+    epsilons = Counter(
+        max(_EPSILON.get(dtype, 0.0) for dtype in row.dtype if dtype is not None)
+        for row in rows
+        if row.dtype != (None, None)
+    )
+    del epsilons[0.0]
+    epsilon = max(epsilons, key=lambda epsilon: epsilons[epsilon], default=0.0)
+    return min(64.0 * epsilon * epsilon, _MOST_ROUNDING)
+
+
+def added(noise_in: float, noise_out: float) -> float:
+    """The noise beyond what came in, which an exact module hands on beside the signal: its gain is
+    that of the reference on both."""
+    return max(0.0, noise_out - noise_in)
+
+
+def gain(noise_in: float, noise_out: float) -> float | Undefined:
+    """Noise out over noise in, in dB; no noise out is as good as can be."""
+    if not noise_out:
+        return Undefined.IDENTICAL
+    if not noise_in:
+        return Undefined.NO_NOISE_IN
+    return 10.0 * (math.log10(noise_out) - math.log10(noise_in))
+
+
+def with_noise(rows: Iterable[Row], calls: Iterable[CallNoise]) -> list[Row]:
+    """The rows with the noise of their calls among their metrics."""
+    noise_in = {call.key: call.noise_in for call in calls}
+    return [_with_noise(row, noise_in.get((row.module, row.call))) for row in rows]
+
+
+def with_local(rows: Iterable[Row], replayed: Iterable[Row]) -> list[Row]:
+    """The rows with what a replay says of the same places, on whose inputs no error was."""
+    local = {row.place: row for row in replayed}
+    return [_with_local(row, local.get(row.place)) for row in rows]
+
+
+def _with_local(row: Row, local: Row | None) -> Row:
+    own = None if local is None else noise(local)
+    if local is None or own is None:
+        undefined = dict.fromkeys(LOCAL_METRICS, Undefined.NOT_REPLAYED.value)
+        return replace(row, undefined=undefined | row.undefined)
+    metrics = replace(row.metrics, local_noise=own, local_peir=local.metrics.peir)
+    undefined = {name: row.undefined[name] for name in row.undefined if name not in LOCAL_METRICS}
+    if local.metrics.peir is None:
+        undefined["local_peir"] = local.undefined["peir"]
+    return replace(row, metrics=metrics, undefined=undefined)
+
+
+def _with_noise(row: Row, received: float | None) -> Row:
+    if "gain" in row.undefined:  # nothing can be measured there
+        return row
+    if row.undefined.get("peir") == Undefined.INTEGER:
+        undefined = dict.fromkeys(NOISE_METRICS, Undefined.INTEGER.value)
+        return replace(row, undefined=row.undefined | undefined)
+    outcomes = _outcomes(received, noise(row), is_input=not is_output(row))
+    values: dict[str, Any] = {
+        name: value for name, value in outcomes.items() if not isinstance(value, Undefined)
+    }
+    undefined = {
+        name: value.value for name, value in outcomes.items() if isinstance(value, Undefined)
+    }
+    return replace(row, metrics=replace(row.metrics, **values), undefined=row.undefined | undefined)
+
+
+def _outcomes(
+    received: float | None, own: float | None, *, is_input: bool
+) -> dict[str, float | Undefined]:
+    unknown = Undefined.NOISE_NOT_KNOWN
+    if is_input:
+        outcomes: dict[str, float | Undefined] = dict.fromkeys(NOISE_METRICS, Undefined.INPUT)
+        return outcomes | {"noise_in": unknown if own is None else own}
+    both = None if received is None or own is None else (received, own)
+    return {
+        "noise_in": unknown if received is None else received,
+        "noise_out": unknown if own is None else own,
+        "added": unknown if both is None else added(*both),
+        "gain": unknown if both is None else gain(*both),
+    }
+
+
+def is_output(row: Row) -> bool:
+    """Whether a row is of what a call gave."""
+    return row.path.partition(".")[0] == "output"
+
+
+def call_noises(
+    rows: Iterable[Row], calls: Sequence[CallEntry], replayed: Iterable[Row] = ()
+) -> list[CallNoise]:
+    """The noise of each call that has rows, in order of execution.
+
+    `rows` are those of all paths, `calls` the reference's, `replayed` the outputs of a replay.
+    """
+    local: dict[CallKey, list[Row]] = defaultdict(list)
+    for row in replayed:
+        local[row.module, row.call].append(row)
+    held = Counter(call.parent for call in calls if call.parent is not None)
+    places: dict[CallKey, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
+    for row in rows:
+        places[row.module, row.call][is_output(row)].append(row)
+    found = []
+    for call in calls:
+        key = call.module, call.index
+        if key in places:
+            inputs, outputs = places[key]
+            is_known = call.inputs is not None and call.kwargs is not None
+            found.append(
+                CallNoise(
+                    call.module,
+                    call.index,
+                    call.parent,
+                    _worst(inputs) if is_known else None,
+                    _worst(outputs) if outputs else None,
+                    tuple(inputs),
+                    tuple(outputs),
+                    held[key],
+                    _worst(local[key]) if key in local else None,
+                )
+            )
+    return found
+
+
+def _worst(rows: Sequence[Row]) -> float | None:
+    """None where a place that should have a number has none."""
+    worst = 0.0
+    for row in rows:
+        if row.status in _NO_NUMBER:
+            continue
+        value = noise(row) if row.status in COMPARED else None
+        if value is None:
+            return None
+        worst = max(worst, value)
+    return worst
+
+
+def decibels(noise: float) -> str:
+    """A noise as it is shown."""
+    return f"{10.0 * math.log10(noise):.0f} dB" if noise else "none"

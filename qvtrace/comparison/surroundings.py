@@ -1,0 +1,182 @@
+"""Whether what lies around a scaled output agrees: then its factor is made up for.
+
+A factor that a later weight takes out again is no fault. The outputs of the calls around the place
+tell: they agree as well as the scaled pair does after its factor, unless the factor reached them.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
+
+from qvtrace.comparison.alignment import Pair
+from qvtrace.manifest import CallEntry
+from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.scaling import Scaling
+from qvtrace.metrics.sharing import Sides, is_summand
+from qvtrace.patterns import shown
+
+_MARGIN = 15.0  # dB, by which an output around may be worse than the rest after the factor
+_NEVER_ENOUGH = 3.0  # dB
+_ALWAYS_ENOUGH = 80.0  # dB
+_ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
+_SAME_FACTOR = 0.02
+_HELD = 0.7  # share of a scaled output's error that a sum with it in it has at least
+_JUDGED_BY = ("sqnr", "token_sqnr_p50")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A pair of tensors that two calls returned, compared."""
+
+    digests: tuple[str, str]
+    sides: Sides  # the tensors, the candidate's in the reference's layout
+    status: str
+    metrics: Metrics
+    epsilon: float  # of the coarser dtype
+    scaling: Scaling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether a factor is made up for, and which module told."""
+
+    agrees: bool
+    module: str | None  # the reference's name; None where nothing around was compared
+
+    @property
+    def text(self) -> str:
+        """The judgement in words."""
+        if self.module is None:
+            return "the factor is the fault: no module around it agrees"
+        if self.agrees:
+            return f"equal up to a factor: {shown(self.module)} agrees"
+        return f"the factor is the fault: {shown(self.module)} differs too"
+
+
+Outputs: TypeAlias = Callable[[Pair], Collection[Output]]  # those that could be compared
+# The digests of what the two calls were given.
+Given: TypeAlias = Callable[[Pair], tuple[Collection[str], Collection[str]]]
+
+
+class Surroundings:
+    """The paired calls around each place, and those that go on from it."""
+
+    def __init__(
+        self, calls: Iterable[CallEntry], pairs: Iterable[Pair], outputs: Outputs, given: Given
+    ) -> None:
+        """`calls` are all of the reference."""
+        self._calls = {_key(call): call for call in calls}
+        self._pairs = {_key(pair.reference): pair for pair in pairs}
+        self._outputs = outputs
+        self._given = given
+        self._takers: dict[tuple[str, str], list[Pair]] | None = None
+
+    def judge(self, pair: Pair, path: str, scaled: Output) -> Judgement:
+        """Whether the nearest output around a place agrees that is not scaled itself."""
+        for around in self._around(pair, path):
+            found = self._outputs(around)
+            rest = [other for other in found if not _is_scaled(other, scaled)]
+            if not all(self._agrees(other, scaled) for other in rest):
+                return Judgement(False, around.reference.module)
+            if found and len(rest) == len(found):
+                return Judgement(True, around.reference.module)
+            # A factor that has come this far is gone only if it is gone from what holds this.
+            scaled = next((other for other in found if other.scaling is not None), scaled)
+        return Judgement(False, None)
+
+    def _around(self, pair: Pair, path: str) -> Iterator[Pair]:
+        """From the inside out; what goes into a call lies within that call."""
+        if path.partition(".")[0] != "output":
+            yield pair
+        met = set()
+        above = pair.reference.parent
+        while above is not None and above not in met:  # a file may hold calls in a circle
+            met.add(above)
+            if above in self._pairs:
+                yield self._pairs[above]
+            call = self._calls.get(above)
+            above = call.parent if call is not None else None
+
+    def _agrees(self, other: Output, scaled: Output) -> bool:
+        if other.status != "ok" or other.metrics.sqnr is None or scaled.scaling is None:
+            return other.metrics.max_abs_error == 0
+        if _holds(other, scaled):
+            return False
+        enough = min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
+        rest = scaled.scaling.residual.metrics
+        if all(
+            _is_as_good(getattr(other.metrics, metric), getattr(rest, metric), enough)
+            for metric in _JUDGED_BY
+        ):
+            return True
+        # What comes before a model's first quantized weight is exact, what comes after is not.
+        noise = self._noise_after(scaled)
+        return noise is not None and _is_as_good(other.metrics.sqnr, noise, enough)
+
+    def _noise_after(self, scaled: Output) -> float | None:
+        """The worst SQNR of what is computed from a scaled output; None unless the factor is gone
+        from all of that: it differs less than the scaled output does."""
+        worst = math.inf
+        for taker in self._taking(scaled.digests):
+            for other in self._outputs(taker):
+                if other.digests == scaled.digests or other.metrics.sqnr is None:
+                    continue
+                if other.scaling is None:
+                    worst = min(worst, other.metrics.sqnr)
+                elif _have_one_factor(other, scaled):
+                    return None
+        before = scaled.metrics.sqnr
+        is_gone = before is not None and before + _ABSORBED <= worst < math.inf
+        return worst if is_gone else None
+
+    def _taking(self, digests: tuple[str, str]) -> list[Pair]:
+        """The paired calls that were given these contents."""
+        if self._takers is None:
+            self._takers = defaultdict(list)
+            for pair in self._pairs.values():
+                for one, other in product(*self._given(pair)):
+                    self._takers[one, other].append(pair)
+        return self._takers.get(digests, [])
+
+
+def _key(call: CallEntry) -> tuple[str, int]:
+    return call.module, call.index
+
+
+def _is_scaled(other: Output, scaled: Output) -> bool:
+    return other.scaling is not None or other.digests == scaled.digests
+
+
+def _holds(other: Output, scaled: Output) -> bool:
+    """Whether an output is a sum with the scaled one in it, as in a residual stream, where a factor
+    is small beside the rest."""
+    is_complex = any(side.dtype.kind == "c" for side in other.sides)
+    if is_complex or other.sides[0].shape != scaled.sides[0].shape:
+        return False
+    sizes = [_error_size(output.metrics) for output in (other, scaled)]
+    return sizes[0] >= _HELD * sizes[1] and is_summand(scaled.sides, other.sides)
+
+
+def _error_size(metrics: Metrics) -> float:
+    """The root of the mean squared error."""
+    return math.hypot(metrics.mean_abs_error or 0.0, metrics.stddev_abs_error or 0.0)
+
+
+def _have_one_factor(one: Output, other: Output) -> bool:
+    """Whether both are scaled by about the same number."""
+    if one.scaling is None or other.scaling is None:
+        return False
+    factor, its = one.scaling.factor, other.scaling.factor
+    if not (isinstance(factor, float) and isinstance(its, float)):
+        return False
+    return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+
+
+def _is_as_good(found: float | None, rest: float | None, enough: float) -> bool:
+    """Whether an SQNR is as good as that of the rest; one that is not defined has no say."""
+    if found is None:
+        return True
+    return found >= (enough if rest is None else min(enough, max(rest - _MARGIN, _NEVER_ENOUGH)))

@@ -1,0 +1,332 @@
+"""The answer in one line: what failed, what is worst, what is new that is not finite, and how much
+was compared."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.noise import decibels
+from qvtrace.comparison.origins import LEAST_EXCESS, Origin, Origins
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import COMPARED, FailedCall, Place, Row
+from qvtrace.comparison.tokens import Tokens
+from qvtrace.judging.decision import Case, decide
+from qvtrace.judging.gates import Gate, GateResult, Scope
+from qvtrace.manifest import Manifest, VariantInfo
+from qvtrace.metrics.factors import factor_text
+from qvtrace.patterns import shown
+from qvtrace.qparams.findings import Finding
+
+_SHOWN_ORIGINS = 3
+_AGREE = "inputs agree"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in one line, and where the error comes in."""
+
+    text: str
+    exit_code: int  # 0: every gate held, 1: one failed, 3: nothing was comparable
+    gates: tuple[GateResult, ...] = ()
+    origins: tuple[Origin, ...] = ()  # the most important first
+    lines: tuple[str, ...] = ()  # of the origins, in words
+    findings: tuple[str, ...] = ()  # what the text says but for the gates
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from: everything that was compared, in order of execution."""
+
+    rows: Sequence[Row]
+    coverage: Coverage
+    comparable: Comparable
+    origins: Origins
+    reference: Manifest
+    candidate: Manifest
+    filters: str = ""  # what narrowed the rows, as it was asked for
+    tokens: Tokens | None = None  # of two generations
+    gates: Sequence[Gate] = ()
+    findings: Sequence[Finding] = ()  # of the candidate's quantization parameters
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """What is to be said, the loudest first.
+
+    Raises `UsageError` for a gate whose pattern matches nothing.
+    """
+    findings = tuple(_findings(evidence))
+    case = Case(
+        Scope.of(evidence.rows, evidence.coverage),
+        findings,
+        evidence.coverage.compared,
+        is_trusted=evidence.comparable.same_inputs
+        and evidence.reference.complete
+        and evidence.candidate.complete,
+    )
+    decision = decide(case, evidence.gates)
+    return Verdict(
+        decision.text,
+        decision.exit_code,
+        decision.gates,
+        evidence.origins.found,
+        tuple(_origins(evidence.origins, RowNames(evidence.rows))),
+        findings,
+    )
+
+
+def _findings(evidence: Evidence) -> list[str]:
+    name = RowNames(evidence.rows)
+    return [
+        *_doubts(evidence),
+        *_nonfinite(evidence.rows, name),
+        *_factor_faults(evidence.rows, name),
+        *_worst(evidence.rows, name),
+        *_first(evidence.rows, name),
+        *_tokens(evidence.tokens),
+        *_ranges(evidence.findings),
+        *_mismatches(evidence.rows, name),
+        *_routing(evidence.rows, name),
+        *_not_comparable(evidence.rows, name),
+        *_failed(evidence.coverage.failed, name),
+        *_layouts(evidence.rows),
+        *_made_up_for(evidence.rows),
+        _modules(evidence),
+    ]
+
+
+def _origins(origins: Origins, name: RowNames) -> Iterator[str]:
+    """Where the error comes in, in words."""
+    if origins.level is None:
+        return
+    for number, origin in enumerate(origins.found[:_SHOWN_ORIGINS]):
+        place = Place(origin.module, origin.call, origin.path)
+        where = f"{shown(origin.module)}{name.call(place)}"
+        noise = _noise(origin, LEAST_EXCESS * origins.level)
+        yield f"{'then' if number else 'first seen'} at {where} ({noise}): {origin.reason}"
+    further = len(origins.found) - _SHOWN_ORIGINS
+    if further > 0:
+        yield f"then at {_counted(further, 'further place')}, which JSON lists"
+    if origins.found and origins.share is not None:
+        yield f"these have {origins.share:.0%} of all local noise"
+    least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
+    none = "" if origins.found else "no place adds much more than is usual; "
+    yield f"{none}usual noise of a place {decibels(origins.level)}, told is what is {least} above"
+
+
+def _noise(origin: Origin, clean: float) -> str:
+    parts = []
+    if origin.noise_in is not None:
+        agree = "agree to" if origin.noise_in <= clean else "differ by"
+        parts.append(f"inputs {agree} {decibels(origin.noise_in)}" if origin.noise_in else _AGREE)
+    if origin.noise_out is not None:
+        parts.append(f"output {decibels(origin.noise_out)}")
+    return ", ".join(parts) or "noise not known"
+
+
+def _doubts(evidence: Evidence) -> Iterator[str]:
+    """Why the numbers may not mean what they seem to mean."""
+    coverage = evidence.coverage
+    if not coverage.compared:
+        yield f"nothing was comparable: {_why_nothing(evidence)}"
+    elif 2 * coverage.modules_compared < coverage.modules_reference:
+        yield (
+            f"ONLY {coverage.modules_compared} of {coverage.modules_reference} modules compared: "
+            f"{_why_few(evidence.candidate)}"
+        )
+    if not evidence.comparable.ok:
+        yield f"not comparable: {evidence.comparable.differences[0]}"
+    variants = evidence.reference.variant, evidence.candidate.variant
+    if _look_swapped(*variants):
+        yield (
+            "the archives look SWAPPED: the reference is quantized, the candidate is not; "
+            "give the float one first"
+        )
+    for side, manifest in (("reference", evidence.reference), ("candidate", evidence.candidate)):
+        if not manifest.complete:
+            yield f"the {side} is incomplete ({manifest.error or 'its recording was killed'})"
+    variant = evidence.candidate.variant
+    if variant.quantizer is not None and variant.settings.get("no_quantize") is True:
+        yield f"{variant.quantizer} with quantization off: what differs comes from its wrappers"
+    elif variant.quantizer is not None and not variant.quantized:
+        yield f"the quantizer {variant.quantizer} changed NO module"
+    experts = variant.settings.get("float_experts")
+    if isinstance(experts, dict) and isinstance(share := experts.get("share"), int | float):
+        yield f"fused experts stayed float, {share:.0%} of the weights"
+
+
+def _look_swapped(reference: VariantInfo, candidate: VariantInfo) -> bool:
+    """Whether the reference says that it is quantized, and the candidate that it is not."""
+    is_float = candidate.name == "fp" or bool(reference.quantized)
+    return _is_quantized(reference) and not _is_quantized(candidate) and is_float
+
+
+def _is_quantized(variant: VariantInfo) -> bool:
+    """Whether it says so; a variant of another name may be anything."""
+    return bool(variant.quantizer or variant.quantized or variant.name == "quant")
+
+
+def _why_few(candidate: Manifest) -> str:
+    if not candidate.complete:
+        return "the candidate's recording ended early"
+    if candidate.settings.get("include") or candidate.settings.get("exclude"):
+        return "the candidate was recorded with --include or --exclude"
+    return "if the candidate names its modules otherwise, map them with --map"
+
+
+def _why_nothing(evidence: Evidence) -> str:
+    coverage = evidence.coverage
+    if not evidence.reference.calls or not evidence.candidate.calls:
+        side = "candidate" if evidence.reference.calls else "reference"
+        return f"the {side} holds no call"
+    if coverage.pairs:
+        return f"{coverage.pairs} pairs, none of which can be compared"
+    if coverage.only_in_reference and coverage.only_in_candidate:
+        return "no module of one side is on the other, map names with --map"
+    if coverage.only_in_reference or coverage.only_in_candidate:
+        side = "reference" if coverage.only_in_reference else "candidate"
+        return f"only the {side} holds what was asked for"
+    return "neither side holds what was asked for"
+
+
+def _nonfinite(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    found = [row for row in rows if row.status == "nonfinite"]
+    introduced = [(row, count) for row in found if (count := _new_nan(row))]
+    if introduced:
+        first, count = introduced[0]
+        yield (
+            f"NaN introduced, first in {name(first)} ({_counted(count, 'element')}), "
+            f"in {_counted(len(introduced), 'row')}"
+        )
+    elif found:
+        rows_found = _counted(len(found), "row")
+        yield f"NaN, infinities or masks differ, first in {name(found[0])}, in {rows_found}"
+
+
+def _new_nan(row: Row) -> int:
+    return 0 if row.nonfinite is None else row.nonfinite.new_nan
+
+
+def _first(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    """Where the two begin to differ; the worst place is told anyway."""
+    floats = [row for row in rows if row.status in ("ok", "nonfinite")]
+    different = [row for row in floats if not _is_exact(row) and not row.is_made_up_for]
+    if len(different) > 1:
+        yield f"first difference: {name(different[0])}"
+
+
+def _ranges(findings: Sequence[Finding]) -> Iterator[str]:
+    if findings:
+        yield f"{_counted(len(findings), 'suspect quantization range')}, first {findings[0]}"
+
+
+def _is_exact(row: Row) -> bool:
+    return row.status == "ok" and row.metrics.max_abs_error == 0
+
+
+def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    telling = [row for row in rows if not row.is_made_up_for]
+    has_factors = len(telling) < len(rows)
+    sized = [row for row in telling if not row.peaks_at_mask]
+    measured = [(row, peir) for row in sized if (peir := row.metrics.peir) is not None]
+    undefined = [
+        row for row in telling if row.status in ("ok", "nonfinite") and row.metrics.peir is None
+    ]
+    worst, peir = max(measured, key=lambda pair: pair[1], default=(None, 0.0))
+    if worst is not None and peir > 0:
+        yield f"worst: {name(worst)}, PEIR {peir:.3g}"
+    elif rows and all(row.status in ("identical", "exact") for row in rows):
+        yield "no difference in any pair"
+    elif (measured or has_factors) and len(sized) == len(telling):
+        beyond = " beyond factors" if has_factors else ""
+        yield f"no difference between floating-point values{beyond}"
+    if undefined:
+        yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
+    if (measured or undefined or has_factors) and not any(map(_new_nan, rows)):
+        yield "no NaN introduced"
+
+
+def _tokens(tokens: Tokens | None) -> Iterator[str]:
+    """What the candidate would have gone on with."""
+    if tokens is None:
+        return
+    if tokens.first is None:
+        yield f"the same token in every step, {tokens.compared} of {tokens.compared}"
+        return
+    first = tokens.first
+    sequence = f" of sequence {first.sequence}" if first.sequence else ""
+    yield (
+        f"first token that differs: step {first.step}{sequence}, {first.candidate} in place of "
+        f"{first.reference}, {tokens.agreed} of {tokens.compared} the same"
+    )
+
+
+def _mismatches(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    found = [row for row in rows if row.status == "mismatch"]
+    if found:
+        what = "integers or plain values differ"
+        yield f"{what} in {_counted(len(found), 'row')}, first in {name(found[0])}"
+
+
+def _routing(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    found = [row for row in rows if row.status == "routing"]
+    if found:
+        how_many = _counted(len(found), "pair")
+        yield f"experts saw other tokens in {how_many}, first {name(found[0])}: {found[0].reason}"
+
+
+def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    """Opaque objects of one type are no finding: nobody could compare them."""
+    told = (*COMPARED, "opaque", "routing")
+    found = [row for row in rows if row.status not in told]
+    if found:
+        pairs = _counted(len(found), "pair")
+        yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
+
+
+def _failed(calls: Sequence[FailedCall], name: RowNames) -> Iterator[str]:
+    """Calls that raised or did not return: their modules were compared less than it seems."""
+    kinds = {
+        "on both sides": [call for call in calls if call.reference and call.candidate],
+        "in the reference only": [call for call in calls if not call.candidate],
+        "in the candidate only": [call for call in calls if not call.reference],
+    }
+    for where, found in kinds.items():
+        if found:
+            first = found[0]
+            fate = first.reference or first.candidate
+            number = _counted(len(found), "call")
+            yield f"{number} without an output {where}, first {name(first.place)} ({fate})"
+
+
+def _layouts(rows: Sequence[Row]) -> Iterator[str]:
+    count = sum(row.layout is not None for row in rows)
+    if count:
+        yield f"{_counted(count, 'row')} compared in another layout"
+
+
+def _factor_faults(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    """Where a factor comes in that nothing takes out again, and in how many rows it shows."""
+    found = [row for row in rows if row.scale_factor is not None and not row.is_made_up_for]
+    if found and found[0].scale_factor is not None:
+        factor = factor_text(found[0].scale_factor)
+        more = f", {_counted(len(found), 'row')} scaled so" if len(found) > 1 else ""
+        yield f"a factor is the fault: {name(found[0])} is the reference times {factor}{more}"
+
+
+def _made_up_for(rows: Sequence[Row]) -> Iterator[str]:
+    count = sum(row.is_made_up_for for row in rows)
+    if count:
+        yield f"{_counted(count, 'row')} equal up to a factor"
+
+
+def _modules(evidence: Evidence) -> str:
+    coverage = evidence.coverage
+    modules = _counted(coverage.modules_reference, "module")
+    filters = f" ({evidence.filters})" if evidence.filters else ""
+    return f"{coverage.modules_compared} of {modules} compared{filters}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,1 @@
+"""A comparison -> a decision: gates, regressions, noise floors."""

@@ -1,0 +1,55 @@
+"""What a row has of one metric, and whether anything may be concluded from it."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from qvtrace.comparison.rows import COMPARED, NOT_STORED, Row
+from qvtrace.metrics.differences import Undefined
+
+Number: TypeAlias = float | int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number, or a fault in place of one; neither: as good as can be."""
+
+    value: Number | None = None
+    fault: str | None = None  # why the row is within no limit
+
+
+BEST = Measure()
+
+
+def measure(row: Row, metric: str) -> Measure | None:
+    """What the row has of a metric; None where nothing could be said: the metric is about integers
+    and this is none, or both sides are objects of one type, which nobody could have stored."""
+    value = getattr(row.metrics, metric)
+    undefined = row.undefined.get(metric)
+    if is_unjudged(row) or undefined == Undefined.FLOATING_POINT:
+        return None
+    if row.status not in COMPARED:
+        return Measure(fault=row.reason or row.status)
+    if row.status == "nonfinite":
+        return Measure(fault=not_finite(row))
+    if row.status in ("identical", "exact") or undefined == Undefined.IDENTICAL:
+        return BEST
+    if row.status == "mismatch" and metric != "mismatches":
+        return Measure(fault=row.reason or "values differ")
+    if value is None:
+        return Measure(fault=f"undefined: {undefined or 'unknown'}")
+    return Measure(value)
+
+
+def is_unjudged(row: Row) -> bool:
+    """Whether both sides are objects of one type, which nobody could have stored."""
+    return row.status == "opaque" and row.undefined.get("peir") == NOT_STORED
+
+
+def not_finite(row: Row) -> str:
+    """What of the row is not finite, in words."""
+    return "not finite" if row.nonfinite is None else row.nonfinite.described
+
+
+def size(metric: str, value: Number) -> Number:
+    """What counts of a number: of `mean_error`, which has a sign, how far it is from 0."""
+    return abs(value) if metric == "mean_error" else value

@@ -1,0 +1,51 @@
+"""Pairs that are equal up to a factor, and what is left of their difference after it."""
+
+from dataclasses import dataclass
+
+from qvtrace.metrics.differences import Difference, compare
+from qvtrace.metrics.elements import Readable, format_of
+from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits
+
+# What makes a search for a factor worth its time: from this PEIR on, or below this SQNR in dB.
+_PEIR = 0.005
+_SQNR = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """The candidate is the reference times a factor, and this is the rest."""
+
+    factor: ScaleFactor
+    residual: Difference  # of the reference and the candidate over the factor
+
+
+def find_scaling(
+    reference: Readable, candidate: Readable, difference: Difference
+) -> Scaling | None:
+    """The factor that explains a difference; a small difference is not looked into."""
+    if not _is_worth_it(reference, candidate, difference):
+        return None
+    factor = find_factor(reference, candidate)
+    return None if factor is None else _scaled_by(factor, reference, candidate)
+
+
+def scaling_like(
+    factor: ScaleFactor, reference: Readable, candidate: Readable, difference: Difference
+) -> Scaling | None:
+    """The same for a factor that other calls of the module have: here, tokens may be too few."""
+    if not _is_worth_it(reference, candidate, difference):
+        return None
+    is_it = fits(reference, candidate, factor)
+    return _scaled_by(factor, reference, candidate) if is_it else None
+
+
+def _is_worth_it(reference: Readable, candidate: Readable, difference: Difference) -> bool:
+    kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
+    peir, sqnr = difference.metrics.peir, difference.metrics.sqnr
+    if kinds != {"float"} or difference.status != "ok" or sqnr is None:
+        return False
+    return sqnr < _SQNR or peir is None or peir >= _PEIR
+
+
+def _scaled_by(factor: ScaleFactor, reference: Readable, candidate: Readable) -> Scaling:
+    return Scaling(factor, compare(reference, Unscaled(candidate, factor)))
