@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qvtrace.archive import Archive, load
     from qvtrace.cached import cached_tensor
-    from qvtrace.comparison.diffing import Comparison, Row, diff
+    from qvtrace.comparison.comparison import Comparison
+    from qvtrace.comparison.diffing import diff
     from qvtrace.comparison.results import load_result
+    from qvtrace.comparison.rows import Row
     from qvtrace.errors import (
         ArchiveError,
         ModelError,
@@ -40,7 +42,7 @@ _HOMES = {
     "Archive": "qvtrace.archive",
     "ArchiveError": "qvtrace.errors",
     "BreakAt": "qvtrace.observers.breaking",
-    "Comparison": "qvtrace.comparison.diffing",
+    "Comparison": "qvtrace.comparison.comparison",
     "ModelError": "qvtrace.errors",
     "ObservedCall": "qvtrace.observers",
     "Observer": "qvtrace.observers",
@@ -51,7 +53,7 @@ _HOMES = {
     "RecordingReport": "qvtrace.recording.options",
     "ResultError": "qvtrace.errors",
     "ReplayReport": "qvtrace.replayer",
-    "Row": "qvtrace.comparison.diffing",
+    "Row": "qvtrace.comparison.rows",
     "TokenSteps": "qvtrace.recording.steps",
     "UsageError": "qvtrace.errors",
     "cached_tensor": "qvtrace.cached",

@@ -1,6 +1,10 @@
 """Comparisons made by hand: what there is to report and to judge, without an archive."""
 
-from qvtrace.comparison.diffing import Comparable, Comparison, Coverage, Row, Side, Verdict
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.rows import Row
+from qvtrace.comparison.verdict import Verdict
 from qvtrace.metrics.differences import Metrics, Peak
 
 MODEL = {"weights_digest": "a" * 32, "class": "Net", "name": "net", "dtype": "float32", "seed": 42}

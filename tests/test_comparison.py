@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.comparison.diffing import Comparison, Place, Row, diff
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.diffing import diff
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import DamagedArchiveError, MissingArchiveError, UsageError
 from qvtrace.manifest import VariantInfo

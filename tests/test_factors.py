@@ -9,7 +9,8 @@ import torch
 from tiny_models import build
 from torch import Tensor, nn
 
-from qvtrace.comparison.diffing import Comparison, diff
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.diffing import diff
 from qvtrace.metrics.factors import ChannelFactors, factor_text, find_factor, fits
 from qvtrace.metrics.sharing import is_summand
 from qvtrace.recording.recorder import record

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.cli import app
-from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.rows import Row
 
 SENSIBLE = 5.0  # dB: what int8 leaves of an output is far more signal than noise
 

@@ -12,7 +12,10 @@ import pytest
 from markdown_it import MarkdownIt
 from small_comparisons import compared, row
 
-from qvtrace.comparison.diffing import Comparable, Coverage, DiffOptions, Place
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.rows import Place
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.judge import judge
 from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite

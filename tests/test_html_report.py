@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.cli import app
-from qvtrace.comparison.diffing import Place
+from qvtrace.comparison.rows import Place
 from qvtrace.metrics.differences import Metrics
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.reports.html import comparison_page

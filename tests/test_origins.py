@@ -11,7 +11,7 @@ from tiny_models import transformers
 from torch import Tensor, nn
 
 from qvtrace import diff, load, record
-from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.comparison import Comparison
 
 Fault = Callable[[nn.Module, str], None]
 TOKENS = 16

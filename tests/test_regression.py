@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from small_comparisons import compared, row
 
-from qvtrace.comparison.diffing import Comparable, Coverage, DiffOptions, Place
-from qvtrace.comparison.rows import NOT_STORED
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.rows import NOT_STORED, Place
 from qvtrace.errors import UsageError
 from qvtrace.judging.judge import judge
 from qvtrace.judging.noise_floor import is_noise, times_floor

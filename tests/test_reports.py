@@ -7,14 +7,11 @@ import pytest
 from small_archives import manifest
 from small_comparisons import ENVIRONMENT, LONG, MODEL, compared, row
 
-from qvtrace.comparison.diffing import (
-    Comparable,
-    Coverage,
-    DiffOptions,
-    Place,
-    Row,
-    Side,
-)
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.comparison import Side
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.manifest import ModuleEntry
 from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Metrics, Nonfinite, Peak
 from qvtrace.reports.branches import branches

@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_comparisons import compared, row
 
-from qvtrace.comparison.diffing import Coverage, DiffOptions, Place, diff
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.diffing import diff
+from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.results import load_result
+from qvtrace.comparison.rows import Place
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError, UsageError
 from qvtrace.judging.judge import judge

@@ -10,7 +10,8 @@ from recordings import only, tensors_of
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive
-from qvtrace.comparison.diffing import Comparison, diff
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.diffing import diff
 from qvtrace.recording.recorder import record
 from qvtrace.reports.json import comparison_text
 

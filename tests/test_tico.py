@@ -10,7 +10,9 @@ import torch
 from recordings import calls_of
 
 from qvtrace.archive import Archive
-from qvtrace.comparison.diffing import Comparison, Row, diff
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.diffing import diff
+from qvtrace.comparison.rows import Row
 from qvtrace.models.embedded import embedded_config, embedded_sample
 from qvtrace.models.request import ModelRequest
 from qvtrace.recording.recorder import record

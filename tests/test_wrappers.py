@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvtrace.comparison.diffing import Comparison, diff
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.diffing import diff
 from qvtrace.recording.recorder import record
 from qvtrace.reports.table import TableOptions, comparison_lines
 

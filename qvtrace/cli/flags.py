@@ -15,7 +15,7 @@ from qvtrace.cli.group import SHOW_TRACEBACK
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from qvtrace.comparison.diffing import DiffOptions
+    from qvtrace.comparison.options import DiffOptions
     from qvtrace.judging.configuration import Configuration
     from qvtrace.judging.gates import Gate
     from qvtrace.models import ModelRequest
@@ -461,7 +461,7 @@ class RowFlags:
         limit: int | None,
     ) -> "DiffOptions":
         """What is asked of the comparison."""
-        from qvtrace.comparison.diffing import DiffOptions
+        from qvtrace.comparison.options import DiffOptions
 
         return DiffOptions(
             sort_by=self.sort_by,

@@ -11,7 +11,7 @@ from qvtrace.cli.terminal import output_width, print_lines, shows_blocks
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from qvtrace.comparison.diffing import Comparison
+    from qvtrace.comparison.comparison import Comparison
     from qvtrace.reports.styled import Styled
 
 _ARCHIVE_SUFFIXES = (".st", ".safetensors", ".partial")

@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qvtrace.comparison.alignment import Alignment
-from qvtrace.comparison.rows import COMPARED, FailedCall, Place, Row, RowBuilder
+from qvtrace.comparison.row_building import RowBuilder
+from qvtrace.comparison.rows import COMPARED, FailedCall, Place, Row
 
 
 @dataclass(frozen=True)

@@ -1,179 +1,38 @@
 """Two archives -> a comparison: rows, coverage, whether they are comparable, a verdict."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import TypeAlias, TypedDict, Unpack
+from typing import TypeAlias, Unpack
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Alignment, align
-from qvtrace.comparison.comparability import Comparable, comparable
-from qvtrace.comparison.coverage import Coverage, cover
+from qvtrace.comparison.comparability import comparable
+from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.floor_measurement import with_floor
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
+from qvtrace.comparison.options import DiffKeywords, DiffOptions
+from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origins import find_origins
-from qvtrace.comparison.rows import (
-    COMPARED,
-    NOT_STORED,
-    PARTS,
-    PLAIN_VALUE,
-    Place,
-    Row,
-    RowBuilder,
-    Status,
-)
-from qvtrace.comparison.tokens import Tokens, compare_tokens
-from qvtrace.comparison.verdict import Evidence, Verdict, judge
+from qvtrace.comparison.row_building import RowBuilder
+from qvtrace.comparison.rows import Row
+from qvtrace.comparison.tokens import compare_tokens
+from qvtrace.comparison.verdict import Evidence, judge
 from qvtrace.comparison.weight_pairs import WeightPairs, pair_weights
 from qvtrace.comparison.weight_rows import WEIGHTS, WeightRows, is_weight, require_weights
 from qvtrace.errors import UsageError
 from qvtrace.failures import failure_warnings
-from qvtrace.judging.gates import Gate, GateResult, parse_gates
-from qvtrace.judging.regression import Changes
 from qvtrace.manifest import CallEntry, head_to_json
-from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Undefined, badness
-from qvtrace.metrics.elements import ELEMENTS_LIMIT, ElementsJson
+from qvtrace.metrics.differences import LOCAL_METRICS
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
-from qvtrace.qparams.parameters import ModuleParameters, Parameters
+from qvtrace.qparams.parameters import ModuleParameters
 from qvtrace.qparams.saturation import saturated_pairs
-from qvtrace.trees import Json
-
-__all__ = [
-    "COMPARED",
-    "Comparable",
-    "Comparison",
-    "Coverage",
-    "DiffOptions",
-    "Gate",
-    "GateResult",
-    "Place",
-    "Row",
-    "Side",
-    "Status",
-    "Verdict",
-    "diff",
-]
 
 Source: TypeAlias = str | os.PathLike[str] | Archive
-
-_ORDERS = ("order", "name")
-
-
-class DiffKeywords(TypedDict, total=False):
-    """`DiffOptions` as keywords of `diff`."""
-
-    sort_by: str
-    top: int | None
-    include: Sequence[str]
-    exclude: Sequence[str]
-    path: str
-    maps: Sequence[str]
-    metrics: Sequence[str]
-    fail_on: Sequence[str | Gate]
-    values: Sequence[str]
-    values_limit: int | None
-    details: bool
-
-
-@dataclass(frozen=True)
-class DiffOptions:
-    """Which rows, and in which order; raises `UsageError` for what cannot be asked for."""
-
-    sort_by: str = "order"  # or `name`, or a metric: worst first
-    top: int | None = None  # the worst of them, by PEIR where they are not sorted by a metric
-    include: tuple[str, ...] = ()  # patterns on module names
-    exclude: tuple[str, ...] = ()
-    path: str = "output"  # or `inputs`, `kwargs`, `weights`, `all`
-    maps: tuple[str, ...] = ()  # `PATTERN=REPLACEMENT` on candidate names
-    metrics: tuple[str, ...] = ()  # columns; all when empty
-    fail_on: tuple[str | Gate, ...] = ()  # parsed once given
-    values: tuple[str, ...] = ()  # patterns on modules of which elements are wanted
-    values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
-    details: bool = False  # each row's statistics and histograms
-
-    def __post_init__(self) -> None:
-        for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):
-            given = getattr(self, name)
-            single = isinstance(given, str | Gate)
-            object.__setattr__(self, name, (given,) if single else tuple(given))
-        object.__setattr__(self, "fail_on", parse_gates(self.fail_on))
-        _require_known("--sort-by", self.sort_by, (*_ORDERS, *METRICS))
-        _require_known("--path", self.path, tuple(PARTS))
-        for metric in self.metrics:
-            _require_known("--metrics", metric, METRICS)
-        if self.top is not None and self.top < 1:
-            raise UsageError(f"--top {self.top}: shows nothing; give a number from 1 on")
-
-    @property
-    def gates(self) -> tuple[Gate, ...]:
-        """What must not be, each parsed."""
-        return parse_gates(self.fail_on)
-
-    @property
-    def rows_asked(self) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-        """What decides which rows there are."""
-        return self.include, self.exclude, self.path
-
-    @property
-    def filters(self) -> str:
-        """What narrows the rows, as it would be typed."""
-        given = [("--include", pattern) for pattern in self.include]
-        given += [("--exclude", pattern) for pattern in self.exclude]
-        given += [("--path", self.path)] if self.path not in ("output", "all") else []
-        return " ".join(f"{option} {value}" for option, value in given)
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one archive is."""
-
-    file: str
-    model: Json  # name, class, revision, dtype, seed, digests
-    variant: Json  # name, quantizer, settings, quantized and left float
-    environment: Json
-    complete: bool = True
-    error: str | None = None
-    warnings: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()  # quantization parameters that are suspect
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The difference of two archives."""
-
-    reference: Side
-    candidate: Side
-    comparable: Comparable
-    coverage: Coverage
-    rows: tuple[Row, ...] = field(repr=False)  # in the order that was asked for
-    verdict: Verdict
-    complete: bool = True  # False when rows or metrics were cut
-    options: DiffOptions = field(default_factory=DiffOptions)
-    tokens: Tokens | None = None  # where both sides are generations
-    floor: Side | None = None  # what the noise was measured by
-    file: str | None = None  # that it was read from
-    changes: Changes | None = None  # of modules, since the baseline that it was judged by
-    # Of both sides, by the reference's name; for the modules of `options.values`, or with details.
-    quantization: Mapping[str, tuple[tuple[Parameters, ...], tuple[Parameters, ...]]] = field(
-        default_factory=dict, repr=False
-    )
-    # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
-    elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
-    local: Side | None = None  # the replay that was given
-
-    def worst(self, metric: str, n: int) -> list[Row]:
-        """The `n` rows that are worst by a metric, worst first.
-
-        A row whose metric is undefined comes before any number, an identical one after; rows that
-        the metric does not apply to (integers have no PEIR) come last, and after them those that
-        are equal up to a factor. Raises `UsageError` for an
-        unknown metric.
-        """
-        _require_known("worst", metric, METRICS)
-        return _most_telling(self.rows, metric)[: max(n, 0)]
 
 
 def diff(
@@ -247,8 +106,8 @@ def _compare(
     )
     if floor is not None:
         executed = with_floor(executed, reference, floor, options.path)
-    ordered = _sorted(executed, options.sort_by)
-    rows = ordered if options.top is None else _top(ordered, options)
+    ordered = in_order(executed, options.sort_by)
+    rows = ordered if options.top is None else top(ordered, options)
     return Comparison(
         _side(reference, findings[0]),
         _side(candidate, findings[1], alignment.warnings),
@@ -373,40 +232,6 @@ def _add_calls(built: RowBuilder, alignment: Alignment) -> None:
         built.add_only_in_candidate(call)
 
 
-def _sorted(rows: Sequence[Row], sort_by: str) -> list[Row]:
-    """`rows`, which are in order of execution, in the order that is asked for."""
-    if sort_by == "order":
-        return list(rows)
-    if sort_by == "name":
-        return sorted(rows, key=lambda row: (row.module, row.call))
-    return _worst_first(rows, sort_by)
-
-
-def _worst_first(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Rows that are equally bad stay in their order."""
-    return sorted(rows, key=lambda row: row_badness(row, metric), reverse=True)
-
-
-def _most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
-    """As `_worst_first`, where a factor that is made up for is no reason to look at a row."""
-    return sorted(_worst_first(rows, metric), key=lambda row: row.is_made_up_for)
-
-
-def row_badness(row: Row, metric: str) -> tuple[int, float]:
-    """`metrics.badness` of a row: a key that sorts the worst last."""
-    reason = row.undefined.get(metric)
-    if reason in (PLAIN_VALUE, NOT_STORED):
-        reason = Undefined.INTEGER  # no more part of the ranking than an integer is
-    return badness(metric, getattr(row.metrics, metric), reason)
-
-
-def _top(rows: list[Row], options: DiffOptions) -> list[Row]:
-    """The worst of the rows, in the order that they are in."""
-    metric = "peir" if options.sort_by in _ORDERS else options.sort_by
-    worst = {row.place for row in _most_telling(rows, metric)[: options.top]}
-    return [row for row in rows if row.place in worst]
-
-
 def _findings(
     reference: Archive,
     candidate: Archive,
@@ -439,8 +264,3 @@ def _side(archive: Archive, findings: tuple[Finding, ...], warnings: Sequence[st
         ),
         findings,
     )
-
-
-def _require_known(option: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{option} {value!r}: is not known; choose one of {', '.join(known)}")

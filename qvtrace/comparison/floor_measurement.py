@@ -6,7 +6,8 @@ from dataclasses import replace
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import align
 from qvtrace.comparison.comparability import inputs_agree
-from qvtrace.comparison.rows import Row, RowBuilder
+from qvtrace.comparison.row_building import RowBuilder
+from qvtrace.comparison.rows import Row
 from qvtrace.errors import UsageError
 
 _MEASURED = ("ok", "identical")

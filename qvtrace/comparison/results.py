@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
-from qvtrace.comparison.diffing import Comparison, DiffOptions, Side
+from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.rows import PARTS, Place, Row, Status
 from qvtrace.comparison.verdict import Verdict

@@ -8,7 +8,8 @@ from dataclasses import replace
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Alignment, Pair
 from qvtrace.comparison.leaves import LeafPair
-from qvtrace.comparison.rows import Groups, Place, Row, RowBuilder
+from qvtrace.comparison.row_building import RowBuilder
+from qvtrace.comparison.rows import Groups, Place, Row
 from qvtrace.comparison.weight_pairs import WeightPair, WeightPairs
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import CallEntry, WeightEntry

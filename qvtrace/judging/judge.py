@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, Scope, parse_gates

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
-from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import Row
 from qvtrace.comparison.weight_rows import is_weight
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import DECIBELS, METRICS

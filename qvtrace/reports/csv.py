@@ -8,7 +8,8 @@ from functools import partial
 from io import StringIO
 from typing import Any
 
-from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.rows import Row
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import METRICS, Nonfinite, Peak
 from qvtrace.reports.formatting import printable

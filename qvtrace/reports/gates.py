@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.judging.decision import measured
 from qvtrace.patterns import shown

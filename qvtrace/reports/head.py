@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from qvtrace.comparison.diffing import Comparison, Coverage, Place, Side
+from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.rows import Place
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable

@@ -6,17 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from qvtrace.comparison.diffing import (
-    Comparison,
-    Coverage,
-    DiffOptions,
-    GateResult,
-    Place,
-    Row,
-    Side,
-    Verdict,
-)
-from qvtrace.judging.gates import Finding
+from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.verdict import Verdict
+from qvtrace.judging.gates import Finding, GateResult
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
 from qvtrace.metrics.elements import number_json

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from qvtrace.comparison.diffing import Comparison, GateResult
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.judging.decision import measured
+from qvtrace.judging.gates import GateResult
 from qvtrace.reports.formatting import printable
 from qvtrace.reports.head import coverage_text, side_facts
 

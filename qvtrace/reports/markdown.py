@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from qvtrace.comparison.diffing import Comparison, GateResult, Row
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import Row
 from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
+from qvtrace.judging.gates import GateResult
 from qvtrace.metrics.differences import METRICS
 from qvtrace.reports.columns import asked_columns, message, notes, row_name
 from qvtrace.reports.formatting import counted, listed, printable

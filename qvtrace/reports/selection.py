@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
 
-from qvtrace.comparison.diffing import Comparison, Place, Row
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.judging.measures import is_unjudged
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qvtrace.comparison.diffing import Comparison, Row
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import Row
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.reports.columns import (
     Column,

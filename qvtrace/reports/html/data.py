@@ -8,8 +8,10 @@ import json
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from qvtrace.comparison.diffing import Comparison, Place, Row, row_badness
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.ordering import row_badness
 from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from qvtrace.comparison.diffing import Comparison
+from qvtrace.comparison.comparison import Comparison
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.head import head_lines

@@ -1,0 +1,68 @@
+"""The difference of two archives: rows, and all that is said of them together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qvtrace.comparison.comparability import Comparable
+from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.options import DiffOptions, require_known
+from qvtrace.comparison.ordering import most_telling
+from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.tokens import Tokens
+from qvtrace.comparison.verdict import Verdict
+from qvtrace.judging.regression import Changes
+from qvtrace.metrics.differences import METRICS
+from qvtrace.metrics.elements import ElementsJson
+from qvtrace.qparams.findings import Finding
+from qvtrace.qparams.parameters import Parameters
+from qvtrace.trees import Json
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one archive is."""
+
+    file: str
+    model: Json  # name, class, revision, dtype, seed, digests
+    variant: Json  # name, quantizer, settings, quantized and left float
+    environment: Json
+    complete: bool = True
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()  # quantization parameters that are suspect
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two archives."""
+
+    reference: Side
+    candidate: Side
+    comparable: Comparable
+    coverage: Coverage
+    rows: tuple[Row, ...] = field(repr=False)  # in the order that was asked for
+    verdict: Verdict
+    complete: bool = True  # False when rows or metrics were cut
+    options: DiffOptions = field(default_factory=DiffOptions)
+    tokens: Tokens | None = None  # where both sides are generations
+    floor: Side | None = None  # what the noise was measured by
+    file: str | None = None  # that it was read from
+    changes: Changes | None = None  # of modules, since the baseline that it was judged by
+    # Of both sides, by the reference's name; for the modules of `options.values`, or with details.
+    quantization: Mapping[str, tuple[tuple[Parameters, ...], tuple[Parameters, ...]]] = field(
+        default_factory=dict, repr=False
+    )
+    # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
+    elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
+    local: Side | None = None  # the replay that was given
+
+    def worst(self, metric: str, n: int) -> list[Row]:
+        """The `n` rows that are worst by a metric, worst first.
+
+        A row whose metric is undefined comes before any number, an identical one after; rows that
+        the metric does not apply to (integers have no PEIR) come last, and after them those that
+        are equal up to a factor. Raises `UsageError` for an
+        unknown metric.
+        """
+        require_known("worst", metric, METRICS)
+        return most_telling(self.rows, metric)[: max(n, 0)]

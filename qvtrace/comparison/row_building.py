@@ -1,0 +1,555 @@
+"""Paired calls -> rows: one for each place, compared by what stands there on both sides."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from qvtrace.archive import Archive
+from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.leaves import (
+    Arguments,
+    LeafPair,
+    filled,
+    pair_arguments,
+    pair_nodes,
+    pair_stored,
+)
+from qvtrace.comparison.outcomes import (
+    Outcome,
+    caches,
+    equal_values,
+    failed,
+    measured,
+    opaque,
+    routing_differs,
+    shapes_differ,
+    structure_differs,
+    unlike,
+    values,
+)
+from qvtrace.comparison.routing import Routed, Routing, is_expert_by_name
+from qvtrace.comparison.rows import COMPARED, PARTS, FailedCall, Place, Row
+from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
+from qvtrace.failures import failure, fate
+from qvtrace.manifest import CallEntry
+from qvtrace.metrics import differences as metrics
+from qvtrace.metrics.details import Details, compare_in_detail, details_all
+from qvtrace.metrics.differences import Difference
+from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
+from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
+from qvtrace.metrics.scaling import find_scaling, scaling_like
+from qvtrace.metrics.subtraction import difference_json, no_difference_json
+from qvtrace.trees import (
+    Container,
+    Node,
+    OpaqueLeaf,
+    TensorLeaf,
+    ValueLeaf,
+    tensor_leaves,
+)
+
+# Below, in dB, elements of equal shapes may be in other places.
+_UNLIKE = 3.0
+_TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
+
+_Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
+
+
+class RowBuilder:
+    """Takes calls pair by pair, then compares all of them at once, so that no thread waits for
+    another; equal pairs of contents are computed once, whatever their places."""
+
+    def __init__(
+        self,
+        reference: Archive,
+        candidate: Archive,
+        path: str,
+        pairs: Sequence[Pair],
+        *,
+        details: bool = False,
+    ) -> None:
+        """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
+        `details`, rows of two tensors have them."""
+        self.only_in_reference: list[Place] = []
+        self.only_in_candidate: list[Place] = []
+        self.candidate_modules: set[str] = set()  # names in the candidate that have rows
+        self.failed: list[FailedCall] = []
+        self._reference = reference
+        self._candidate = candidate
+        self._parts = PARTS[path]
+        self._classes = _classes(reference), _classes(candidate)
+        self.rows: list[Row] = []
+        self.aside: list[Row] = []  # of the places that `path` leaves out
+        self._planned: list[tuple[Pair, LeafPair]] = []
+        self._planned_aside: list[tuple[Pair, LeafPair]] = []
+        self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
+        self._outcomes: dict[_Contents, Outcome] = {}
+        self._with_details = details
+        self._shown: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}  # in detail
+        self._details: dict[_Contents, Details] = {}
+        self._identical_outcomes: dict[str, Outcome] = {}
+        self._first: dict[_Contents, Place] = {}
+        self._surroundings = Surroundings(
+            reference.manifest.calls, pairs, self._compared_outputs, self._given
+        )
+        self._routing = Routing(pairs, self._given_arrays)
+
+    def add(self, pair: Pair) -> None:
+        """Take in two calls: what their rows will be, and the places that one side did not store.
+
+        Raises `DamagedArchiveError` for a tree that no writer writes.
+        """
+        fates = fate(failure(pair.reference)), fate(failure(pair.candidate))
+        if "output" in self._parts and fates != (None, None):
+            self.failed.append(FailedCall(Place.of(pair.reference, "output"), *fates))
+        for leaves in self._leaf_pairs(pair):
+            is_wanted = leaves.path.partition(".")[0] in self._parts
+            if leaves.stored:
+                self._plan(pair, leaves, is_wanted=is_wanted)
+            elif not is_wanted:
+                continue
+            elif leaves.candidate is None:
+                self.only_in_reference.append(Place.of(pair.reference, leaves.path))
+            else:
+                self.only_in_candidate.append(Place.of(pair.candidate, leaves.path))
+
+    def add_only_in_reference(self, call: CallEntry) -> None:
+        """Append the places of a call that the candidate does not have."""
+        self.only_in_reference += self._places(self._reference, call)
+
+    def add_only_in_candidate(self, call: CallEntry) -> None:
+        """Append the places of a call that the reference does not have."""
+        self.only_in_candidate += self._places(self._candidate, call)
+
+    def add_leaves(self, pair: Pair, leaves: LeafPair) -> None:
+        """Take in two leaves that are part of no recorded call."""
+        self._plan(pair, leaves, is_wanted=True)
+
+    def want(self, reference: Node | None, candidate: Node | None) -> None:
+        """Compare two leaves with all others, if they are tensors that differ."""
+        if (
+            isinstance(reference, TensorLeaf)
+            and isinstance(candidate, TensorLeaf)
+            and _has_to_be_read(reference, candidate)
+        ):
+            self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
+
+    def difference(self, reference: TensorLeaf, candidate: TensorLeaf) -> Difference | None:
+        """What was found between two leaves that were wanted; None where nothing was to be."""
+        outcome = self._outcomes.get(_contents(reference, candidate))
+        return None if outcome is None else outcome.difference
+
+    def compare(self) -> None:
+        """Set `rows` and `aside`, in the order in which their pairs were added.
+
+        Raises `DamagedArchiveError` for contents that are missing.
+        """
+        for _, leaves in self._planned if self._with_details else ():
+            reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
+            if reference is not None and candidate is not None:
+                self._shown[_contents(reference, candidate)] = reference, candidate
+        wanted = list(self._wanted.items())
+        for start in range(0, len(wanted), _TOGETHER):
+            self._compare_contents(wanted[start : start + _TOGETHER])
+        self._lend_factors()
+        self._find_experts()
+        self._look_apart()
+        self.rows = [
+            self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
+        ]
+        self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
+
+    def elements(
+        self, modules: Collection[str], limit: int | None
+    ) -> Iterator[tuple[Place, ElementsJson]]:
+        """The elements of candidate minus reference in the compared rows of these modules, of each
+        at most `limit`; those of another layout in the reference's."""
+        for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
+            reference, candidate = leaves.reference, leaves.candidate
+            if (
+                row.module in modules
+                and row.status in COMPARED
+                and isinstance(reference, TensorLeaf)
+                and isinstance(candidate, TensorLeaf)
+            ):
+                yield row.place, self._difference(reference, candidate, limit)
+
+    def _difference(
+        self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
+    ) -> ElementsJson:
+        outcome = self._tensors(reference, candidate)
+        arrays = self._arrays(reference, candidate)
+        if outcome.status == "identical":
+            return no_difference_json(arrays[0].dtype, arrays[0].shape, limit)
+        return difference_json(arrays[0], _in_layout(arrays, outcome.layout)[1], limit)
+
+    def _plan(self, pair: Pair, leaves: LeafPair, *, is_wanted: bool) -> None:
+        if is_wanted:
+            self._planned.append((pair, leaves))
+            self.candidate_modules.add(pair.candidate.module)
+        else:
+            self._planned_aside.append((pair, leaves))
+        self.want(leaves.reference, leaves.candidate)
+
+    def _compare_contents(
+        self, wanted: Sequence[tuple[_Contents, tuple[TensorLeaf, TensorLeaf]]]
+    ) -> None:
+        """Set the outcomes of contents that have to be read."""
+        sides: dict[_Contents, tuple[Array, Array]] = {}
+        layouts: dict[_Contents, Layout] = {}
+        for contents, (reference, candidate) in wanted:
+            arrays = self._arrays(reference, candidate)
+            if arrays[0].shape != arrays[1].shape:
+                layout = _layout(contents, *arrays)
+                if layout is None:
+                    self._outcomes[contents] = shapes_differ(reference, candidate, arrays)
+                    continue
+                layouts[contents] = layout
+            sides[contents] = arrays
+        self._measure(sides, layouts)
+        same_shape = {key: arrays for key, arrays in sides.items() if key not in layouts}
+        transposed = dict(self._transposed(same_shape))
+        self._measure({contents: sides[contents] for contents in transposed}, transposed)
+
+    def _measure(
+        self, sides: dict[_Contents, tuple[Array, Array]], layouts: dict[_Contents, Layout]
+    ) -> None:
+        readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
+        differences = self._differences(sides, readable)
+        for contents, both, difference in zip(sides, readable, differences, strict=True):
+            scaling = find_scaling(*both, difference)
+            self._outcomes[contents] = measured(difference, layouts.get(contents), scaling)
+
+    def _differences(
+        self, sides: Iterable[_Contents], readable: Sequence[tuple[Readable, Readable]]
+    ) -> list[Difference]:
+        pairs = dict(zip(sides, readable, strict=True))
+        shown = [contents for contents in pairs if contents in self._shown]
+        others = [contents for contents in pairs if contents not in self._shown]
+        found = compare_in_detail([pairs[contents] for contents in shown])
+        self._details.update(zip(shown, (details for _, details in found), strict=True))
+        differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
+        compared = metrics.compare_all(pairs[contents] for contents in others)
+        differences.update(zip(others, compared, strict=True))
+        return [differences[contents] for contents in pairs]
+
+    def _look_apart(self) -> None:
+        """Set the details of contents that are not compared: they are equal, or of other shapes."""
+        apart = {}
+        for contents, (reference, candidate) in self._shown.items():
+            if contents not in self._details:
+                both = self._arrays(reference, candidate)
+                is_one = same_contents(reference, candidate)
+                apart[contents] = (both[0], both[0]) if is_one else both
+        self._details.update(zip(apart, details_all(list(apart.values())), strict=True))
+
+    def _transposed(
+        self, sides: dict[_Contents, tuple[Array, Array]]
+    ) -> Iterator[tuple[_Contents, Layout]]:
+        """Pairs of one shape that differ as if their elements were in other places, and are."""
+        for contents, arrays in sides.items():
+            sqnr = self._outcomes[contents].metrics.sqnr
+            if sqnr is not None and sqnr < _UNLIKE and may_be_transposed(arrays[0].shape):
+                layout = find_layout(*arrays)
+                if layout is not None:
+                    yield contents, layout
+
+    def _lend_factors(self) -> None:
+        """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
+        known: dict[tuple[str, str], ScaleFactor] = {}
+        without = []
+        for pair, leaves in self._planned:
+            contents = _tensor_contents(leaves)
+            outcome = self._outcomes.get(contents) if contents is not None else None
+            if contents is None or outcome is None or outcome.difference is None:
+                continue
+            place = pair.reference.module, leaves.path
+            if outcome.scaling is not None:
+                known.setdefault(place, outcome.scaling.factor)
+            else:
+                without.append((place, contents))
+        for place, contents in without if known else ():
+            outcome = self._outcomes[contents]
+            if place in known and outcome.scaling is None and outcome.difference is not None:
+                arrays = self._arrays(*self._wanted[contents])
+                both = _in_layout(arrays, outcome.layout)
+                scaling = scaling_like(known[place], *both, outcome.difference)
+                self._outcomes[contents] = replace(outcome, scaling=scaling)
+
+    def _find_experts(self) -> None:
+        """Before any row: an expert may be known by those beside it."""
+        for pair, leaves in (*self._planned, *self._planned_aside):
+            if _have_other_tokens(leaves):
+                self._routing.of(pair)
+
+    def _routed(self, pair: Pair, leaves: LeafPair) -> Routed | None:
+        """How an expert's tokens were routed whose tensors therefore cannot be compared."""
+        reference, candidate = leaves.reference, leaves.candidate
+        if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+            return None
+        have_other_tokens = _have_other_tokens(leaves)
+        may_be = have_other_tokens or self._routing.may_be_expert(pair)
+        if not may_be or same_contents(reference, candidate):
+            return None
+        is_told = have_other_tokens and is_expert_by_name(pair)
+        return self._routing.of(pair) or (Routed() if is_told else None)
+
+    def _given_arrays(self, pair: Pair) -> Iterator[tuple[Array, Array]]:
+        """Tensors that two calls were given at one place."""
+        reference = _arguments(self._reference, pair.reference)
+        candidate = _arguments(self._candidate, pair.candidate)
+        for leaves in pair_arguments(reference, candidate):
+            if isinstance(leaves.reference, TensorLeaf) and isinstance(
+                leaves.candidate, TensorLeaf
+            ):
+                yield self._arrays(leaves.reference, leaves.candidate)
+
+    def _compared_outputs(self, pair: Pair) -> list[Output]:
+        """The outputs of two calls that can be compared, whether they have rows or not."""
+        outputs = []
+        for leaves in self._outputs(pair):
+            reference, candidate = leaves.reference, leaves.candidate
+            if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+                continue
+            outcome = self._compared(reference, candidate)
+            if outcome.status in COMPARED:
+                outputs.append(self._output(reference, candidate, outcome))
+        return outputs
+
+    def _compared(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
+        contents = _contents(reference, candidate)
+        if _has_to_be_read(reference, candidate) and contents not in self._outcomes:
+            self._compare_contents([(contents, (reference, candidate))])
+        return self._tensors(reference, candidate)
+
+    def _output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
+        arrays = self._arrays(reference, candidate)
+        epsilons = [format_of(array.dtype).epsilon for array in arrays]
+        return Output(
+            (reference.digest, candidate.digest),
+            _in_layout(arrays, outcome.layout),
+            outcome.status,
+            outcome.metrics,
+            max(epsilons),
+            outcome.scaling,
+        )
+
+    def _given(self, pair: Pair) -> tuple[set[str], set[str]]:
+        return (
+            self._argument_digests(self._reference, pair.reference),
+            self._argument_digests(self._candidate, pair.candidate),
+        )
+
+    def _argument_digests(self, archive: Archive, call: CallEntry) -> set[str]:
+        trees = [(part, archive.tree(call, part)) for part in ("inputs", "kwargs")]
+        stored = [tensor_leaves(tree, part) for part, tree in trees if tree is not None]
+        return {leaf.digest for found in stored for _, leaf in found}
+
+    def _arrays(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Array, Array]:
+        return self._reference.array(reference), self._candidate.array(candidate)
+
+    def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
+        """At least one, so that the call is told of."""
+        trees = [(part, archive.tree(call, part)) for part in self._parts]
+        paths = [path for part, node in trees if node is not None for path, _ in filled(node, part)]
+        return [Place.of(call, path) for path in paths or self._parts[-1:]]
+
+    def _leaf_pairs(self, pair: Pair) -> Iterator[LeafPair]:
+        yield from pair_arguments(
+            _arguments(self._reference, pair.reference), _arguments(self._candidate, pair.candidate)
+        )
+        yield from self._outputs(pair)
+
+    def _outputs(self, pair: Pair) -> Iterator[LeafPair]:
+        failures = failure(pair.reference), failure(pair.candidate)
+        if None not in failures:
+            return iter([LeafPair("output", *failures)])
+        reference = self._reference.tree(pair.reference, "output")
+        if reference is not None and pair.reference.output == pair.candidate.output:
+            return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
+        return pair_stored(reference, self._candidate.tree(pair.candidate, "output"), "output")
+
+    def _row(self, pair: Pair, leaves: LeafPair, same_as: Place | None) -> Row:
+        reference, candidate = leaves.reference, leaves.candidate
+        tensors = _tensor(reference), _tensor(candidate)
+        routed = self._routed(pair, leaves)
+        outcome = routing_differs(routed) if routed else self._outcome(leaves)
+        difference, scaling = outcome.difference, outcome.scaling
+        call = pair.reference
+        judgement = self._judgement(pair, leaves, outcome)
+        return Row(
+            module=call.module,
+            call=call.index,
+            sample=call.sample,
+            step=call.step,
+            path=leaves.path,
+            order=pair.order,
+            type=(
+                self._classes[0].get(call.module, "?"),
+                self._classes[1].get(pair.candidate.module, "?"),
+            ),
+            dtype=(_dtype(tensors[0]), _dtype(tensors[1])),
+            shape=(_shape(tensors[0]), _shape(tensors[1])),
+            matched_by=pair.rule,
+            status=outcome.status,
+            reason=_joined(outcome.reason, leaves.note, judgement.text if judgement else None),
+            metrics=outcome.metrics,
+            undefined=outcome.undefined,
+            peak=outcome.peak,
+            layout=None if outcome.layout is None else str(outcome.layout),
+            scale_factor=None if scaling is None else scaling.factor,
+            residual_peir=None if scaling is None else scaling.residual.metrics.peir,
+            residual_sqnr=None if scaling is None else scaling.residual.metrics.sqnr,
+            worst_token=difference.worst_token if difference else None,
+            zero_tokens=difference.zero_tokens if difference else 0,
+            nonfinite=difference.nonfinite if difference else None,
+            same_as=same_as,
+            judgement=judgement,
+            details=self._details_of(leaves),
+        )
+
+    def _details_of(self, leaves: LeafPair) -> Details | None:
+        contents = _tensor_contents(leaves)
+        return None if contents is None else self._details.get(contents)
+
+    def _judgement(self, pair: Pair, leaves: LeafPair, outcome: Outcome) -> Judgement | None:
+        reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
+        if outcome.scaling is None or reference is None or candidate is None:
+            return None
+        scaled = self._output(reference, candidate, outcome)
+        return self._surroundings.judge(pair, leaves.path, scaled)
+
+    def _same_as(self, pair: Pair, leaves: LeafPair) -> Place | None:
+        reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
+        if reference is None or candidate is None:
+            return None
+        # The shape itself says nothing that another row of these elements does not.
+        shapes = ((), ()) if reference.shape == candidate.shape else _shapes(reference, candidate)
+        key = reference.digest, candidate.digest, reference.dtype, candidate.dtype, *shapes
+        place = Place.of(pair.reference, leaves.path)
+        first = self._first.setdefault(key, place)
+        return None if first is place else first
+
+    def _outcome(self, leaves: LeafPair) -> Outcome:
+        reference, candidate = leaves.reference, leaves.candidate
+        fates = fate(reference), fate(candidate)
+        if fates[0] and fates[1]:
+            return failed(fates[0], fates[1])
+        match reference, candidate:
+            case TensorLeaf(), TensorLeaf():
+                return self._tensors(reference, candidate)
+            case ValueLeaf(), ValueLeaf():
+                return values(reference, candidate, listed=leaves.listed)
+            case OpaqueLeaf(), OpaqueLeaf():
+                return opaque(reference, candidate)
+            case Container(kind="cache"), Container(kind="cache"):
+                return caches(reference, candidate)
+        return structure_differs(reference, candidate)
+
+    def _tensors(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
+        if same_contents(reference, candidate):
+            outcome = self._identical(reference)
+        else:
+            known = self._outcomes.get(_contents(reference, candidate))
+            outcome = known or shapes_differ(reference, candidate)
+        reasons = [outcome.reason, *unlike(reference, candidate)]
+        return replace(outcome, reason="; ".join(filter(None, reasons)) or None)
+
+    def _identical(self, leaf: TensorLeaf) -> Outcome:
+        """The same for every tensor of one dtype."""
+        outcome = self._identical_outcomes.get(leaf.dtype)
+        if outcome is None:
+            dtype = self._reference.array(leaf).dtype
+            outcome = measured(metrics.identical(dtype, leaf.shape))
+            self._identical_outcomes[leaf.dtype] = outcome
+        return outcome
+
+
+def same_contents(reference: Node | None, candidate: Node | None) -> bool:
+    """Whether two leaves are told equal without a look at any element."""
+    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+        keys = [(leaf.digest, leaf.dtype, leaf.shape) for leaf in (reference, candidate)]
+        return keys[0] == keys[1]
+    if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
+        return equal_values(reference, candidate)
+    return reference == candidate
+
+
+def _contents(reference: TensorLeaf, candidate: TensorLeaf) -> _Contents:
+    """What two leaves have in common with all that are compared alike."""
+    dtypes = reference.dtype, candidate.dtype
+    return reference.digest, candidate.digest, *dtypes, *_shapes(reference, candidate)
+
+
+def _shapes(
+    reference: TensorLeaf, candidate: TensorLeaf
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return reference.shape, candidate.shape
+
+
+def _tensor_contents(leaves: LeafPair) -> _Contents | None:
+    reference, candidate = leaves.reference, leaves.candidate
+    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+        return _contents(reference, candidate)
+    return None
+
+
+def _have_other_tokens(leaves: LeafPair) -> bool:
+    """Whether two tensors have the same shape but for the number of vectors."""
+    reference, candidate = leaves.reference, leaves.candidate
+    if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
+        return False
+    shapes = _shapes(reference, candidate)
+    return (
+        shapes[0] != shapes[1]
+        and len(shapes[0]) == len(shapes[1]) >= 2
+        and shapes[0][-1] == shapes[1][-1]
+    )
+
+
+def _has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+    """Whether two tensors can be compared, and digests do not tell how."""
+    may_correspond = _may_correspond(*_shapes(reference, candidate))
+    return may_correspond and not same_contents(reference, candidate)
+
+
+def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
+    size = math.prod(reference)
+    return reference == candidate or (size > 0 and size == math.prod(candidate))
+
+
+def _layout(contents: _Contents, reference: Array, candidate: Array) -> Layout | None:
+    """Of two arrays whose shapes differ."""
+    if contents[0] == contents[1] and reference.dtype == candidate.dtype:
+        return reshaped(reference.shape, candidate.shape)
+    return find_layout(reference, candidate)
+
+
+def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
+    return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
+
+
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
+
+
+def _classes(archive: Archive) -> dict[str, str]:
+    return {entry.name: entry.class_name for entry in archive.manifest.modules}
+
+
+def _arguments(archive: Archive, call: CallEntry) -> Arguments:
+    return Arguments(archive.tree(call, "inputs"), archive.tree(call, "kwargs"), call.parameters)
+
+
+def _tensor(node: Node | None) -> TensorLeaf | None:
+    return node if isinstance(node, TensorLeaf) else None
+
+
+def _dtype(leaf: TensorLeaf | None) -> str | None:
+    return None if leaf is None else leaf.dtype
+
+
+def _shape(leaf: TensorLeaf | None) -> tuple[int, ...] | None:
+    return None if leaf is None else leaf.shape
