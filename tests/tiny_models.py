@@ -214,12 +214,16 @@ def _qwen3_vl_text(vocabulary: int) -> dict[str, Any]:
         "vocab_size": vocabulary,
         "max_position_embeddings": 1024,
         "use_cache": False,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [4, 6, 6],
-        },
+        **_multimodal_rope(),
     }
+
+
+def _multimodal_rope() -> dict[str, Any]:
+    """Transformers 5 gave the settings another name."""
+    settings = {"rope_type": "default", "mrope_section": [4, 6, 6]}
+    if transformers.__version__.startswith("4."):
+        return {"rope_scaling": settings, "rope_theta": 10000.0}
+    return {"rope_parameters": {**settings, "rope_theta": 10000.0}}
 
 
 FAMILIES: dict[str, Callable[[], Built]] = {
