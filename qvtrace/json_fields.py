@@ -39,6 +39,9 @@ class Fields:
             raise ValueError(f"{name!r} of the {self.what} is negative")
         return value
 
+    def number(self, name: str) -> float:
+        return cast(float, self._get(name, int | float))
+
     def optional_number(self, name: str) -> float | None:
         return cast(float | None, self._get(name, int | float | None))
 

@@ -371,8 +371,8 @@ class GateFlags:
         list[str],
         option(
             GATES,
-            "What must not be: 'peir>0.05', 'sqnr<20 @ *.mlp.*', nonfinite, structure, unmatched; "
-            "repeatable. (default: fail-on of the configuration)",
+            "What must not be: 'peir>0.05', 'sqnr<20 @ *.mlp.*', 'kl>0.05', 'top1<0.98', "
+            "nonfinite, structure, unmatched; repeatable. (default: fail-on of the configuration)",
             metavar="GATE",
         ),
     ] = field(default_factory=list)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.options import DiffOptions, require_known
 from qvtrace.comparison.ordering import most_telling
 from qvtrace.comparison.rows import Place, Row
@@ -55,6 +56,7 @@ class Comparison:
     # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
     elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
     local: Side | None = None  # the replay that was given
+    logits: Logits | None = None  # of a language model, from end to end
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.

@@ -14,6 +14,7 @@ from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.floor_measurement import with_floor
+from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
@@ -99,6 +100,7 @@ def _compare(
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
+    logits = logits_of(reference, candidate, everything.pairs)
     parameters = parameters_of(reference), parameters_of(candidate)
     findings = _findings(reference, candidate, alignment, parameters)
     of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
@@ -116,6 +118,7 @@ def _compare(
         tokens,
         options.gates,
         findings[1],
+        logits,
     )
     if floor is not None:
         executed = with_floor(executed, reference, floor, options.path)
@@ -142,6 +145,7 @@ def _compare(
         },
         elements=dict(built.elements(valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
+        logits=logits,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity, TokenPlace
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.rows import PARTS, Place, Row, Status
@@ -117,6 +118,7 @@ def _comparison(fields: Fields) -> Comparison:
         options=_options(fields),
         floor=_side(fields.section("floor")) if "floor" in fields.json else None,
         local=_side(fields.section("local")) if "local" in fields.json else None,
+        logits=_logits(fields.optional_section("logits")),
     )
 
 
@@ -162,6 +164,45 @@ def _origin(fields: Fields) -> Origin:
         cast(Literal["local", "in-out"], evidence),
         fields.text("reason"),
     )
+
+
+def _logits(fields: Fields | None) -> Logits | None:
+    if fields is None:
+        return None
+    kl, top1, perplexity = map(fields.optional_section, ("kl", "top1", "perplexity"))
+    not_scored = fields.section("not_scored")
+    return Logits(
+        fields.count("tokens"),
+        None if kl is None else _divergence(kl),
+        None if top1 is None else Agreement(*_mean(top1, "share"), top1.count("tokens")),
+        None if perplexity is None else _perplexity(perplexity),
+        fields.count("nonfinite"),
+        {reason: not_scored.count(reason) for reason in not_scored.json},
+    )
+
+
+def _divergence(fields: Fields) -> Divergence:
+    worst = fields.section("worst")
+    return Divergence(
+        *_mean(fields, "mean"),
+        fields.number("p99"),
+        fields.number("max"),
+        TokenPlace(*map(worst.count, TokenPlace.__dataclass_fields__)),
+        fields.count("tokens"),
+    )
+
+
+def _perplexity(fields: Fields) -> Perplexity:
+    return Perplexity(
+        fields.optional_number("reference"),
+        fields.optional_number("candidate"),
+        *_mean(fields, "ratio"),
+        fields.count("tokens"),
+    )
+
+
+def _mean(fields: Fields, name: str) -> tuple[float, float | None]:
+    return fields.number(name), fields.optional_number("error")
 
 
 def _options(fields: Fields) -> DiffOptions:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.logits import Logits, logits_text
 from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.origins import LEAST_EXCESS, Origin, Origins
 from qvtrace.comparison.row_names import RowNames
@@ -49,6 +50,7 @@ class Evidence:
     tokens: Tokens | None = None  # of two generations
     gates: Sequence[Gate] = ()
     findings: Sequence[Finding] = ()  # of the candidate's quantization parameters
+    logits: Logits | None = None  # of a language model
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -58,7 +60,7 @@ def judge(evidence: Evidence) -> Verdict:
     """
     findings = tuple(_findings(evidence))
     case = Case(
-        Scope.of(evidence.rows, evidence.coverage),
+        Scope.of(evidence.rows, evidence.coverage, evidence.logits),
         findings,
         evidence.coverage.compared,
         is_trusted=evidence.comparable.same_inputs
@@ -83,6 +85,7 @@ def _findings(evidence: Evidence) -> list[str]:
         *_nonfinite(evidence.rows, name),
         *_factor_faults(evidence.rows, name),
         *_worst(evidence.rows, name),
+        *([logits_text(evidence.logits)] if evidence.logits else []),
         *_first(evidence.rows, name),
         *_tokens(evidence.tokens),
         *_ranges(evidence.findings),

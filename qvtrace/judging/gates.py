@@ -3,14 +3,16 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import Literal
 
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.rows import COMPARED, Place, Row, Status
 from qvtrace.errors import UsageError
+from qvtrace.judging.end_to_end import END_TO_END, HIGHER_END_TO_END, doubt, end_to_end
 from qvtrace.judging.measures import is_unjudged, measure, not_finite, size
 from qvtrace.metrics.differences import HIGHER_IS_BETTER, METRICS
 from qvtrace.patterns import match
@@ -20,6 +22,9 @@ Operator = Literal[">", ">=", "<", "<="]
 FINDINGS = ("nonfinite", "unmatched", "structure")  # gates without a number
 ONLY_IN_REFERENCE = "only in the reference"
 ONLY_IN_CANDIDATE = "only in the candidate"
+_NUMBERED = (*METRICS, *END_TO_END)
+_HIGHER_IS_BETTER = HIGHER_IS_BETTER | HIGHER_END_TO_END
+_LOGITS = Place("", 0, "output.logits")
 
 _CONDITION = re.compile(r"(?P<subject>[A-Za-z]\w*)\s*(?:(?P<operator>[<>]=?)\s*(?P<limit>\S+))?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -32,7 +37,7 @@ class Gate:
     """What must not be: a metric beyond a limit, or a kind of finding."""
 
     text: str  # as it was given
-    subject: str  # a metric, or one of `FINDINGS`
+    subject: str  # a metric, or one of `END_TO_END` or `FINDINGS`
     operator: Operator | None = None  # None for a finding
     limit: float = 0.0
     pattern: str | None = None  # on module names; None: all of them
@@ -53,12 +58,14 @@ class Gate:
         if parsed is None:
             raise faulty(_why_no_condition(condition))
         subject, operator = parsed["subject"], _operator(parsed["operator"])
-        if subject not in (*METRICS, *FINDINGS):
-            known = ", ".join((*METRICS, *FINDINGS))
+        if subject not in (*_NUMBERED, *FINDINGS):
+            known = ", ".join((*_NUMBERED, *FINDINGS))
             raise faulty(f"{subject!r} is not known; choose one of {known}")
         if subject in FINDINGS and operator is not None:
             raise faulty(f"{subject} takes no number; write {subject!r}")
-        if subject in METRICS and operator is None:
+        if subject in END_TO_END and pattern:
+            raise faulty(f"{subject} is of the whole model; leave '@ {pattern}' out")
+        if subject in _NUMBERED and operator is None:
             raise faulty(f"has no limit; write one, such as '{subject}{_failing(subject)}0.05'")
         if operator is not None and operator[0] != _failing(subject):
             raise faulty(_why_wrong_way(subject, operator))
@@ -67,7 +74,7 @@ class Gate:
 
     def excess(self, value: float | int) -> float:
         """How far a metric is beyond the limit; negative where it is on the good side of it."""
-        higher = self.subject in HIGHER_IS_BETTER
+        higher = self.subject in _HIGHER_IS_BETTER
         return float(self.limit - value if higher else size(self.subject, value) - self.limit)
 
     def is_within(self, value: float | int) -> bool:
@@ -121,15 +128,15 @@ class Scope:
     rows: Sequence[Row]
     only_in_reference: Sequence[Place] = ()
     only_in_candidate: Sequence[Place] = ()
+    logits: Logits | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Row], coverage: Coverage) -> "Scope":
+    def of(cls, rows: Sequence[Row], coverage: Coverage, logits: Logits | None = None) -> "Scope":
         """Modules that only wrap a compared one are no further modules, on neither side."""
         wrappers = frozenset(coverage.wrappers)
         sides = coverage.only_in_reference, coverage.only_in_candidate
-        return cls(
-            rows, *([place for place in side if place.module not in wrappers] for side in sides)
-        )
+        ours, theirs = ([place for place in side if place.module not in wrappers] for side in sides)
+        return cls(rows, ours, theirs, logits)
 
     def names(self, subject: str) -> set[str]:
         """The modules that a gate of this subject can be about."""
@@ -201,12 +208,12 @@ def _operator(text: str | None) -> Operator | None:
 
 def _failing(metric: str) -> str:
     """The side of a limit on which a metric is bad."""
-    return "<" if metric in HIGHER_IS_BETTER else ">"
+    return "<" if metric in _HIGHER_IS_BETTER else ">"
 
 
 def _why_no_condition(condition: str) -> str:
     flipped = _FLIPPED.fullmatch(condition)
-    if flipped is not None and flipped["subject"] in METRICS:
+    if flipped is not None and flipped["subject"] in _NUMBERED:
         turned = f"{flipped['subject']}{_MIRRORED[flipped['operator']]}{flipped['limit']}"
         return f"the metric comes first; write {turned!r}"
     return (
@@ -216,7 +223,7 @@ def _why_no_condition(condition: str) -> str:
 
 
 def _why_wrong_way(metric: str, operator: str) -> str:
-    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    better = "higher" if metric in _HIGHER_IS_BETTER else "lower"
     return (
         f"{better} {metric} is better, so that {operator!r} would fail good rows and pass bad "
         f"ones; write what must not be, with {_failing(metric)!r}"
@@ -249,6 +256,8 @@ def _matching(gate: Gate, names: set[str]) -> set[str]:
 
 
 def _judged(gate: Gate, names: set[str], scope: Scope) -> GateResult:
+    if gate.subject in END_TO_END:
+        return _judged_end_to_end(gate, scope.logits)
     rows = [row for row in scope.rows if row.module in names]
     missing = list(_missing(scope.only_in_reference, names, ONLY_IN_REFERENCE))
     if gate.subject == "unmatched":
@@ -264,6 +273,17 @@ def _judged(gate: Gate, names: set[str], scope: Scope) -> GateResult:
     covered = [finding for finding in found if finding is not None]
     unjudged = sum(map(is_unjudged, rows))
     return gate_result(gate.text, gate.subject, [*covered, *missing], unjudged)
+
+
+def _judged_end_to_end(gate: Gate, logits: Logits | None) -> GateResult:
+    """One number, as if it were a row; a token that is not finite is within no limit."""
+    value = None if logits is None else end_to_end(gate.subject, logits)
+    if logits is None or value is None:
+        note = "there are no logits of a language model that could be compared"
+        return replace(gate_result(gate.text, gate.subject, ()), note=note)
+    ok = gate.is_within(value) and not logits.nonfinite
+    finding = Finding(_LOGITS, "ok", ok, value, gate.excess(value), doubt(logits))
+    return gate_result(gate.text, gate.subject, [finding])
 
 
 def _missing(places: Iterable[Place], names: set[str], status: str) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def judge(
         )
     gates = parse_gates((fail_on,) if isinstance(fail_on, str) else fail_on)
     since = _since(comparison, baseline, parse_limits(max_regression))
-    scope = Scope.of(comparison.rows, comparison.coverage)
+    scope = Scope.of(comparison.rows, comparison.coverage, comparison.logits)
     findings = comparison.verdict.findings
     case = Case(scope, findings, comparison.coverage.compared, _doubt(comparison) is None)
     decision = decide(case, gates, since)

@@ -66,6 +66,16 @@ def row_products(left: Floats, right: Floats) -> Floats:
     return products
 
 
+def row_sums(rows: Floats) -> Floats:
+    """The sum of each row of a 2-d array."""
+    count, length = rows.shape
+    whole = length - length % _SEGMENT
+    segments = np.vecdot(rows[:, :whole].reshape(count, -1, _SEGMENT), _ONES[rows.dtype])
+    sums: Floats = segments.astype(np.float64, copy=False) @ np.ones(whole // _SEGMENT)
+    sums += np.add.reduce(rows[:, whole:], axis=1, dtype=np.float64)
+    return sums
+
+
 def row_norms(rows: Floats, *, wide: bool = False) -> tuple[Floats, float]:
     """The Euclidean norm of each row and of all; `wide` where squares may leave float64's range."""
     squares = row_products(rows, rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.verdict import Verdict
@@ -40,7 +41,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
 
     Every row has every metric, unless some were asked for; `complete` then says that it was cut.
     Where they apply, it has further keys: `tokens` of two generations (how many agree, and the
-    first that differs), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
+    first that differs), `logits` of a language model (its keys are those of `Logits`, and whether
+    they are `too_few`), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
     and `times_floor` (of the PEIR) in every row where a floor was measured, `difference` in every
     row where elements were asked for (None for modules of which they were not) with the
     `quantization` parameters of both sides, and for sides that are `incomplete` or come with
@@ -56,6 +58,7 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "comparable": asdict(comparison.comparable),
         "coverage": _coverage(comparison.coverage),
         **({} if tokens is None else {"tokens": asdict(tokens)}),
+        **({} if comparison.logits is None else {"logits": _logits(comparison.logits)}),
         "rows": [_row(row, comparison) for row in comparison.rows],
         "verdict": _verdict(comparison.verdict),
     }
@@ -125,6 +128,10 @@ def _coverage(coverage: Coverage) -> Json:
         "only_in_candidate": list(map(_place, coverage.only_in_candidate)),
     }
     return {**report, "wrappers": coverage.wrappers} if coverage.wrappers else report
+
+
+def _logits(logits: Logits) -> Json:
+    return {**asdict(logits), "too_few": logits.too_few}
 
 
 def _names(comparison: Comparison) -> Sequence[str]:

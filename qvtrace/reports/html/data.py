@@ -67,7 +67,7 @@ def _gates(comparison: Comparison) -> list[Json]:
     return [
         {"metric": gate.subject, "limit": gate.limit, "everywhere": gate.pattern is None}
         for gate in comparison.options.gates
-        if gate.operator is not None
+        if gate.subject in METRICS
     ]
 
 
