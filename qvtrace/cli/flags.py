@@ -167,6 +167,22 @@ class ModelFlags:
             metavar="FILE",
         ),
     ] = None
+    keep_float: Annotated[
+        list[str],
+        option(
+            MODEL,
+            "For quant: leave modules float that are or fit this, and what is in them; repeatable.",
+            metavar="PATTERN",
+        ),
+    ] = field(default_factory=list)
+    keep_float_file: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "File of such patterns: one a line, or a JSON list.",
+            metavar="FILE",
+        ),
+    ] = None
     like: Annotated[
         str | None,
         option(
@@ -257,21 +273,31 @@ class ModelFlags:
     def request(self, variant: Variant) -> "ModelRequest":
         """What is asked of the models package."""
         from qvtrace.models import ModelRequest
+        from qvtrace.models.keep_float import read_keep_float
 
+        file = self.keep_float_file
         flags = {name: value for name, value in vars(self).items() if name not in _RENAMED}
         return ModelRequest(
             variant=variant.value,
             images=tuple(self.image),
             inputs_file=self.inputs,
+            keep_float=(*(() if file is None else read_keep_float(file)), *self.keep_float),
             **flags,
         )
 
     def for_float(self) -> "ModelFlags":
         """The same for the float variant."""
-        return replace(self, quantizer=None, no_quantize=False, calibration=None)
+        return replace(
+            self,
+            quantizer=None,
+            no_quantize=False,
+            calibration=None,
+            keep_float=[],
+            keep_float_file=None,
+        )
 
 
-_RENAMED = frozenset({"image", "inputs", "like"})
+_RENAMED = frozenset({"image", "inputs", "like", "keep_float", "keep_float_file"})
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,12 @@ def _record_both(job: Job, candidate: Path) -> None:
     from qvtrace.models.quantizers import choose
 
     chosen = choose(job.model.quantizer)  # what is wrong is said before the first recording
-    chosen.check(calibration=job.model.calibration, wrap_only=job.model.no_quantize)
+    request = job.model.request(Variant.QUANT)
+    chosen.check(
+        calibration=request.calibration,
+        wrap_only=request.no_quantize,
+        keep_float=request.keep_float,
+    )
     run_job(replace(job, model=job.model.for_float()))
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory

@@ -34,6 +34,7 @@ def _check_float(request: ModelRequest) -> None:
         "--quantizer": request.quantizer is not None,
         "--calibration": request.calibration is not None,
         "--no-quantize": request.no_quantize,
+        "--keep-float": bool(request.keep_float),
     }
     for option, given in asked.items():
         if given:

@@ -21,6 +21,7 @@ from qvtrace.models.generation import (
     tokens_to_feed,
 )
 from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
+from qvtrace.models.keep_float import names_kept
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.origins import Checkpoint, Origin, parse_origin
@@ -71,6 +72,7 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         if chosen is None:
             return prepared
         if loaded.quantization is not None:
+            _refuse_keep_float(request, origin)
             quantized = _already_quantized(prepared, origin, loaded.quantization)
         else:
             calibration = make_calibration(origin, loaded, request, prepared)
@@ -85,8 +87,20 @@ def _choose(request: ModelRequest) -> Chosen | None:
     if request.variant != "quant":
         return None
     chosen = choose(request.quantizer)
-    chosen.check(calibration=request.calibration, wrap_only=request.no_quantize)
+    chosen.check(
+        calibration=request.calibration,
+        wrap_only=request.no_quantize,
+        keep_float=request.keep_float,
+    )
     return chosen
+
+
+def _refuse_keep_float(request: ModelRequest, origin: Origin) -> None:
+    if request.keep_float:
+        raise UsageError(
+            f"--keep-float {request.keep_float[0]!r}: {origin.name} is already quantized; quantize "
+            "its float original with --quantizer"
+        )
 
 
 def _generation(
@@ -193,6 +207,8 @@ def _quantized(
         )
     if request.no_quantize:
         settings["no_quantize"] = True
+    if request.keep_float:
+        settings["keep_float"] = list(request.keep_float)
     return _described(prepared, replace(outcome, settings=settings), chosen.label)
 
 
@@ -227,7 +243,8 @@ def _context(prepared: PreparedModel, calibration: Calibration, request: ModelRe
     def run(model: nn.Module) -> None:
         run_once(replace(prepared, model=model), recorded)
 
-    return Context(run, calibration, inputs, wrap_only=request.no_quantize)
+    kept = names_kept(prepared.model, request.keep_float)
+    return Context(run, calibration, inputs, request.no_quantize, kept)
 
 
 def _silent(chosen: Chosen) -> AbstractContextManager[object]:

@@ -25,6 +25,7 @@ class ModelRequest:
     quantizer: str | None = None  # `NAME`, `NAME:SCHEME` or a function
     no_quantize: bool = False  # the quantizer's wrappers in, quantization off
     calibration: str | None = None  # file of inputs; None: the sample that is recorded
+    keep_float: tuple[str, ...] = ()  # patterns on modules that the quantizer leaves as they are
     from_config: bool = False  # random weights
     num_layers: int | None = None
     prompt: str | None = None

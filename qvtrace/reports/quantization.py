@@ -32,6 +32,16 @@ def is_switched_off(variant: Mapping[str, Any]) -> bool:
     return _settings(variant).get("no_quantize") is True
 
 
+def kept_text(variant: Mapping[str, Any]) -> str | None:
+    """`2 kept float`; None: none was to be."""
+    settings = _settings(variant)
+    patterns, left_float = settings.get("keep_float"), settings.get("left_float")
+    if not isinstance(patterns, list) or not patterns:
+        return None
+    counted = left_float.get("kept float") if isinstance(left_float, dict) else None
+    return f"{counted if isinstance(counted, int) else len(patterns)} kept float"
+
+
 def _settings(variant: Mapping[str, Any]) -> Mapping[str, Any]:
     settings = variant.get("settings")
     return settings if isinstance(settings, dict) else {}

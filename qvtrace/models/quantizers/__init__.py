@@ -4,7 +4,7 @@ A quantizer is a module here with a class of the form of `Quantizer`, and its pl
 or it comes with another package, see `plugins`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,10 @@ class Quantizer(Protocol):
         """Whether it puts wrappers around modules, which can be left without quantization."""
 
     @property
+    def keeps_float(self) -> bool:
+        """Whether it leaves the modules float that `Context.keep_float` names."""
+
+    @property
     def package(self) -> Package | None:
         """The package that it needs; None: it is there if the quantizer is."""
 
@@ -68,7 +72,9 @@ class Chosen:
         name = self.quantizer.name
         return f"{name}:{self.scheme}" if self.scheme else name
 
-    def check(self, *, calibration: str | None, wrap_only: bool) -> None:
+    def check(
+        self, *, calibration: str | None, wrap_only: bool, keep_float: Sequence[str] = ()
+    ) -> None:
         """Raise `UsageError` for options that mean nothing to this quantizer."""
         calibrated = self.quantizer.calibrated
         if calibration is not None and calibrated is not None and self.scheme not in calibrated:
@@ -79,6 +85,11 @@ class Chosen:
             raise UsageError(
                 f"--no-quantize: {self.label} puts no wrappers around modules; "
                 "leave the option out, and compare with --variant fp"
+            )
+        if keep_float and not self.quantizer.keeps_float:
+            raise UsageError(
+                f"--keep-float {keep_float[0]!r}: {self.label} does not say that it can; "
+                "give its function a parameter `keep_float`, or its class `keeps_float = True`"
             )
 
 

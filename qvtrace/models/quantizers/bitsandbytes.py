@@ -26,6 +26,7 @@ class BitsandbytesQuantizer:
     schemes = tuple(_SETTINGS)
     calibrated = ()
     wraps = False
+    keeps_float = True
     package = extra("bitsandbytes", "bitsandbytes", "bitsandbytes")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:

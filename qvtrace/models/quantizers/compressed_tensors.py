@@ -23,6 +23,7 @@ class CompressedTensorsQuantizer:
     schemes = tuple(_PRESETS)
     calibrated = ()
     wraps = False
+    keeps_float = True
     package = extra("compressed-tensors", "compressed_tensors", "compressed-tensors")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:

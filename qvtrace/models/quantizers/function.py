@@ -1,7 +1,7 @@
 """A user's own quantizer: a function that takes a model and returns one."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ class FunctionQuantizer:
     """A function named on the command line.
 
     One with a parameter `calibrate` is given a function that runs a model on the calibration
-    inputs.
+    inputs; one with a parameter `keep_float` the names of the modules that are to stay float.
     """
 
     schemes = ()
@@ -26,6 +26,11 @@ class FunctionQuantizer:
     def __init__(self, function: FunctionName) -> None:
         self.name = function.name
         self._function = function
+
+    @property
+    def keeps_float(self) -> bool:
+        """Raises `UsageError` and `ModelError` where there is no such function."""
+        return takes_keep_float(self._function.load("--quantizer", reuse=True))
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Call the function; raises `ModelError` when it raises or returns no model."""
@@ -41,9 +46,19 @@ def call_function(
     return call(function, label, model, **_wanted(function, context))
 
 
+def takes_keep_float(function: Callable[..., Any]) -> bool:
+    """Whether a function has the parameter that says which modules stay float."""
+    return "keep_float" in _parameters(function)
+
+
 def _wanted(function: Callable[..., Any], context: Context) -> dict[str, Any]:
+    offered = {"calibrate": context.calibrate, "keep_float": sorted(context.keep_float)}
+    parameters = _parameters(function)
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
     try:
-        parameters = inspect.signature(function).parameters
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return {}
-    return {"calibrate": context.calibrate} if "calibrate" in parameters else {}
+        return ()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from qvtrace.errors import ModelError
+from qvtrace.models.keep_float import KEPT
 from qvtrace.models.quantizers.outcome import Context
 
 GROUP_SIZE = 32  # weights that share a scale, where a scheme has groups
@@ -37,7 +38,8 @@ class Linears:
 def find_linears(
     model: nn.Module, context: Context, label: str, *, grouped: bool = False, swapped: bool = False
 ) -> Linears:
-    """The Linear modules that a float forward calls, but for the output head.
+    """The Linear modules that a float forward calls, but for the output head and what is to be
+    kept float.
 
     A Linear whose weight is used without calling it (Mamba's `dt_proj`) fails with a quantized
     weight; the head is left out as transformers does. `grouped`: the scheme needs a multiple of
@@ -52,6 +54,8 @@ def find_linears(
     for name, linear in linears.items():
         if linear is head:
             left[name] = "output head"
+        elif name in context.keep_float:
+            left[name] = KEPT
         elif name not in called:
             left[name] = "never called as a module"
         elif swapped and not _is_plain(linear):

@@ -19,6 +19,7 @@ class Context:
     calibrate: Callable[[nn.Module], None]  # a forward on each calibration input
     inputs: Sequence[Mapping[str, Any]] = ()  # the keyword inputs of all these forwards
     wrap_only: bool = False  # wrappers in, quantization off
+    keep_float: frozenset[str] = frozenset()  # names of modules that are not to be quantized
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ line), or a class or object with
     schemes                         names; the first is the default (none: there is only one way)
     calibrated                      those of them that need calibration (None: any may)
     wraps                           whether it heeds `context.wrap_only`
+    keeps_float                     whether it heeds `context.keep_float`
 
 of which only `apply` is needed.
 """
@@ -20,7 +21,7 @@ from torch import nn
 from qvtrace.errors import ModelError, QvtraceError
 from qvtrace.models.chatter import one_line
 from qvtrace.models.quantizers.changes import observed
-from qvtrace.models.quantizers.function import call_function
+from qvtrace.models.quantizers.function import call_function, takes_keep_float
 from qvtrace.models.quantizers.outcome import Context, Quantized
 
 GROUP = "qvtrace.quantizers"
@@ -70,6 +71,13 @@ class PluginQuantizer:
     def wraps(self) -> bool:
         """Raises `ModelError` when it cannot be imported."""
         return bool(getattr(self._loaded, "wraps", False))
+
+    @property
+    def keeps_float(self) -> bool:
+        """Raises `ModelError` when it cannot be imported."""
+        if hasattr(self._loaded, "apply"):
+            return bool(getattr(self._loaded, "keeps_float", False))
+        return takes_keep_float(self._loaded)
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Let it quantize; raises `ModelError` when it raises or returns no model."""

@@ -43,6 +43,7 @@ class QuantoQuantizer:
     schemes = tuple(_SCHEMES)
     calibrated = tuple(name for name, scheme in _SCHEMES.items() if scheme.activations)
     wraps = False
+    keeps_float = True
     package = extra("quanto", "optimum.quanto", "optimum-quanto")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from qvtrace.comparison.alignment import unwrapped
 from qvtrace.errors import ModelError, UsageError
+from qvtrace.models.keep_float import KEPT
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
 from qvtrace.models.quantizers.packages import extra
 from qvtrace.trees import Json
@@ -18,14 +20,15 @@ _VERSIONS = "TICO 0.3.0 runs Qwen3-VL with transformers 4.57.3 and 5.9.0 to 5.22
 class TicoQuantizer:
     """Fake quantization by TICO's wrappers: weights, activations and what lies between.
 
-    A wrapped module's name has `wrapped` in it. Nothing is left float: TICO refuses a model with
-    a module that it has no wrapper for.
+    A wrapped module's name has `wrapped` in it. Nothing is left float that is not to be: TICO
+    refuses a model with a module that it has no wrapper for.
     """
 
     name = "tico"
     schemes = ("uint8", "int8", "int16", "uint4", "int4")
     calibrated = schemes
     wraps = True
+    keeps_float = True
     package = extra("tico", "tico", "tico")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
@@ -44,7 +47,10 @@ class TicoQuantizer:
         if context.wrap_only:  # until they are converted, wrappers only look on
             return Quantized(model, settings, versions=self.package.versions)
         _calibrate(model, context, label)
-        return Quantized(model, settings, tuple(_quantizing(model)), {}, self.package.versions)
+        kept = _switch_off(model, context.keep_float)
+        quantizing = tuple(name for name in _quantizing(model) if name not in kept)
+        left_float = {KEPT: tuple(kept)} if kept else {}
+        return Quantized(model, settings, quantizing, left_float, self.package.versions)
 
 
 def _wrap(model: nn.Module, scheme: str, vision: dict[str, Any]) -> nn.Module:
@@ -81,6 +87,25 @@ def _quantizing(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, QuantModuleBase) and any(module.named_observers(recurse=False)):
             yield name
+
+
+def _switch_off(model: nn.Module, keep_float: frozenset[str]) -> list[str]:
+    """Let the wrappers of these float modules hand on what they would quantize; their names."""
+    from tico.quantization.wrapq.control import set_fake_quant_enabled
+
+    def is_kept(name: str) -> bool:
+        return not keep_float.isdisjoint(_name_and_above(unwrapped(name)))
+
+    set_fake_quant_enabled(model, lambda site: is_kept(site.module_path), False)
+    return [name for name in _quantizing(model) if is_kept(name)]
+
+
+def _name_and_above(name: str) -> Iterator[str]:
+    """TICO puts modules into its wrappers that the float model does not have."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield name
 
 
 def _vision(config: Any, inputs: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:

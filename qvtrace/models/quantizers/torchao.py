@@ -49,6 +49,7 @@ class TorchaoQuantizer:
     schemes = tuple(_SCHEMES)
     calibrated = ()
     wraps = False
+    keeps_float = True
     package = Package("torchao", "torchao", "torchao")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
