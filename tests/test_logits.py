@@ -540,3 +540,17 @@ def test_no_target_is_no_id():
     (found,) = compare_logits([LogitsPair(zeros, zeros, np.array([NO_TARGET, 7]))])
 
     assert np.isnan(found.reference_surprisal).all()
+
+
+def test_a_head_without_ids_is_of_a_vocabulary_only_by_the_name_of_the_model(compare):
+    reference = logits_like()
+    named = type("ToyForCausalLM", (Plain,), {})
+    embedded = torch.randn(2, 18, 4)
+
+    options = {"include": ["lm_head"]}
+    of_plain = compare(reference, near(reference), embedded, kind=Plain, options=options)
+    of_named = compare(reference, near(reference), embedded, kind=named, options=options)
+
+    assert of_plain.logits is None
+    assert of_named.logits.tokens == 36
+    assert of_named.logits.perplexity is None

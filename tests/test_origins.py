@@ -9,8 +9,10 @@ import pytest
 import torch
 from tiny_models import transformers
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from qvtrace import diff, load, record
+from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 
 Fault = Callable[[nn.Module, str], None]
@@ -359,3 +361,31 @@ def test_rows_sort_by_what_their_calls_add(original, reference, tmp_path, metric
     ]
     assert values == sorted(values, reverse=True)
     assert len(values) > 20
+
+
+def test_the_verdict_opens_with_the_first_place_and_goes_on_with_the_next_two(
+    original, reference, tmp_path
+):
+    faults = [
+        (scale_doubled, f"layers.{layer}.{name}")
+        for layer, name in enumerate(("mlp.up_proj", "self_attn.v_proj", "mlp.down_proj"))
+    ]
+    faults.append((scale_doubled, "layers.3.self_attn.o_proj"))
+    candidate = recorded(faulty(original, "float", *faults), tmp_path / "candidate.st")
+
+    verdict = diff(reference, candidate).verdict
+
+    first, *others = verdict.lines
+    assert len(verdict.lines) <= 6
+    assert first.startswith("first seen at model.layers.")
+    assert verdict.text.startswith(f"{first}; ")
+    assert [line.split(" (")[0] for line in others[:2]] == [
+        f"then at {origin.module}" for origin in verdict.origins[1:3]
+    ]
+    assert others[2] == "then at 1 further place, which JSON lists"
+    assert verdict.further == tuple(others)
+    result = CliRunner().invoke(app, ["diff", str(reference), str(candidate)])
+    shown = result.stdout.splitlines()
+    begin = next(number for number, line in enumerate(shown) if line.startswith("verdict"))
+    assert shown[begin].removeprefix("verdict").strip() == verdict.text
+    assert [line.strip() for line in shown[begin + 1 :]] == others

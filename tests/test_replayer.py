@@ -1,6 +1,7 @@
 """Modules run one by one on recorded inputs: what differs then is their own error."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace import UsageError, diff, load, replay
 from qvtrace.cli import app
+from qvtrace.comparison.rows import Place
 from qvtrace.errors import ExistingFileError
 
 __all__ = ["original", "reference"]  # fixtures
@@ -219,7 +221,16 @@ def test_local_error_is_found_where_the_inherited_one_hides_it(original, referen
 
     local = [origin.module for origin in verdict.origins if origin.evidence == "local"]
     assert local == [f"model.{name}" for _, name in faults]
-    assert any(line.startswith("these have ") for line in verdict.lines)
+    assert verdict.lines[0].startswith(f"origin at model.{faults[0][1]} (inputs agree, output ")
+    told = next(line for line in verdict.lines if line.startswith("these have "))
+    noises = {
+        row.place: row.metrics.local_noise
+        for row in diff(reference, candidate, local=tmp_path / "local.st").rows
+        if row.metrics.local_noise is not None
+    }
+    named = sum(noises[Place(f"model.{name}", 0, "output")] for _, name in faults)
+    assert told.startswith(f"these have {named / sum(noises.values()):.0%} of all local noise: ")
+    assert re.search(r"their share of the final error \(-?\d+ dB\)$", told)
 
 
 def test_local_figures_are_those_of_a_diff_with_the_replay(original, reference, tmp_path):

@@ -156,14 +156,19 @@ def _of_root(pair: Pair, sides: _Sides, pairs: Sequence[Pair]) -> LogitsCall | N
         side.root_calls.get(_key(call)) for side, call in zip(sides, _calls(pair), strict=True)
     ]
     call = _logits_call(pair, sides, logits, root_calls, decodes_only=decodes_only)
-    speaks = any(map(_SPEAKS.search, classes))
-    ids, vocabulary = call.given.ids, call.reference.shape[-1]
-    if ids is None:
-        return call if speaks else None
-    if ids.size and int(ids.max()) >= vocabulary:
+    if not _is_of_vocabulary(call, classes):
         return None
-    is_named = speaks or logits.path == _FIELD
+    is_named = logits.path == _FIELD or any(map(_SPEAKS.search, classes))
     return call if is_named or _comes_from_head(call, sides[0].archive, pairs) else None
+
+
+def _is_of_vocabulary(call: LogitsCall, classes: Sequence[str]) -> bool:
+    """Whether the last dimension has a place for every id that went in; without ids, by the name of
+    the model's class."""
+    ids = call.given.ids
+    if ids is None:
+        return any(map(_SPEAKS.search, classes))
+    return not ids.size or int(ids.max()) < call.reference.shape[-1]
 
 
 def _of_heads(pairs: Sequence[Pair], sides: _Sides) -> Iterator[LogitsCall]:
@@ -174,7 +179,9 @@ def _of_heads(pairs: Sequence[Pair], sides: _Sides) -> Iterator[LogitsCall]:
         logits = next(filter(_may_be_logits, _places(pair, sides)), None)
         if logits is not None:
             root_calls = [calls[number] if len(calls) == len(heads) else None for calls in known]
-            yield _logits_call(pair, sides, logits, root_calls, decodes_only=True)
+            call = _logits_call(pair, sides, logits, root_calls, decodes_only=True)
+            if _is_of_vocabulary(call, sides[0].classes):
+                yield call
 
 
 def _places(pair: Pair, sides: _Sides) -> list[LeafPair]:

@@ -46,7 +46,7 @@ class Origins:
 
     found: tuple[Origin, ...] = ()
     level: float | None = None  # usual noise, a ratio of powers; None: nothing is noisy at all
-    share: float | None = None  # of all local noise that the local ones among them have
+    local: float | None = None  # noise of all replayed calls together; None: nothing was replayed
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,8 @@ def find_origins(calls: Sequence[CallNoise], floor: float, *, narrowed: bool = F
     )
     found = [_origin(step) for step in (*broken[:1], *(step for _, step in noisy))]
     is_noisy = bool(found) or any(step.noise_out for step in steps)
-    return Origins(tuple(found), levels.usual if is_noisy else None, _share(steps, noisy))
-
-
-def _share(steps: Sequence[_Step], noisy: Sequence[tuple[float, _Step]]) -> float | None:
-    everything = sum(step.noise_out or 0.0 for step in steps if step.is_local)
-    if not everything:
-        return None
-    return sum(step.noise_out or 0.0 for _, step in noisy if step.is_local) / everything
+    local = [step.noise_out or 0.0 for step in steps if step.is_local]
+    return Origins(tuple(found), levels.usual if is_noisy else None, sum(local) if local else None)
 
 
 def _steps(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[_Step]:

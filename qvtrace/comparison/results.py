@@ -137,7 +137,10 @@ def _side(fields: Fields) -> Side:
 
 
 def _comparable(fields: Fields) -> Comparable:
-    return Comparable(fields.flag("ok"), fields.texts("differences"))
+    ok, differences = fields.flag("ok"), fields.texts("differences")
+    if not ok and not differences:
+        raise ValueError("the two are not comparable, and no difference says why")
+    return Comparable(ok, differences)
 
 
 def _coverage(fields: Fields, rows: Sequence[Row]) -> Coverage:

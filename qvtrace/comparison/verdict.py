@@ -1,27 +1,23 @@
-"""The answer in one line: what failed, what is worst, what is new that is not finite, and how much
-was compared."""
+"""The answer in one line: what failed, where error comes in, what is worst, what is new that is not
+finite, and how much was compared."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from qvtrace.comparison.answer import answer
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.logits import Logits, logits_text
-from qvtrace.comparison.noise import decibels
-from qvtrace.comparison.origins import LEAST_EXCESS, Origin, Origins
+from qvtrace.comparison.noise import is_output
+from qvtrace.comparison.origins import Origin, Origins
 from qvtrace.comparison.row_names import RowNames
-from qvtrace.comparison.rows import COMPARED, FailedCall, Place, Row
+from qvtrace.comparison.rows import COMPARED, FailedCall, Row
 from qvtrace.comparison.tokens import Tokens
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, GateResult, Scope
 from qvtrace.manifest import Manifest, VariantInfo
 from qvtrace.metrics.factors import factor_text
-from qvtrace.patterns import shown
 from qvtrace.qparams.findings import Finding
-
-_SHOWN_ORIGINS = 3
-_AGREE = "inputs agree"
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,13 @@ class Verdict:
     exit_code: int  # 0: every gate held, 1: one failed, 3: nothing was comparable
     gates: tuple[GateResult, ...] = ()
     origins: tuple[Origin, ...] = ()  # the most important first
-    lines: tuple[str, ...] = ()  # of the origins, in words
+    lines: tuple[str, ...] = ()  # of the origins, in words: the answer
     findings: tuple[str, ...] = ()  # what the text says but for the gates
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The lines that the text does not begin with."""
+        return self.lines[1:] if self.origins else self.lines
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def judge(evidence: Evidence) -> Verdict:
 
     Raises `UsageError` for a gate whose pattern matches nothing.
     """
-    findings = tuple(_findings(evidence))
+    lines = answer(evidence.origins, RowNames(evidence.rows), _final(evidence))
+    findings = tuple(_findings(evidence, lines[:1] if evidence.origins.found else ()))
     case = Case(
         Scope.of(evidence.rows, evidence.coverage, evidence.logits),
         findings,
@@ -73,16 +75,18 @@ def judge(evidence: Evidence) -> Verdict:
         decision.exit_code,
         decision.gates,
         evidence.origins.found,
-        tuple(_origins(evidence.origins, RowNames(evidence.rows))),
+        lines,
         findings,
     )
 
 
-def _findings(evidence: Evidence) -> list[str]:
+def _findings(evidence: Evidence, first: Sequence[str]) -> list[str]:
+    """The loudest first: what takes all else away from under the numbers, then the answer."""
     name = RowNames(evidence.rows)
     return [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
+        *first,
         *_factor_faults(evidence.rows, name),
         *_worst(evidence.rows, name),
         *([logits_text(evidence.logits)] if evidence.logits else []),
@@ -99,33 +103,17 @@ def _findings(evidence: Evidence) -> list[str]:
     ]
 
 
-def _origins(origins: Origins, name: RowNames) -> Iterator[str]:
-    """Where the error comes in, in words."""
-    if origins.level is None:
-        return
-    for number, origin in enumerate(origins.found[:_SHOWN_ORIGINS]):
-        place = Place(origin.module, origin.call, origin.path)
-        where = f"{shown(origin.module)}{name.call(place)}"
-        noise = _noise(origin, LEAST_EXCESS * origins.level)
-        yield f"{'then' if number else 'first seen'} at {where} ({noise}): {origin.reason}"
-    further = len(origins.found) - _SHOWN_ORIGINS
-    if further > 0:
-        yield f"then at {_counted(further, 'further place')}, which JSON lists"
-    if origins.found and origins.share is not None:
-        yield f"these have {origins.share:.0%} of all local noise"
-    least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
-    none = "" if origins.found else "no place adds much more than is usual; "
-    yield f"{none}usual noise of a place {decibels(origins.level)}, told is what is {least} above"
-
-
-def _noise(origin: Origin, clean: float) -> str:
-    parts = []
-    if origin.noise_in is not None:
-        agree = "agree to" if origin.noise_in <= clean else "differ by"
-        parts.append(f"inputs {agree} {decibels(origin.noise_in)}" if origin.noise_in else _AGREE)
-    if origin.noise_out is not None:
-        parts.append(f"output {decibels(origin.noise_out)}")
-    return ", ".join(parts) or "noise not known"
+def _final(evidence: Evidence) -> float | None:
+    """The noise of what the model gives, in its last call; None where that is not known."""
+    roots = {(call.module, call.index) for call in evidence.reference.calls if call.parent is None}
+    outputs = [row for row in evidence.rows if is_output(row) and (row.module, row.call) in roots]
+    last = max(((row.sample, row.step, row.call) for row in outputs), default=None)
+    noises = [
+        row.metrics.noise_out
+        for row in outputs
+        if (row.sample, row.step, row.call) == last and row.metrics.noise_out is not None
+    ]
+    return max(noises, default=None)
 
 
 def _doubts(evidence: Evidence) -> Iterator[str]:

@@ -43,7 +43,8 @@ def comparison_junit(comparison: Comparison) -> str:
         ElementTree.SubElement(properties, "property", name=name, value=printable(value))
     for case in cases:
         _append(suite, case)
-    ElementTree.SubElement(suite, "system-out").text = printable(comparison.verdict.text)
+    said = comparison.verdict.text, *comparison.verdict.further
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(map(printable, said))
     ElementTree.indent(root)
     return f"{_DECLARATION}\n{ElementTree.tostring(root, encoding='unicode')}"
 

@@ -44,7 +44,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     document = _Document()
     document.add(f"### qvtrace: {_headline(comparison)}", "")
     document.add(prose(printable(comparison.verdict.text), _LARGEST_PART), "")
-    lines = [prose(printable(line)) for line in comparison.verdict.lines]
+    lines = [prose(printable(line)) for line in comparison.verdict.further]
     document.add_list(lines, _LARGEST_PART)
     document.add_table(_gate_table(comparison), comparison.verdict.gates, _LARGEST_TABLE)
     document.add_list(list(_head(comparison)), _LARGEST_TABLE)

@@ -55,7 +55,7 @@ def comparison_lines(comparison: Comparison, options: TableOptions) -> Iterator[
 def _verdict_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
     style = "bold" if comparison.verdict.exit_code == 0 else "bold red"
     yield from labelled("verdict", words(printable(comparison.verdict.text), style), width)
-    for line in comparison.verdict.lines:
+    for line in comparison.verdict.further:
         yield from labelled("", words(printable(line)), width)
 
 

@@ -54,6 +54,7 @@ def comparison_page(comparison: Comparison, version: str, *, everything: bool = 
         policy=_policy(scripts),
         facts=_facts(_head(comparison)),
         verdict=printable(comparison.verdict.text),
+        further=list(map(printable, comparison.verdict.further)),
         verdict_tone="good" if comparison.verdict.exit_code == 0 else "bad",
         cut=_cut(comparison),
         styles=[table_styles(), _own("page.css")],

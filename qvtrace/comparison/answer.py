@@ -1,0 +1,69 @@
+"""The answer in words: where error comes in first and where then, how much of it these explain, and
+what is usual."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from qvtrace.comparison.noise import decibels
+from qvtrace.comparison.origins import LEAST_EXCESS, Origin, Origins
+from qvtrace.comparison.row_names import RowNames
+from qvtrace.comparison.rows import Place
+from qvtrace.patterns import shown
+
+_SHOWN = 3
+_AGREE = "inputs agree"
+
+
+def answer(origins: Origins, name: RowNames, final: float | None) -> tuple[str, ...]:
+    """At most six lines, the first of which is the answer; none where nothing differs.
+
+    `final` is the noise of what the model gives, a ratio of powers; None: not known.
+    """
+    if origins.level is None:
+        return ()
+    return tuple(_lines(origins, origins.level, name, final))
+
+
+def _lines(origins: Origins, level: float, name: RowNames, final: float | None) -> Iterator[str]:
+    told, others = origins.found[:_SHOWN], origins.found[_SHOWN:]
+    for number, origin in enumerate(told):
+        first = "origin" if origin.evidence == "local" else "first seen"
+        place = Place(origin.module, origin.call, origin.path)
+        where = f"{shown(origin.module)}{name.call(place)}"
+        noise = _noise(origin, LEAST_EXCESS * level)
+        yield f"{'then' if number else first} at {where} ({noise}): {origin.reason}"
+    if others:
+        places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
+        yield f"then at {places}, which JSON lists"
+    if told and origins.local:
+        yield _explained(told, others, origins.local, final)
+    least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
+    none = "" if told else "no place adds much more than is usual; "
+    yield f"{none}usual noise of a place {decibels(level)}, told is what is {least} above"
+
+
+def _explained(
+    told: Sequence[Origin], others: Sequence[Origin], everything: float, final: float | None
+) -> str:
+    """Noise of modules that err by themselves adds up, so far as nothing between them and the
+    model's output amplifies one more than another; no two archives tell more of it."""
+    share = f"these have {_local(told) / everything:.0%} of all local noise"
+    if _local(others):
+        found = len(told) + len(others)
+        share += f" (all {found} places {_local((*told, *others)) / everything:.0%})"
+    size = "" if final is None else f" ({decibels(final)})"
+    return f"{share}: as far as it adds up, their share of the final error{size}"
+
+
+def _local(origins: Sequence[Origin]) -> float:
+    return sum(origin.noise_out or 0.0 for origin in origins if origin.evidence == "local")
+
+
+def _noise(origin: Origin, clean: float) -> str:
+    parts = []
+    if origin.noise_in is not None:
+        agree = "agree to" if origin.noise_in <= clean else "differ by"
+        parts.append(f"inputs {agree} {decibels(origin.noise_in)}" if origin.noise_in else _AGREE)
+    if origin.noise_out is not None:
+        parts.append(f"output {decibels(origin.noise_out)}")
+    return ", ".join(parts) or "noise not known"
