@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.cli import app
-from qvtrace.comparison import logits
+from qvtrace.comparison import contents
 from qvtrace.comparison.logits import TokenPlace, logits_text
 from qvtrace.errors import UsageError
 from qvtrace.metrics.logits import NO_TARGET, LogitsPair, compare_logits
@@ -201,7 +201,7 @@ def test_a_token_that_is_not_finite_is_counted_and_fails_a_gate(compare, tmp_pat
 
 
 def test_identical_logits_are_not_read(compare, monkeypatch):
-    monkeypatch.setattr(logits, "compare_logits", lambda pairs: pytest.fail("logits were read"))
+    monkeypatch.setattr(contents, "compare_logits", lambda pairs: pytest.fail("logits were read"))
 
     comparison = compare(logits_like(), logits_like(), input_ids=IDS)
 

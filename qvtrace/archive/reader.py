@@ -107,6 +107,11 @@ class Archive:
         except (ValueError, OverflowError) as error:  # a shape that numpy cannot have
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} cannot be read ({error})")
 
+    def form(self, leaf: TensorLeaf) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """The dtype and shape of what `array` gives; raises as that does."""
+        array = self.array(leaf)
+        return array.dtype, array.shape
+
     def stored(self, digest: str) -> memoryview:
         """The bytes of a content as they lie in the file; raises `DamagedArchiveError` when it has
         no such content."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import unwrapped
+from qvtrace.comparison.contents import same_contents
 from qvtrace.comparison.leaves import Arguments, LeafPair, pair_arguments
-from qvtrace.comparison.row_building import same_contents
 from qvtrace.comparison.tokens import compare_tokens
 from qvtrace.manifest import Manifest, RootCall
 from qvtrace.metrics.elements import format_of

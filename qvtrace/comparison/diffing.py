@@ -12,6 +12,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Alignment, align
 from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.floor_measurement import with_floor
 from qvtrace.comparison.logits import logits_of
@@ -100,9 +101,9 @@ def _compare(
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
-    logits = logits_of(reference, candidate, everything.pairs)
+    logits = logits_of(built.contents, everything.pairs)
     parameters = parameters_of(reference), parameters_of(candidate)
-    findings = _findings(reference, candidate, alignment, parameters)
+    findings = _findings(built.contents, alignment, parameters)
     of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
     noises = call_noises(of_calls, reference.manifest.calls, replayed)
     executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
@@ -250,15 +251,14 @@ def _add_calls(built: RowBuilder, alignment: Alignment) -> None:
 
 
 def _findings(
-    reference: Archive,
-    candidate: Archive,
+    contents: ContentPairs,
     alignment: Alignment,
     parameters: tuple[ModuleParameters, ModuleParameters],
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """What is suspect about the quantization of each side; the candidate's ranges are also held
     against values."""
     ours, theirs = parameters
-    clipped = saturated_pairs(reference, candidate, alignment.pairs, theirs)
+    clipped = saturated_pairs(contents, alignment.pairs, theirs)
     return tuple(suspect(ours)), (*suspect(theirs), *clipped)
 
 

@@ -10,12 +10,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.language_models import LogitsCall, logits_calls
 from qvtrace.manifest import Manifest
 from qvtrace.metrics.elements import Array, Flags, Floats
-from qvtrace.metrics.logits import NO_TARGET, Ids, LogitsPair, TokenLogits, compare_logits
+from qvtrace.metrics.logits import NO_TARGET, Ids, TokenLogits
 
 ENOUGH = 1000  # tokens; fewer tell too little
 PADDING = "padding"
@@ -92,7 +92,7 @@ class Logits:
         return self.tokens < ENOUGH
 
 
-def logits_of(reference: Archive, candidate: Archive, pairs: Sequence[Pair]) -> Logits | None:
+def logits_of(contents: ContentPairs, pairs: Sequence[Pair]) -> Logits | None:
     """The logits of two archives compared; None where they hold none of a language model, or one is
     a replay, in which nothing goes from end to end.
 
@@ -101,6 +101,7 @@ def logits_of(reference: Archive, candidate: Archive, pairs: Sequence[Pair]) -> 
     went on with the same. Where all digests are equal, no logits are read. Raises
     `DamagedArchiveError` for trees and tensors that no writer writes.
     """
+    reference, candidate = contents.reference, contents.candidate
     if "replay" in (reference.manifest.recorded_by, candidate.manifest.recorded_by):
         return None
     calls = logits_calls(reference, candidate, pairs)
@@ -110,15 +111,8 @@ def logits_of(reference: Archive, candidate: Archive, pairs: Sequence[Pair]) -> 
     targets = _Targets(reference.manifest, candidate.manifest)
     is_read = any(not call.is_identical for call, _ in scored)
     if is_read:
-        found = compare_logits(
-            [
-                LogitsPair(
-                    reference.array(call.reference),
-                    candidate.array(call.candidate),
-                    targets.of(call),
-                )
-                for call, _ in scored
-            ]
+        found = contents.logits(
+            [(call.reference, call.candidate, targets.of(call)) for call, _ in scored]
         )
     else:
         found = [_identical(call, targets.of(call)) for call, _ in scored]

@@ -7,7 +7,7 @@ element, so that its place there tells which token it is, on each side by itself
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -36,7 +36,16 @@ class Routed:
         return f"{self.alike} of {self.tokens} tokens routed alike ({share:.0f} %)"
 
 
-Given: TypeAlias = Callable[[Pair], Iterable[tuple[Array, Array]]]  # tensors of both sides
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """A tensor as vectors along its last dimension."""
+
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+    digests: Callable[[], list[str]]  # of each vector
+
+
+Given: TypeAlias = Callable[[Pair], Iterable[tuple[Vectors, Vectors]]]  # tensors of both sides
 
 
 class Routing:
@@ -94,7 +103,7 @@ class Routing:
         return Routed((places[0] & places[1]).total(), (places[0] | places[1]).total())
 
     def _places(
-        self, pair: Pair, mine: tuple[Array, Array]
+        self, pair: Pair, mine: tuple[Vectors, Vectors]
     ) -> tuple[Counter[int], Counter[int]] | None:
         """Where the tokens of both sides stand in what a call around was given."""
         around = self._above(pair)
@@ -118,26 +127,27 @@ def _key(call: CallEntry) -> tuple[str, int]:
     return call.module, call.index
 
 
-def _are_tokens(reference: Array, candidate: Array) -> bool:
+def _are_tokens(reference: Vectors, candidate: Vectors) -> bool:
     """Whether both can be vectors of one length."""
     return (
-        min(reference.ndim, candidate.ndim) >= 2
+        min(len(reference.shape), len(candidate.shape)) >= 2
         and reference.shape[-1] == candidate.shape[-1]
         and reference.dtype.kind not in "biu"
     )
 
 
-def _found(tokens: Array, whole: Array) -> Counter[int] | None:
+def _found(tokens: Vectors, whole: Vectors) -> Counter[int] | None:
     """How often each vector of the whole is among the tokens; None where one is no such vector."""
     if tokens.shape[-1] != whole.shape[-1] or tokens.dtype != whole.dtype:
         return None
     first: dict[str, int] = {}
-    for place, digest in enumerate(_digests(whole)):
+    for place, digest in enumerate(whole.digests()):
         first.setdefault(digest, place)
-    places = [first.get(digest) for digest in _digests(tokens)]
+    places = [first.get(digest) for digest in tokens.digests()]
     return None if None in places else Counter(place for place in places if place is not None)
 
 
-def _digests(array: Array) -> Iterator[str]:
-    for row in np.ascontiguousarray(array).reshape(-1, array.shape[-1]):
-        yield digest_bytes(row.view(np.uint8).data)
+def vector_digests(array: Array) -> list[str]:
+    """The digest of each vector along the last dimension."""
+    rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+    return [digest_bytes(row.view(np.uint8).data) for row in rows]

@@ -1,12 +1,11 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 from typing import TypeAlias
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.contents import ContentPairs, same_contents
 from qvtrace.comparison.leaves import (
     Arguments,
     LeafPair,
@@ -18,29 +17,20 @@ from qvtrace.comparison.leaves import (
 from qvtrace.comparison.outcomes import (
     Outcome,
     caches,
-    equal_values,
     failed,
-    measured,
     opaque,
     routing_differs,
-    shapes_differ,
     structure_differs,
-    unlike,
     values,
 )
-from qvtrace.comparison.routing import Routed, Routing, is_expert_by_name
+from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
 from qvtrace.comparison.rows import COMPARED, PARTS, FailedCall, Place, Row
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics import differences as metrics
-from qvtrace.metrics.details import Details, compare_in_detail, details_all
-from qvtrace.metrics.differences import Difference
-from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
+from qvtrace.metrics.details import Details
+from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
-from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
-from qvtrace.metrics.scaling import find_scaling, scaling_like
-from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.trees import (
     Container,
     Node,
@@ -69,9 +59,10 @@ class RowBuilder:
         pairs: Sequence[Pair],
         *,
         details: bool = False,
+        contents: ContentPairs | None = None,
     ) -> None:
         """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
-        `details`, rows of two tensors have them."""
+        `details`, rows of two tensors have them. `contents` may have been looked at before."""
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -84,17 +75,17 @@ class RowBuilder:
         self.aside: list[Row] = []  # of the places that `path` leaves out
         self._planned: list[tuple[Pair, LeafPair]] = []
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
-        self._wanted: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}
-        self._outcomes: dict[_Contents, Outcome] = {}
         self._with_details = details
-        self._shown: dict[_Contents, tuple[TensorLeaf, TensorLeaf]] = {}  # in detail
-        self._details: dict[_Contents, Details] = {}
-        self._identical_outcomes: dict[str, Outcome] = {}
-        self._first: dict[_Contents, Place] = {}
+        self.contents = contents or ContentPairs(reference, candidate)
+        self._first: dict[tuple[object, ...], Place] = {}
         self._surroundings = Surroundings(
-            reference.manifest.calls, pairs, self._compared_outputs, self._given
+            reference.manifest.calls,
+            pairs,
+            self._compared_outputs,
+            self._given,
+            self.contents.is_summand,
         )
-        self._routing = Routing(pairs, self._given_arrays)
+        self._routing = Routing(pairs, self._given_vectors)
 
     def add(self, pair: Pair) -> None:
         """Take in two calls: what their rows will be, and the places that one side did not store.
@@ -127,35 +118,14 @@ class RowBuilder:
         """Take in two leaves that are part of no recorded call."""
         self._plan(pair, leaves, is_wanted=True)
 
-    def want(self, reference: Node | None, candidate: Node | None) -> None:
-        """Compare two leaves with all others, if they are tensors that differ."""
-        if (
-            isinstance(reference, TensorLeaf)
-            and isinstance(candidate, TensorLeaf)
-            and _has_to_be_read(reference, candidate)
-        ):
-            self._wanted.setdefault(_contents(reference, candidate), (reference, candidate))
-
-    def difference(self, reference: TensorLeaf, candidate: TensorLeaf) -> Difference | None:
-        """What was found between two leaves that were wanted; None where nothing was to be."""
-        outcome = self._outcomes.get(_contents(reference, candidate))
-        return None if outcome is None else outcome.difference
-
     def compare(self) -> None:
         """Set `rows` and `aside`, in the order in which their pairs were added.
 
         Raises `DamagedArchiveError` for contents that are missing.
         """
-        for _, leaves in self._planned if self._with_details else ():
-            reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
-            if reference is not None and candidate is not None:
-                self._shown[_contents(reference, candidate)] = reference, candidate
-        wanted = list(self._wanted.items())
-        for start in range(0, len(wanted), _TOGETHER):
-            self._compare_contents(wanted[start : start + _TOGETHER])
+        self.contents.compare()
         self._lend_factors()
         self._find_experts()
-        self._look_apart()
         self.rows = [
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
@@ -174,109 +144,36 @@ class RowBuilder:
                 and isinstance(reference, TensorLeaf)
                 and isinstance(candidate, TensorLeaf)
             ):
-                yield row.place, self._difference(reference, candidate, limit)
-
-    def _difference(
-        self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
-    ) -> ElementsJson:
-        outcome = self._tensors(reference, candidate)
-        arrays = self._arrays(reference, candidate)
-        if outcome.status == "identical":
-            return no_difference_json(arrays[0].dtype, arrays[0].shape, limit)
-        return difference_json(arrays[0], _in_layout(arrays, outcome.layout)[1], limit)
+                yield row.place, self.contents.elements(reference, candidate, limit)
 
     def _plan(self, pair: Pair, leaves: LeafPair, *, is_wanted: bool) -> None:
         if is_wanted:
             self._planned.append((pair, leaves))
             self.candidate_modules.add(pair.candidate.module)
+            if self._with_details:
+                self.contents.show(leaves.reference, leaves.candidate)
         else:
             self._planned_aside.append((pair, leaves))
-        self.want(leaves.reference, leaves.candidate)
-
-    def _compare_contents(
-        self, wanted: Sequence[tuple[_Contents, tuple[TensorLeaf, TensorLeaf]]]
-    ) -> None:
-        """Set the outcomes of contents that have to be read."""
-        sides: dict[_Contents, tuple[Array, Array]] = {}
-        layouts: dict[_Contents, Layout] = {}
-        for contents, (reference, candidate) in wanted:
-            arrays = self._arrays(reference, candidate)
-            if arrays[0].shape != arrays[1].shape:
-                layout = _layout(contents, *arrays)
-                if layout is None:
-                    self._outcomes[contents] = shapes_differ(reference, candidate, arrays)
-                    continue
-                layouts[contents] = layout
-            sides[contents] = arrays
-        self._measure(sides, layouts)
-        same_shape = {key: arrays for key, arrays in sides.items() if key not in layouts}
-        transposed = dict(self._transposed(same_shape))
-        self._measure({contents: sides[contents] for contents in transposed}, transposed)
-
-    def _measure(
-        self, sides: dict[_Contents, tuple[Array, Array]], layouts: dict[_Contents, Layout]
-    ) -> None:
-        readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
-        differences = self._differences(sides, readable)
-        for contents, both, difference in zip(sides, readable, differences, strict=True):
-            scaling = find_scaling(*both, difference)
-            self._outcomes[contents] = measured(difference, layouts.get(contents), scaling)
-
-    def _differences(
-        self, sides: Iterable[_Contents], readable: Sequence[tuple[Readable, Readable]]
-    ) -> list[Difference]:
-        pairs = dict(zip(sides, readable, strict=True))
-        shown = [contents for contents in pairs if contents in self._shown]
-        others = [contents for contents in pairs if contents not in self._shown]
-        found = compare_in_detail([pairs[contents] for contents in shown])
-        self._details.update(zip(shown, (details for _, details in found), strict=True))
-        differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
-        compared = metrics.compare_all(pairs[contents] for contents in others)
-        differences.update(zip(others, compared, strict=True))
-        return [differences[contents] for contents in pairs]
-
-    def _look_apart(self) -> None:
-        """Set the details of contents that are not compared: they are equal, or of other shapes."""
-        apart = {}
-        for contents, (reference, candidate) in self._shown.items():
-            if contents not in self._details:
-                both = self._arrays(reference, candidate)
-                is_one = same_contents(reference, candidate)
-                apart[contents] = (both[0], both[0]) if is_one else both
-        self._details.update(zip(apart, details_all(list(apart.values())), strict=True))
-
-    def _transposed(
-        self, sides: dict[_Contents, tuple[Array, Array]]
-    ) -> Iterator[tuple[_Contents, Layout]]:
-        """Pairs of one shape that differ as if their elements were in other places, and are."""
-        for contents, arrays in sides.items():
-            sqnr = self._outcomes[contents].metrics.sqnr
-            if sqnr is not None and sqnr < _UNLIKE and may_be_transposed(arrays[0].shape):
-                layout = find_layout(*arrays)
-                if layout is not None:
-                    yield contents, layout
+        self.contents.want(leaves.reference, leaves.candidate)
 
     def _lend_factors(self) -> None:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
         known: dict[tuple[str, str], ScaleFactor] = {}
         without = []
         for pair, leaves in self._planned:
-            contents = _tensor_contents(leaves)
-            outcome = self._outcomes.get(contents) if contents is not None else None
-            if contents is None or outcome is None or outcome.difference is None:
+            tensors = _tensors(leaves)
+            outcome = None if tensors is None else self.contents.found(*tensors)
+            if tensors is None or outcome is None or outcome.difference is None:
                 continue
             place = pair.reference.module, leaves.path
             if outcome.scaling is not None:
                 known.setdefault(place, outcome.scaling.factor)
             else:
-                without.append((place, contents))
-        for place, contents in without if known else ():
-            outcome = self._outcomes[contents]
-            if place in known and outcome.scaling is None and outcome.difference is not None:
-                arrays = self._arrays(*self._wanted[contents])
-                both = _in_layout(arrays, outcome.layout)
-                scaling = scaling_like(known[place], *both, outcome.difference)
-                self._outcomes[contents] = replace(outcome, scaling=scaling)
+                without.append((place, tensors))
+        for place, tensors in without if known else ():
+            outcome = self.contents.found(*tensors)
+            if place in known and outcome is not None and outcome.scaling is None:
+                self.contents.lend(known[place], *tensors)
 
     def _find_experts(self) -> None:
         """Before any row: an expert may be known by those beside it."""
@@ -296,15 +193,14 @@ class RowBuilder:
         is_told = have_other_tokens and is_expert_by_name(pair)
         return self._routing.of(pair) or (Routed() if is_told else None)
 
-    def _given_arrays(self, pair: Pair) -> Iterator[tuple[Array, Array]]:
+    def _given_vectors(self, pair: Pair) -> Iterator[tuple[Vectors, Vectors]]:
         """Tensors that two calls were given at one place."""
         reference = _arguments(self._reference, pair.reference)
         candidate = _arguments(self._candidate, pair.candidate)
         for leaves in pair_arguments(reference, candidate):
-            if isinstance(leaves.reference, TensorLeaf) and isinstance(
-                leaves.candidate, TensorLeaf
-            ):
-                yield self._arrays(leaves.reference, leaves.candidate)
+            tensors = _tensors(leaves)
+            if tensors is not None:
+                yield self.contents.vectors(*tensors)
 
     def _compared_outputs(self, pair: Pair) -> list[Output]:
         """The outputs of two calls that can be compared, whether they have rows or not."""
@@ -313,28 +209,10 @@ class RowBuilder:
             reference, candidate = leaves.reference, leaves.candidate
             if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
                 continue
-            outcome = self._compared(reference, candidate)
+            outcome = self.contents.compared(reference, candidate)
             if outcome.status in COMPARED:
-                outputs.append(self._output(reference, candidate, outcome))
+                outputs.append(self.contents.output(reference, candidate, outcome))
         return outputs
-
-    def _compared(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
-        contents = _contents(reference, candidate)
-        if _has_to_be_read(reference, candidate) and contents not in self._outcomes:
-            self._compare_contents([(contents, (reference, candidate))])
-        return self._tensors(reference, candidate)
-
-    def _output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
-        arrays = self._arrays(reference, candidate)
-        epsilons = [format_of(array.dtype).epsilon for array in arrays]
-        return Output(
-            (reference.digest, candidate.digest),
-            _in_layout(arrays, outcome.layout),
-            outcome.status,
-            outcome.metrics,
-            max(epsilons),
-            outcome.scaling,
-        )
 
     def _given(self, pair: Pair) -> tuple[set[str], set[str]]:
         return (
@@ -346,9 +224,6 @@ class RowBuilder:
         trees = [(part, archive.tree(call, part)) for part in ("inputs", "kwargs")]
         stored = [tensor_leaves(tree, part) for part, tree in trees if tree is not None]
         return {leaf.digest for found in stored for _, leaf in found}
-
-    def _arrays(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Array, Array]:
-        return self._reference.array(reference), self._candidate.array(candidate)
 
     def _places(self, archive: Archive, call: CallEntry) -> list[Place]:
         """At least one, so that the call is told of."""
@@ -411,14 +286,14 @@ class RowBuilder:
         )
 
     def _details_of(self, leaves: LeafPair) -> Details | None:
-        contents = _tensor_contents(leaves)
-        return None if contents is None else self._details.get(contents)
+        tensors = _tensors(leaves)
+        return None if tensors is None else self.contents.details(*tensors)
 
     def _judgement(self, pair: Pair, leaves: LeafPair, outcome: Outcome) -> Judgement | None:
         reference, candidate = _tensor(leaves.reference), _tensor(leaves.candidate)
         if outcome.scaling is None or reference is None or candidate is None:
             return None
-        scaled = self._output(reference, candidate, outcome)
+        scaled = self.contents.output(reference, candidate, outcome)
         return self._surroundings.judge(pair, leaves.path, scaled)
 
     def _same_as(self, pair: Pair, leaves: LeafPair) -> Place | None:
@@ -439,7 +314,7 @@ class RowBuilder:
             return failed(fates[0], fates[1])
         match reference, candidate:
             case TensorLeaf(), TensorLeaf():
-                return self._tensors(reference, candidate)
+                return self.contents.outcome(reference, candidate)
             case ValueLeaf(), ValueLeaf():
                 return values(reference, candidate, listed=leaves.listed)
             case OpaqueLeaf(), OpaqueLeaf():
@@ -448,40 +323,6 @@ class RowBuilder:
                 return caches(reference, candidate)
         return structure_differs(reference, candidate)
 
-    def _tensors(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
-        if same_contents(reference, candidate):
-            outcome = self._identical(reference)
-        else:
-            known = self._outcomes.get(_contents(reference, candidate))
-            outcome = known or shapes_differ(reference, candidate)
-        reasons = [outcome.reason, *unlike(reference, candidate)]
-        return replace(outcome, reason="; ".join(filter(None, reasons)) or None)
-
-    def _identical(self, leaf: TensorLeaf) -> Outcome:
-        """The same for every tensor of one dtype."""
-        outcome = self._identical_outcomes.get(leaf.dtype)
-        if outcome is None:
-            dtype = self._reference.array(leaf).dtype
-            outcome = measured(metrics.identical(dtype, leaf.shape))
-            self._identical_outcomes[leaf.dtype] = outcome
-        return outcome
-
-
-def same_contents(reference: Node | None, candidate: Node | None) -> bool:
-    """Whether two leaves are told equal without a look at any element."""
-    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-        keys = [(leaf.digest, leaf.dtype, leaf.shape) for leaf in (reference, candidate)]
-        return keys[0] == keys[1]
-    if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
-        return equal_values(reference, candidate)
-    return reference == candidate
-
-
-def _contents(reference: TensorLeaf, candidate: TensorLeaf) -> _Contents:
-    """What two leaves have in common with all that are compared alike."""
-    dtypes = reference.dtype, candidate.dtype
-    return reference.digest, candidate.digest, *dtypes, *_shapes(reference, candidate)
-
 
 def _shapes(
     reference: TensorLeaf, candidate: TensorLeaf
@@ -489,10 +330,11 @@ def _shapes(
     return reference.shape, candidate.shape
 
 
-def _tensor_contents(leaves: LeafPair) -> _Contents | None:
+def _tensors(leaves: LeafPair) -> tuple[TensorLeaf, TensorLeaf] | None:
+    """Both, where they are tensors."""
     reference, candidate = leaves.reference, leaves.candidate
     if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-        return _contents(reference, candidate)
+        return reference, candidate
     return None
 
 
@@ -507,28 +349,6 @@ def _have_other_tokens(leaves: LeafPair) -> bool:
         and len(shapes[0]) == len(shapes[1]) >= 2
         and shapes[0][-1] == shapes[1][-1]
     )
-
-
-def _has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
-    """Whether two tensors can be compared, and digests do not tell how."""
-    may_correspond = _may_correspond(*_shapes(reference, candidate))
-    return may_correspond and not same_contents(reference, candidate)
-
-
-def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
-    size = math.prod(reference)
-    return reference == candidate or (size > 0 and size == math.prod(candidate))
-
-
-def _layout(contents: _Contents, reference: Array, candidate: Array) -> Layout | None:
-    """Of two arrays whose shapes differ."""
-    if contents[0] == contents[1] and reference.dtype == candidate.dtype:
-        return reshaped(reference.shape, candidate.shape)
-    return find_layout(reference, candidate)
-
-
-def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
-    return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
 
 
 def _joined(*reasons: str | None) -> str | None:

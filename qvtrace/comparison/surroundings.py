@@ -14,9 +14,10 @@ from typing import TypeAlias
 from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.scaling import Scaling
-from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.patterns import shown
+from qvtrace.trees import TensorLeaf
 
 _MARGIN = 15.0  # dB, by which an output around may be worse than the rest after the factor
 _NEVER_ENOUGH = 3.0  # dB
@@ -31,12 +32,19 @@ _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 class Output:
     """A pair of tensors that two calls returned, compared."""
 
-    digests: tuple[str, str]
-    sides: Sides  # the tensors, the candidate's in the reference's layout
+    leaves: tuple[TensorLeaf, TensorLeaf]
     status: str
     metrics: Metrics
     epsilon: float  # of the coarser dtype
+    shape: tuple[int, ...]  # of the reference's elements
+    is_complex: bool
+    layout: Layout | None = None  # that the candidate is to be read in
     scaling: Scaling | None = None
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Of both contents."""
+        return self.leaves[0].digest, self.leaves[1].digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +67,27 @@ class Judgement:
 Outputs: TypeAlias = Callable[[Pair], Collection[Output]]  # those that could be compared
 # The digests of what the two calls were given.
 Given: TypeAlias = Callable[[Pair], tuple[Collection[str], Collection[str]]]
+# Whether the error of the second output has that of the first in it.
+IsSummand: TypeAlias = Callable[[Output, Output], bool]
 
 
 class Surroundings:
     """The paired calls around each place, and those that go on from it."""
 
     def __init__(
-        self, calls: Iterable[CallEntry], pairs: Iterable[Pair], outputs: Outputs, given: Given
+        self,
+        calls: Iterable[CallEntry],
+        pairs: Iterable[Pair],
+        outputs: Outputs,
+        given: Given,
+        is_summand: IsSummand,
     ) -> None:
         """`calls` are all of the reference."""
         self._calls = {_key(call): call for call in calls}
         self._pairs = {_key(pair.reference): pair for pair in pairs}
         self._outputs = outputs
         self._given = given
+        self._is_summand = is_summand
         self._takers: dict[tuple[str, str], list[Pair]] | None = None
 
     def judge(self, pair: Pair, path: str, scaled: Output) -> Judgement:
@@ -103,7 +119,7 @@ class Surroundings:
     def _agrees(self, other: Output, scaled: Output) -> bool:
         if other.status != "ok" or other.metrics.sqnr is None or scaled.scaling is None:
             return other.metrics.max_abs_error == 0
-        if _holds(other, scaled):
+        if may_hold(other, scaled) and self._is_summand(scaled, other):
             return False
         enough = min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
         rest = scaled.scaling.residual.metrics
@@ -150,14 +166,13 @@ def _is_scaled(other: Output, scaled: Output) -> bool:
     return other.scaling is not None or other.digests == scaled.digests
 
 
-def _holds(other: Output, scaled: Output) -> bool:
-    """Whether an output is a sum with the scaled one in it, as in a residual stream, where a factor
-    is small beside the rest."""
-    is_complex = any(side.dtype.kind == "c" for side in other.sides)
-    if is_complex or other.sides[0].shape != scaled.sides[0].shape:
+def may_hold(other: Output, scaled: Output) -> bool:
+    """Whether an output may be a sum with the scaled one in it, as in a residual stream, where a
+    factor is small beside the rest."""
+    if other.is_complex or other.shape != scaled.shape:
         return False
     sizes = [_error_size(output.metrics) for output in (other, scaled)]
-    return sizes[0] >= _HELD * sizes[1] and is_summand(scaled.sides, other.sides)
+    return sizes[0] >= _HELD * sizes[1]
 
 
 def _error_size(metrics: Metrics) -> float:

@@ -75,7 +75,7 @@ class WeightRows:
                 size,
                 *grouped,
             )
-            self._built.want(*grouped)
+            self._built.contents.want(*grouped)
 
     def _as_calls(self, pair: WeightPair, order: int) -> Pair:
         """A weight stands in the first call of its module, around which others can be looked at."""
@@ -99,7 +99,8 @@ class WeightRows:
         size, *leaves = self._groups.get(row.place, (0,))
         if not size:
             return row
-        found = self._built.difference(*leaves)
+        outcome = self._built.contents.found(*leaves)
+        found = None if outcome is None else outcome.difference
         if found is None:
             return row
         metrics = found.metrics

@@ -1,12 +1,14 @@
 """What share of recorded values is beyond the range of the quantization parameters: saturation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.contents import ContentPairs
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.elements import Array
 from qvtrace.qparams.findings import Finding, range_text
@@ -19,6 +21,9 @@ SATURATED_SHARE = (
 
 _PARTS = {INPUT: "inputs", OUTPUT: "output"}
 _BLOCK = 1 << 20
+_Side: TypeAlias = tuple[Archive, TensorLeaf]
+_Look: TypeAlias = Callable[[Hashable, Callable[[], tuple[int, int]]], tuple[int, int]]
+
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
@@ -33,31 +38,32 @@ def saturated(archive: Archive, parameters: ModuleParameters) -> list[Finding]:
         for found in _static(parameters, call.module):
             leaf = _first_float(archive, call, _PARTS[found.of])
             if leaf is not None:
-                tallies.add(call.module, found, leaf, (archive.array(leaf),))
+                tallies.add(call.module, found, [(archive, leaf)])
     return tallies.findings()
 
 
 def saturated_pairs(
-    reference: Archive, candidate: Archive, pairs: Iterable[Pair], parameters: ModuleParameters
+    contents: ContentPairs, pairs: Iterable[Pair], parameters: ModuleParameters
 ) -> list[Finding]:
     """Modules of the candidate, whose `parameters` these are, whose range is too small.
 
     Of an input what the candidate was given counts, before it quantizes it; of an output what is at
     an end of the range where the reference is beyond it.
     """
-    tallies = _Tallies()
+    reference, candidate = contents.reference, contents.candidate
+    tallies = _Tallies(contents.count_beyond)
     for pair in pairs:
         for found in _static(parameters, pair.candidate.module):
             leaf = _first_float(candidate, pair.candidate, _PARTS[found.of])
             if leaf is None:
                 continue
-            sides = [candidate.array(leaf)]
+            sides = [(candidate, leaf)]
             if found.of == OUTPUT:
                 other = _first_float(reference, pair.reference, _PARTS[found.of])
                 if other is None or other.shape != leaf.shape:
                     continue
-                sides.append(reference.array(other))
-            tallies.add(pair.candidate.module, found, leaf, sides)
+                sides.append((reference, other))
+            tallies.add(pair.candidate.module, found, sides)
     return tallies.findings()
 
 
@@ -73,18 +79,23 @@ class _Tally:
 class _Tallies:
     """Counts values beyond ranges; contents that several modules hold are looked at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: _Look = lambda _, count: count()) -> None:
+        """`look` counts, or knows what counting has found before."""
+        self._look = look
         self._of_module: dict[tuple[str, str], _Tally] = {}
-        self._counted: dict[tuple[object, ...], tuple[int, int]] = {}
+        self._counted: dict[Hashable, tuple[int, int]] = {}
 
-    def add(self, module: str, found: Parameters, leaf: TensorLeaf, sides: Sequence[Array]) -> None:
-        """Count the values of `sides[0]`, whose digest `leaf` has, in one call of a module.
+    def add(self, module: str, found: Parameters, sides: Sequence[_Side]) -> None:
+        """Count the values of `sides[0]` in one call of a module.
 
         With a second side the first has been clipped, and the second says from what.
         """
-        key = (leaf.digest, leaf.dtype, found.range, found.scale, found.minimum is None, len(sides))
-        if len(sides) > 1 or key not in self._counted:
-            self._counted[key] = _count(sides, found)
+        contents = tuple((leaf.digest, leaf.dtype) for _, leaf in sides)
+        key = contents, found.range, found.scale, found.minimum is None
+        if key not in self._counted:
+            self._counted[key] = self._look(
+                key, lambda: _count([archive.array(leaf) for archive, leaf in sides], found)
+            )
         beyond, total = self._counted[key]
         tally = self._of_module.setdefault((module, found.of), _Tally(found))
         tally.beyond += beyond

@@ -1,0 +1,287 @@
+"""Pairs of contents, each looked at once, whatever the places where they stand."""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
+
+from qvtrace.archive import Archive
+from qvtrace.comparison.outcomes import (
+    Outcome,
+    equal_values,
+    measured,
+    shapes_differ,
+    unlike,
+)
+from qvtrace.comparison.routing import Vectors, vector_digests
+from qvtrace.comparison.surroundings import Output
+from qvtrace.metrics import differences as metrics
+from qvtrace.metrics.details import Details, compare_in_detail, details_all
+from qvtrace.metrics.differences import Difference
+from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
+from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
+from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
+from qvtrace.metrics.scaling import find_scaling, scaling_like
+from qvtrace.metrics.sharing import Sides, is_summand
+from qvtrace.metrics.subtraction import difference_json, no_difference_json
+from qvtrace.trees import Node, TensorLeaf, ValueLeaf
+
+# Below, in dB, elements of equal shapes may be in other places.
+_UNLIKE = 3.0
+_TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
+
+Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
+Found = TypeVar("Found")
+
+_Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
+
+
+class ContentPairs:
+    """All that a comparison reads of the elements of two archives."""
+
+    def __init__(self, reference: Archive, candidate: Archive) -> None:
+        self.reference = reference
+        self.candidate = candidate
+        self._wanted: dict[Contents, _Leaves] = {}
+        self._outcomes: dict[Contents, Outcome] = {}
+        self._shown: dict[Contents, _Leaves] = {}  # in detail
+        self._details: dict[Contents, Details] = {}
+        self._identical_outcomes: dict[str, Outcome] = {}
+
+    def want(self, reference: Node | None, candidate: Node | None) -> None:
+        """Compare two leaves with all others, if they are tensors that differ."""
+        if (
+            isinstance(reference, TensorLeaf)
+            and isinstance(candidate, TensorLeaf)
+            and has_to_be_read(reference, candidate)
+        ):
+            self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
+
+    def show(self, reference: Node | None, candidate: Node | None) -> None:
+        """Have details of two leaves, if they are tensors."""
+        if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+            self._shown.setdefault(contents_of(reference, candidate), (reference, candidate))
+
+    def compare(self) -> None:
+        """Look at everything that is wanted and was not looked at yet.
+
+        Raises `DamagedArchiveError` for contents that are missing.
+        """
+        wanted = [item for item in self._wanted.items() if item[0] not in self._outcomes]
+        for start in range(0, len(wanted), _TOGETHER):
+            self._compare(wanted[start : start + _TOGETHER])
+        self._look_apart()
+
+    def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
+        """What was found between two leaves; None where nothing was to be."""
+        return self._outcomes.get(contents_of(reference, candidate))
+
+    def details(self, reference: TensorLeaf, candidate: TensorLeaf) -> Details | None:
+        """The details of two leaves that are shown."""
+        return self._details.get(contents_of(reference, candidate))
+
+    def outcome(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
+        """What is to be said of two tensors."""
+        if same_contents(reference, candidate):
+            outcome = self._identical(reference)
+        else:
+            outcome = self.found(reference, candidate) or shapes_differ(reference, candidate)
+        reasons = [outcome.reason, *unlike(reference, candidate)]
+        return replace(outcome, reason="; ".join(filter(None, reasons)) or None)
+
+    def compared(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
+        """The same for two that may not have been looked at yet."""
+        contents = contents_of(reference, candidate)
+        if has_to_be_read(reference, candidate) and contents not in self._outcomes:
+            self._compare([(contents, (reference, candidate))])
+        return self.outcome(reference, candidate)
+
+    def lend(self, factor: ScaleFactor, reference: TensorLeaf, candidate: TensorLeaf) -> None:
+        """Try a factor that other calls have on two leaves that have a difference."""
+        contents = contents_of(reference, candidate)
+        outcome = self._outcomes[contents]
+        if outcome.difference is not None:
+            both = self._readable(reference, candidate, outcome.layout)
+            scaling = scaling_like(factor, *both, outcome.difference)
+            self._outcomes[contents] = replace(outcome, scaling=scaling)
+
+    def elements(
+        self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
+    ) -> ElementsJson:
+        """The elements of candidate minus reference, at most `limit`; those of another layout in
+        the reference's."""
+        outcome = self.outcome(reference, candidate)
+        if outcome.status == "identical":
+            array = self.reference.array(reference)
+            return no_difference_json(array.dtype, array.shape, limit)
+        return self._once(
+            ("elements", contents_of(reference, candidate), limit),
+            lambda: difference_json(
+                self.reference.array(reference),
+                self._readable(reference, candidate, outcome.layout)[1],
+                limit,
+            ),
+        )
+
+    def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
+        """Two compared tensors as what lies around them is judged by."""
+        dtype, shape = self.reference.form(reference)
+        dtypes = dtype, self.candidate.form(candidate)[0]
+        return Output(
+            (reference, candidate),
+            outcome.status,
+            outcome.metrics,
+            max(format_of(dtype).epsilon for dtype in dtypes),
+            shape,
+            any(dtype.kind == "c" for dtype in dtypes),
+            outcome.layout,
+            outcome.scaling,
+        )
+
+    def is_summand(self, part: Output, whole: Output) -> bool:
+        """Whether the error of the whole has that of the part in it."""
+        key = "summand", contents_of(*part.leaves), contents_of(*whole.leaves)
+        return self._once(key, lambda: is_summand(self._sides(part), self._sides(whole)))
+
+    def vectors(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Vectors, Vectors]:
+        """Two tensors as vectors along their last dimension."""
+        forms = self.reference.form(reference), self.candidate.form(candidate)
+        return (
+            Vectors(*forms[0], lambda: vector_digests(self.reference.array(reference))),
+            Vectors(*forms[1], lambda: self._candidate_vectors(candidate)),
+        )
+
+    def logits(self, wanted: Sequence[tuple[TensorLeaf, TensorLeaf, Ids]]) -> list[TokenLogits]:
+        """How far the distributions of each two leaves are apart, and what they say of targets."""
+        return compare_logits([LogitsPair(*self._arrays(*pair), ids) for *pair, ids in wanted])
+
+    def count_beyond(self, key: Hashable, count: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        """What counting values beyond a range finds; `key` tells contents and range."""
+        return self._once(("beyond", key), count)
+
+    def _once(self, key: Hashable, look: Callable[[], Found]) -> Found:
+        """What a look finds. Here all contents can be looked at again, so that nothing is kept."""
+        return look()
+
+    def _candidate_vectors(self, leaf: TensorLeaf) -> list[str]:
+        key = "vectors", leaf.digest, leaf.dtype, leaf.shape
+        return self._once(key, lambda: vector_digests(self.candidate.array(leaf)))
+
+    def _sides(self, output: Output) -> Sides:
+        return self._readable(*output.leaves, output.layout)
+
+    def _readable(
+        self, reference: TensorLeaf, candidate: TensorLeaf, layout: Layout | None
+    ) -> tuple[Readable, Readable]:
+        return _in_layout(self._arrays(reference, candidate), layout)
+
+    def _arrays(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Array, Array]:
+        return self.reference.array(reference), self.candidate.array(candidate)
+
+    def _compare(self, wanted: Sequence[tuple[Contents, _Leaves]]) -> None:
+        """Set the outcomes of contents that have to be read."""
+        sides: dict[Contents, tuple[Array, Array]] = {}
+        layouts: dict[Contents, Layout] = {}
+        for contents, (reference, candidate) in wanted:
+            arrays = self._arrays(reference, candidate)
+            if arrays[0].shape != arrays[1].shape:
+                layout = _layout(contents, *arrays)
+                if layout is None:
+                    self._outcomes[contents] = shapes_differ(reference, candidate, arrays)
+                    continue
+                layouts[contents] = layout
+            sides[contents] = arrays
+        self._measure(sides, layouts)
+        same_shape = {key: arrays for key, arrays in sides.items() if key not in layouts}
+        transposed = dict(self._transposed(same_shape))
+        self._measure({contents: sides[contents] for contents in transposed}, transposed)
+
+    def _measure(
+        self, sides: dict[Contents, tuple[Array, Array]], layouts: dict[Contents, Layout]
+    ) -> None:
+        readable = [_in_layout(arrays, layouts.get(key)) for key, arrays in sides.items()]
+        differences = self._differences(sides, readable)
+        for contents, both, difference in zip(sides, readable, differences, strict=True):
+            scaling = find_scaling(*both, difference)
+            self._outcomes[contents] = measured(difference, layouts.get(contents), scaling)
+
+    def _differences(
+        self, sides: Iterable[Contents], readable: Sequence[tuple[Readable, Readable]]
+    ) -> list[Difference]:
+        pairs = dict(zip(sides, readable, strict=True))
+        shown = [contents for contents in pairs if contents in self._shown]
+        others = [contents for contents in pairs if contents not in self._shown]
+        found = compare_in_detail([pairs[contents] for contents in shown])
+        self._details.update(zip(shown, (details for _, details in found), strict=True))
+        differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
+        compared = metrics.compare_all(pairs[contents] for contents in others)
+        differences.update(zip(others, compared, strict=True))
+        return [differences[contents] for contents in pairs]
+
+    def _look_apart(self) -> None:
+        """Set the details of contents that are not compared: they are equal, or of other shapes."""
+        apart = {}
+        for contents, (reference, candidate) in self._shown.items():
+            if contents not in self._details:
+                array = self.reference.array(reference)
+                is_one = same_contents(reference, candidate)
+                apart[contents] = array, array if is_one else self.candidate.array(candidate)
+        self._details.update(zip(apart, details_all(list(apart.values())), strict=True))
+
+    def _transposed(
+        self, sides: dict[Contents, tuple[Array, Array]]
+    ) -> Iterator[tuple[Contents, Layout]]:
+        """Pairs of one shape that differ as if their elements were in other places, and are."""
+        for contents, arrays in sides.items():
+            sqnr = self._outcomes[contents].metrics.sqnr
+            if sqnr is not None and sqnr < _UNLIKE and may_be_transposed(arrays[0].shape):
+                layout = find_layout(*arrays)
+                if layout is not None:
+                    yield contents, layout
+
+    def _identical(self, leaf: TensorLeaf) -> Outcome:
+        """The same for every tensor of one dtype."""
+        outcome = self._identical_outcomes.get(leaf.dtype)
+        if outcome is None:
+            outcome = measured(metrics.identical(self.reference.form(leaf)[0], leaf.shape))
+            self._identical_outcomes[leaf.dtype] = outcome
+        return outcome
+
+
+def same_contents(reference: Node | None, candidate: Node | None) -> bool:
+    """Whether two leaves are told equal without a look at any element."""
+    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
+        keys = [(leaf.digest, leaf.dtype, leaf.shape) for leaf in (reference, candidate)]
+        return keys[0] == keys[1]
+    if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
+        return equal_values(reference, candidate)
+    return reference == candidate
+
+
+def contents_of(reference: TensorLeaf, candidate: TensorLeaf) -> Contents:
+    """What two leaves have in common with all that are compared alike."""
+    dtypes = reference.dtype, candidate.dtype
+    return reference.digest, candidate.digest, *dtypes, reference.shape, candidate.shape
+
+
+def has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+    """Whether two tensors can be compared, and digests do not tell how."""
+    may_correspond = _may_correspond(reference.shape, candidate.shape)
+    return may_correspond and not same_contents(reference, candidate)
+
+
+def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
+    size = math.prod(reference)
+    return reference == candidate or (size > 0 and size == math.prod(candidate))
+
+
+def _layout(contents: Contents, reference: Array, candidate: Array) -> Layout | None:
+    """Of two arrays whose shapes differ."""
+    if contents[0] == contents[1] and reference.dtype == candidate.dtype:
+        return reshaped(reference.shape, candidate.shape)
+    return find_layout(reference, candidate)
+
+
+def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
+    return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
