@@ -11,7 +11,7 @@ from tiny_models import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from qvtrace import diff, load, record
+from qvtrace import diff, load, record, replay
 from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 
@@ -253,6 +253,69 @@ def test_quantization_alone_blames_nobody(original, reference, tmp_path):
 def test_rounding_in_bfloat16_blames_nobody(original, reference, tmp_path):
     candidate = recorded(copy.deepcopy(original).bfloat16(), tmp_path / "bf16.st")
     assert diff(reference, candidate).verdict.origins == ()
+
+
+def slightly_noisy(model: nn.Module, name: str, share: float = 0.01) -> None:
+    def add_noise(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(output.shape, generator=generator)
+        return output + share * output.std(-1, keepdim=True) * noise
+
+    model.get_submodule(name).register_forward_hook(add_noise)
+
+
+@pytest.fixture(scope="module")
+def healthy(original, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("healthy") / "int8.st"
+    return recorded(faulty(original, "quantized"), file)
+
+
+@pytest.mark.parametrize("name", ["layers.2.mlp.down_proj", "layers.3.mlp.up_proj"])
+def test_noise_as_small_as_that_of_quantization_is_found_above_a_healthy_run(
+    original, reference, healthy, tmp_path, name
+):
+    model = quantized(copy.deepcopy(original))
+    slightly_noisy(model, f"model.{name}")
+    candidate = recorded(model, tmp_path / "candidate.st")
+
+    verdict = diff(reference, candidate, floor=healthy).verdict
+
+    assert diff(reference, candidate).verdict.origins == ()
+    assert verdict.origins[0].module == f"model.{name}"
+    assert "dB above the floor, what came in 0 dB" in verdict.lines[0]
+    assert verdict.lines[-1].startswith(f"noise level of each place from {healthy}, usually -")
+
+
+def test_what_is_as_noisy_as_the_floor_is_blamed_for_nothing(
+    original, reference, healthy, tmp_path
+):
+    again = recorded(faulty(original, "quantized"), tmp_path / "again.st")
+    verdict = diff(reference, again, floor=healthy).verdict
+    assert verdict.origins == ()
+    assert verdict.lines[0].startswith("no place adds much more than is usual; noise level of each")
+
+
+def test_above_a_floor_in_another_dtype_quantization_is_first_seen_where_it_begins(
+    original, reference, healthy, tmp_path
+):
+    floor = recorded(copy.deepcopy(original).bfloat16(), tmp_path / "bf16.st")
+    origins = diff(reference, healthy, floor=floor).verdict.origins
+    assert origins[0].module.startswith("model.layers.0.self_attn.")
+    assert diff(reference, floor, floor=healthy).verdict.origins == ()
+
+
+def test_a_replay_of_a_healthy_model_is_the_floor_of_other_replays(original, reference, tmp_path):
+    model = quantized(copy.deepcopy(original))
+    replay(model, reference, tmp_path / "healthy.st", variant="quant")
+    name = "model.layers.1.self_attn.v_proj"
+    slightly_noisy(model, name)
+    replay(model, reference, tmp_path / "local.st", variant="quant")
+    candidate = recorded(model, tmp_path / "candidate.st")
+    replays = {"local": tmp_path / "local.st", "floor": tmp_path / "healthy.st"}
+
+    origins = diff(reference, candidate, **replays).verdict.origins
+
+    assert [(origin.module, origin.evidence) for origin in origins] == [(name, "local")]
 
 
 def test_another_order_of_calls_blames_nobody(original, reference, tmp_path):

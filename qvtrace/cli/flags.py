@@ -463,7 +463,7 @@ class RowFlags:
         option(
             ROWS,
             "Archive that differs from the reference by noise alone (a second run, bfloat16): "
-            "rows as multiples of that.",
+            "rows as multiples of that, and places with more named.",
             metavar="ARCHIVE",
         ),
     ] = None

@@ -1,11 +1,10 @@
 """The answer in words: where error comes in first and where then, how much of it these explain, and
 what is usual."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from qvtrace.comparison.noise import decibels
-from qvtrace.comparison.origins import LEAST_EXCESS, Origin, Origins
+from qvtrace.comparison.origins import Origin, Origins
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Place
 from qvtrace.patterns import shown
@@ -24,22 +23,21 @@ def answer(origins: Origins, name: RowNames, final: float | None) -> tuple[str, 
     return tuple(_lines(origins, origins.level, name, final))
 
 
-def _lines(origins: Origins, level: float, name: RowNames, final: float | None) -> Iterator[str]:
+def _lines(origins: Origins, level: str, name: RowNames, final: float | None) -> Iterator[str]:
     told, others = origins.found[:_SHOWN], origins.found[_SHOWN:]
     for number, origin in enumerate(told):
         first = "origin" if origin.evidence == "local" else "first seen"
         place = Place(origin.module, origin.call, origin.path)
         where = f"{shown(origin.module)}{name.call(place)}"
-        noise = _noise(origin, LEAST_EXCESS * level)
+        noise = _noise(origin, origins.clean[number])
         yield f"{'then' if number else first} at {where} ({noise}): {origin.reason}"
     if others:
         places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
         yield f"then at {places}, which JSON lists"
     if told and origins.local:
         yield _explained(told, others, origins.local, final)
-    least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
     none = "" if told else "no place adds much more than is usual; "
-    yield f"{none}usual noise of a place {decibels(level)}, told is what is {least} above"
+    yield f"{none}{level}"
 
 
 def _explained(

@@ -14,7 +14,7 @@ from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
-from qvtrace.comparison.floor_measurement import with_floor
+from qvtrace.comparison.floor_measurement import measure_floor
 from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
@@ -50,10 +50,10 @@ def diff(
     """Compare two archives, or files of them; every error is relative to the reference.
 
     `floor` is an archive that differs from the reference by noise alone (another run, or bfloat16):
-    each row has its difference there as `floor`. `local` is a replay of the candidate's model on
-    the reference's inputs: what its modules give tells their own error from what they inherited.
-    `keywords` are fields of `DiffOptions` and win
-    over `options`. Where digests tell tensors equal, none is read. Raises `UsageError` for unusable
+    each row has its difference there as `floor`, and the verdict names what is above it. `local` is
+    a replay of the candidate's model on the reference's inputs: what its modules give tells their
+    own error from what they inherited. `keywords` are fields of `DiffOptions` and win over
+    `options`. Where digests tell tensors equal, none is read. Raises `UsageError` for unusable
     options, and children of `ArchiveError` for files that cannot.
     """
     options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
@@ -108,7 +108,13 @@ def _compare(
     noises = call_noises(of_calls, reference.manifest.calls, replayed)
     executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
     narrowed = bool(options.include or options.exclude)
-    origins = find_origins(noises, rounding_noise(of_calls), narrowed=narrowed)
+    measured = measure_floor({row.module for row in of_calls}, reference, floor, options.path)
+    origins = find_origins(
+        noises,
+        rounding_noise(of_calls),
+        narrowed=narrowed,
+        floor=None if measured is None else measured.levels,
+    )
     evidence = Evidence(
         executed,
         coverage,
@@ -121,8 +127,8 @@ def _compare(
         findings[1],
         logits,
     )
-    if floor is not None:
-        executed = with_floor(executed, reference, floor, options.path)
+    if measured is not None:
+        executed = measured.on(executed)
     ordered = in_order(executed, options.sort_by)
     rows = ordered if options.top is None else top(ordered, options)
     return Comparison(

@@ -1,35 +1,65 @@
 """The noise floor of a comparison, measured by a third archive."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import align
 from qvtrace.comparison.comparability import inputs_agree
+from qvtrace.comparison.noise import CallNoise, call_noises
+from qvtrace.comparison.origins import Floor
 from qvtrace.comparison.row_building import RowBuilder
-from qvtrace.comparison.rows import Row
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.errors import UsageError
+from qvtrace.metrics.differences import Metrics
 
 _MEASURED = ("ok", "identical")
 
 
-def with_floor(rows: Sequence[Row], reference: Archive, floor: Archive, path: str) -> list[Row]:
-    """The rows, each with the metrics of the same place of `floor` against the reference, where
-    that could be compared and is finite.
+@dataclass(frozen=True)
+class Measured:
+    """What a floor has at the places of the reference."""
+
+    metrics: dict[Place, Metrics]
+    calls: Sequence[CallNoise]
+    file: str
+
+    @property
+    def levels(self) -> Floor:
+        """What an origin is above."""
+        return Floor(self.calls, self.file)
+
+    def on(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows, each with the metrics of the floor at the same place."""
+        return [replace(row, floor=self.metrics.get(row.place)) for row in rows]
+
+
+def measure_floor(
+    modules: set[str], reference: Archive, floor: Archive | None, path: str
+) -> Measured | None:
+    """What `floor` differs from the reference by in these modules, where that could be compared and
+    is finite; None without a floor.
 
     Raises `UsageError` for an archive of other inputs: its differences are no noise.
     """
+    if floor is None:
+        return None
     if not inputs_agree(reference, floor):
         raise UsageError(
             f"--floor {floor.file}: measures no noise: its inputs are others than those of "
             f"{reference.file}; record it --like that"
         )
-    modules = {row.module for row in rows}
     pairs = align(reference.manifest, floor.manifest, ()).pairs
     built = RowBuilder(reference, floor, path, pairs)
     for pair in pairs:
         if pair.reference.module in modules:
             built.add(pair)
     built.compare()
-    found = {row.place: row.metrics for row in built.rows if row.status in _MEASURED}
-    return [replace(row, floor=found.get(row.place)) for row in rows]
+    rows = [*built.rows, *built.aside]
+    # The noise of a replay is each module's own, and a level for that of others.
+    replayed = rows if floor.manifest.recorded_by == "replay" else ()
+    return Measured(
+        {row.place: row.metrics for row in built.rows if row.status in _MEASURED},
+        call_noises(rows, reference.manifest.calls, replayed),
+        str(floor.file),
+    )

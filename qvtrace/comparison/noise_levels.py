@@ -1,0 +1,174 @@
+"""How much noise is usual for each place: by the run's own places of one kind, or by a floor.
+
+Without a floor, the same name but for the numbers in it is one kind; where there are too few of
+these, the same class. A floor is another run that differs by noise alone, which tells of each place
+what is usual there.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+from qvtrace.comparison.noise import CallKey, decibels
+from qvtrace.comparison.noise_steps import Step
+
+LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
+_ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
+_TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
+_LEAST_DECIBELS = 0.2  # above a floor, however well that agrees
+_SPREADS = 3.0  # typical distances from a floor that are nothing special
+_REPEATED = 1e-6  # relative: noise so close to a floor's is that very noise
+_LEAST_AFTER_REPEATED = 10.0**0.01  # then so little on top is news
+
+
+@dataclass(frozen=True)
+class Excess:
+    """What one place gives beyond what came in and is usual there."""
+
+    ratio: float = 0.0  # of powers; 0: not known
+    is_told: bool = False  # whether it is so much that the place is named
+    clean: float = 0.0  # noise up to which inputs agree
+    # What comes first among those that are told: inputs that repeat the noise of a floor to the
+    # last digit leave no doubt, inputs that agree with it hardly any.
+    rank: int = 0
+    above_floor: tuple[float, float] | None = None  # dB of what came in, and of what came out
+
+    @property
+    def importance(self) -> tuple[int, float]:
+        """A key that sorts the most important last."""
+        return self.rank, self.ratio
+
+
+class Levels(Protocol):
+    """What is usual, place by place."""
+
+    @property
+    def usual(self) -> float:
+        """At most places, a ratio of powers."""
+
+    @property
+    def text(self) -> str:
+        """What is taken for usual, and how much above it is told."""
+
+    def excess(self, step: Step) -> Excess:
+        """What a place gives beyond that."""
+
+
+class OwnLevels:
+    """How much noise is usual for each kind of place in the run itself."""
+
+    def __init__(self, steps: Sequence[Step], rounding: float) -> None:
+        self._rounding = rounding
+        self._by_kind: dict[str, list[float]] = defaultdict(list)
+        self._by_class: dict[str, list[float]] = defaultdict(list)
+        for step in steps:
+            if step.noise_in is not None and step.noise_out is not None:
+                self._by_kind[step.kind].append(step.noise_out)
+                self._by_class[step.class_name].append(step.noise_out)
+        local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
+        # For a class of one: most modules are not quantized, and have no noise of their own.
+        self._local = local[len(local) * 3 // 4] if local else 0.0
+        kinds = sorted(map(_usual, self._by_kind.values()))
+        self.usual = max(rounding, kinds[len(kinds) // 2]) if kinds else rounding
+
+    @property
+    def text(self) -> str:
+        """The usual noise in words."""
+        least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
+        return f"usual noise of a place {decibels(self.usual)}, told is what is {least} above"
+
+    def excess(self, step: Step) -> Excess:
+        """Noise out over the noise that came in and is usually added."""
+        ratio = self._ratio(step)
+        return Excess(ratio, ratio >= LEAST_EXCESS, LEAST_EXCESS * self.usual)
+
+    def _ratio(self, step: Step) -> float:
+        if step.noise_in is None or step.noise_out is None:
+            return 0.0
+        alike = self._by_kind[step.kind]
+        if step.is_local:  # nothing was handed on, so that a class tells as much as a kind
+            same_class = self._by_class[step.class_name]
+            level = max(median(alike), median(same_class)) if len(same_class) > 1 else self._local
+            return (step.noise_out + self._rounding) / max(level, self._rounding, _TINY)
+        if len(alike) < _ENOUGH_ALIKE:
+            alike = self._by_class[step.class_name]
+        level = max(self._rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
+        return (step.noise_out + level) / (step.noise_in + level)
+
+
+class FloorLevels:
+    """How much noise a floor has at each place; what it lacks is judged by the run itself."""
+
+    def __init__(
+        self, steps: Sequence[Step], floor: Sequence[Step], rounding: float, *, file: str
+    ) -> None:
+        self._own = OwnLevels(steps, rounding)
+        self._rounding = max(rounding, _TINY)
+        self._file = file
+        self._noises = {
+            _place(step): (step.noise_in, step.noise_out)
+            for step in floor
+            if step.noise_in is not None and step.noise_out is not None
+        }
+        levels = sorted(noise for _, noise in self._noises.values() if noise)
+        self.usual = max(rounding, levels[len(levels) // 2]) if levels else rounding
+        self._least = self._least_excess(steps)
+
+    @property
+    def text(self) -> str:
+        """The usual noise in words."""
+        least = f"{10 * math.log10(self._least):.2g} dB"
+        return (
+            f"noise level of each place from {self._file}, usually {decibels(self.usual)}, told is "
+            f"what is {least} above"
+        )
+
+    def excess(self, step: Step) -> Excess:
+        """How many times the floor's noise comes out, over how many times that came in."""
+        ratios = self._ratios(step)
+        if ratios is None:
+            return self._own.excess(step)
+        came_in, came_out = ratios
+        ratio = came_out / max(came_in, 1.0)
+        clean = self._least * max(self._noises[_place(step)][0], self._rounding)
+        above = 10.0 * math.log10(came_in), 10.0 * math.log10(came_out)
+        if step.noise_in and abs(came_in - 1.0) <= _REPEATED:
+            return Excess(ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
+        agrees = came_in <= self._least
+        return Excess(ratio, ratio >= self._least, clean, int(agrees), above)
+
+    def _ratios(self, step: Step) -> tuple[float, float] | None:
+        """Noise in and noise out over that of the floor; None where either has no number."""
+        level = self._noises.get(_place(step))
+        if level is None or step.noise_in is None or step.noise_out is None:
+            return None
+        return (
+            (step.noise_in + self._rounding) / (level[0] + self._rounding),
+            (step.noise_out + self._rounding) / (level[1] + self._rounding),
+        )
+
+    def _least_excess(self, steps: Sequence[Step]) -> float:
+        """A floor of the same quantization agrees to a fraction of a decibel where nothing is
+        wrong; one in another dtype is a level, no more."""
+        ratios = [ratios for step in steps if (ratios := self._ratios(step)) is not None]
+        # What follows from other inputs; a place of the same inputs may be the fault itself.
+        distances = [
+            abs(10.0 * math.log10(came_out))
+            for came_in, came_out in ratios
+            if abs(came_in - 1.0) > _REPEATED
+        ]
+        spread = _SPREADS * median(distances) if distances else 0.0
+        least: float = 10.0 ** (max(spread, _LEAST_DECIBELS) / 10.0)
+        return min(LEAST_EXCESS, least)
+
+
+def _place(step: Step) -> tuple[CallKey, str, bool]:
+    return step.call.key, step.after, step.is_local
+
+
+def _usual(noises: Sequence[float]) -> float:
+    """The lower quartile: behind a fault, most places hand on and amplify what they received."""
+    return sorted(noises)[(len(noises) - 1) // 4]

@@ -1,0 +1,107 @@
+"""The places where noise can come in: calls without calls of their own, and gaps between calls."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from qvtrace.comparison.noise import CallKey, CallNoise, added
+from qvtrace.comparison.rows import Row
+from qvtrace.patterns import shown
+
+_REPLAYED = " replayed"  # are of a kind of their own
+
+
+@dataclass(frozen=True)
+class Step:
+    """One place where noise can come in: a call without calls of its own, or a gap in one."""
+
+    call: CallNoise  # that errs
+    before: str  # what gave the noise that comes in, in words
+    after: str  # where it shows, in words; empty for the call's own output
+    noise_in: float | None
+    noise_out: float | None
+    new_nan: bool  # NaN that was not there before
+    is_local: bool  # seen in a replay, into which no noise came
+    kind: str
+    class_name: str
+
+    @property
+    def added(self) -> float | None:
+        """Noise beyond what came in; None where that is not known."""
+        if self.noise_in is None or self.noise_out is None:
+            return None
+        return added(self.noise_in, self.noise_out)
+
+
+def steps_of(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[Step]:
+    """Those of all calls, in order of execution; `narrowed`: calls were left out on purpose."""
+    children: dict[CallKey | None, list[CallNoise]] = defaultdict(list)
+    for call in calls:
+        children[call.parent].append(call)
+    for call in calls:
+        known = children.get(call.key, ())
+        if known and not (narrowed and len(known) < call.held):
+            yield from _gaps(call, known)
+        else:
+            yield _own_step(call)
+
+
+def _own_step(call: CallNoise) -> Step:
+    is_local = call.local is not None
+    return Step(
+        call,
+        "its inputs",
+        "",
+        0.0 if is_local else call.noise_in,
+        call.local if is_local else call.noise_out,
+        _has_new_nan(call.outputs) and not _has_new_nan(call.inputs),
+        is_local,
+        f"{_kind(call.module)}{_REPLAYED * is_local}",
+        f"{_class_name(call)}{_REPLAYED * is_local}",
+    )
+
+
+def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[Step]:
+    """Between what a parent received, the calls in it, and what it gave."""
+    bound = parent.noise_in
+    has_nan = _has_new_nan(parent.inputs)
+    before = ["the inputs"]
+    last = parent.module
+    for child in children:
+        after = f"the input of {_inner(parent, child)}"
+        nan = _has_new_nan(child.inputs) and not has_nan
+        kind = f"{_kind(last)} > {_kind(child.module)}"
+        noises = bound, child.noise_in
+        yield Step(parent, _joined(before), after, *noises, nan, False, kind, kind)
+        # Noise that has been told of is no news further on.
+        for noise in (child.noise_in, child.noise_out):
+            bound = None if bound is None or noise is None else max(bound, noise)
+        has_nan = has_nan or _has_new_nan(child.inputs) or _has_new_nan(child.outputs)
+        before.append(_inner(parent, child))
+        last = child.module
+    nan = _has_new_nan(parent.outputs) and not has_nan
+    kind = f"{_kind(last)} > output of {_kind(parent.module)}"
+    noises = bound, parent.noise_out
+    yield Step(parent, _joined(before), "the output", *noises, nan, False, kind, kind)
+
+
+def _has_new_nan(rows: Iterable[Row]) -> bool:
+    return any(row.nonfinite is not None and row.nonfinite.new_nan for row in rows)
+
+
+def _kind(module: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def _class_name(call: CallNoise) -> str:
+    return (call.outputs or call.inputs)[0].type[0]
+
+
+def _inner(parent: CallNoise, child: CallNoise) -> str:
+    """The child's name within the parent."""
+    return shown(child.module.removeprefix(f"{parent.module}."))
+
+
+def _joined(names: Sequence[str]) -> str:
+    shown_names = names if len(names) <= 4 else (names[0], "...", *names[-2:])
+    return ", ".join(shown_names)
