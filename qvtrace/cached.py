@@ -48,7 +48,7 @@ def _whole(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[Any, Any
             f"{archive.file}: holds no tensor of a Cache at {call.module}#{call.index} {path}; "
             "record it with --caches (caches=True)"
         )
-    parts = [archive.array(piece.leaf)]
+    parts = [_array(archive, piece.leaf, path)]
     leaf, step = piece.leaf, call.step
     while leaf.added is not None and leaf.added.after:
         earlier = _at_the_end_before(archive, call.sample, step, piece.held, leaf)
@@ -58,9 +58,19 @@ def _whole(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[Any, Any
                 f"in no step before {step}; record all of them"
             )
         step, leaf = earlier
-        parts.append(archive.array(leaf))
+        parts.append(_array(archive, leaf, path))
     axis = 0 if piece.leaf.added is None else piece.leaf.added.axis
     return np.concatenate(parts[::-1], axis=axis) if parts[1:] else parts[0]
+
+
+def _array(archive: Archive, leaf: TensorLeaf, path: str) -> "np.ndarray[Any, Any]":
+    portion = archive.portion(leaf)
+    if portion is not None:
+        raise UsageError(
+            f"{archive.file}: {path} was not stored whole ({portion.portion}); record it without "
+            "--sample-tokens and --stats-only"
+        )
+    return archive.array(leaf)
 
 
 def _at_the_end_before(

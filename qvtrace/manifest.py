@@ -6,6 +6,7 @@ quickly.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, cast, get_args
 
 from qvtrace import trees
 from qvtrace.json_fields import Fields, texts_of
@@ -16,6 +17,8 @@ FORMAT_VERSION = 1
 
 DID_NOT_RETURN = "did not return"  # the error of a call that was left, or still runs
 PROMPTS = "prompts"  # in what a file `contains`
+
+Portion = Literal["sampled", "statistics only", "private"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,21 @@ class TensorEntry:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class PortionEntry:
+    """What the file holds of a content that it does not hold whole, as a tensor of one shape.
+
+    Its places name it by the digest of all of it, whatever is stored.
+    """
+
+    digest: str  # of the whole content
+    shape: tuple[int, ...]  # of the whole tensor
+    portion: Portion
+    vectors: int = 0  # stored, along the last dimension; 0: no element is
+    stored: str | None = None  # the digest of those
+    statistics: Json | None = None  # of the whole tensor
+
+
 @dataclass(frozen=True)
 class Skipped:
     """What was registered and not recorded, and why."""
@@ -191,12 +209,13 @@ class Manifest:
     skipped: Skipped
     steps: tuple[StepEntry, ...] = ()  # of a generation, in order
     weights: tuple[WeightEntry, ...] | None = None  # None: they were not recorded
+    portions: tuple[PortionEntry, ...] = ()  # of what is not stored whole
     format: int = FORMAT_VERSION
 
 
 def head_to_json(manifest: Manifest) -> Json:
     """The manifest but for what may be long: modules, calls, tensors, weights and root calls are
-    empty."""
+    empty, and portions are not there."""
     json = asdict(
         replace(
             manifest,
@@ -204,9 +223,11 @@ def head_to_json(manifest: Manifest) -> Json:
             modules=(),
             calls=(),
             tensors=(),
+            portions=(),
             weights=None if manifest.weights is None else (),
         )
     )
+    del json["portions"]
     if json["weights"] is None:
         del json["weights"]
     for section in ("model", "variant"):
@@ -228,6 +249,16 @@ def module_to_json(entry: ModuleEntry) -> Json:
 def weight_to_json(entry: WeightEntry) -> Json:
     """One weight as it stands in the manifest."""
     return _renamed(asdict(entry), _JSON_NAMES)
+
+
+def portion_to_json(entry: PortionEntry) -> Json:
+    """One portion as it stands in the manifest."""
+    json: Json = {"digest": entry.digest, "shape": list(entry.shape), "portion": entry.portion}
+    if entry.stored is not None:
+        json |= {"vectors": entry.vectors, "stored": entry.stored}
+    if entry.statistics is not None:
+        json["statistics"] = entry.statistics
+    return json
 
 
 def root_call_to_json(call: RootCall) -> Json:
@@ -267,6 +298,7 @@ def manifest_from_json(json: object) -> Manifest:
         skipped=_skipped_from_json(fields.section("skipped")),
         steps=tuple(map(_step_from_json, fields.optional_list("steps"))),
         weights=_weights_from_json(fields),
+        portions=tuple(map(_portion_from_json, fields.optional_list("portions"))),
         format=fields.count("format"),
     )
 
@@ -391,11 +423,24 @@ def _parent_from_json(json: object) -> tuple[str, int] | None:
 
 def _tensor_from_json(json: object) -> TensorEntry:
     fields = Fields(json, "tensor")
-    shape = fields.list("shape")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError("the shape of a tensor is not a list of sizes")
-    return TensorEntry(
-        fields.text("key"), fields.text("dtype"), tuple(shape), fields.text("digest")
+    shape = fields.counts("shape")
+    return TensorEntry(fields.text("key"), fields.text("dtype"), shape, fields.text("digest"))
+
+
+def _portion_from_json(json: object) -> PortionEntry:
+    fields = Fields(json, "portion")
+    portion, stored = fields.text("portion"), fields.optional_text("stored")
+    if portion not in get_args(Portion):
+        raise ValueError(f"a portion that is {portion!r}")
+    if (stored is None) != (portion != "sampled"):
+        raise ValueError(f"a portion that is {portion} and stores {stored}")
+    return PortionEntry(
+        fields.text("digest"),
+        fields.counts("shape"),
+        cast(Portion, portion),
+        0 if stored is None else fields.count("vectors"),
+        stored,
+        fields.optional_object("statistics"),
     )
 
 

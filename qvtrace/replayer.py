@@ -36,9 +36,10 @@ from qvtrace.models.request import map_tensors
 from qvtrace.patterns import require_matches, select, shown
 from qvtrace.recording.compilation import eager_stance
 from qvtrace.recording.identity import Questions, describe_environment, describe_model, version
+from qvtrace.recording.keeping import Keeper, Share
 from qvtrace.recording.module_tree import walk_modules
 from qvtrace.recording.options import Progress
-from qvtrace.recording.snapshots import Snapshots, host_bytes
+from qvtrace.recording.snapshots import Snapshots
 from qvtrace.redaction import error_line
 from qvtrace.trees import Json
 
@@ -54,6 +55,7 @@ class ReplayOptions:
     exclude: tuple[str, ...] = ()
     depth: int | None = None  # blocks with so many components in their names, not leaves
     overwrite: bool = False
+    share: Share = field(default_factory=Share)
     model: ModelInfo | None = None
     variant: VariantInfo = field(default_factory=VariantInfo)
     environment: Json = field(default_factory=dict)
@@ -83,12 +85,15 @@ def replay(
     exclude: Sequence[str] = (),
     depth: int | None = None,
     overwrite: bool = False,
+    sample_tokens: int | None = None,
+    stats_only: bool = False,
 ) -> ReplayReport:
     """Run modules of `model` on the inputs and kwargs that `archive` holds for them.
 
     Modules without calls of others in them, unless `include` names others or `depth` says how many
     components the names of blocks have. What cannot be replayed is counted with its reason. One
-    call is in memory at a time.
+    call is in memory at a time. `sample_tokens` and `stats_only` are those of `record`: of the
+    archive that is written. A module of whose inputs `archive` has only a part is not replayed.
 
     Raises `UsageError` for a pattern that fits no module, `ExistingFileError` when there is such a
     file and `overwrite` is not set, and children of `ArchiveError` for files that cannot be used.
@@ -98,6 +103,7 @@ def replay(
         exclude=tuple(exclude),
         depth=depth,
         overwrite=overwrite,
+        share=Share(sample_tokens, stats_only),
         variant=VariantInfo(name=variant),
     )
     if isinstance(archive, Archive):
@@ -132,7 +138,8 @@ class Replay:
         self._writer = ArchiveWriter(
             self._path, self._beginning(chosen, modules), overwrite=self._options.overwrite
         )
-        self._snapshots = Snapshots(self._store, caches=True)
+        self._keeper = Keeper(self._writer, self._options.share)
+        self._snapshots = Snapshots(self._keeper.keep, caches=True)
         try:
             self._copy_root_calls()
             with torch.no_grad(), eager_stance():
@@ -215,9 +222,6 @@ class Replay:
                     )
             self._writer.add_root_call(call)
 
-    def _store(self, tensor: torch.Tensor, described: Tensor) -> str:
-        return self._writer.add_tensor(host_bytes(tensor.cpu()), described)
-
     def _show_progress(self, total: int) -> None:
         if self._options.progress is not None:
             done = len(self._calls)
@@ -246,6 +250,7 @@ class Replay:
                 "inputs": True,
                 "kwargs": True,
                 "caches": True,
+                **options.share.to_json(),
                 "replayed": {"file": self._archive.file.name, "created": manifest.created},
             },
             modules=self._entries(chosen, modules),

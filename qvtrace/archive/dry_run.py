@@ -17,8 +17,10 @@ from qvtrace.digests import Hasher, digest_bytes
 from qvtrace.manifest import (
     Manifest,
     ModuleEntry,
+    PortionEntry,
     RootCall,
     WeightEntry,
+    portion_to_json,
     root_call_to_json,
     weight_to_json,
 )
@@ -57,6 +59,11 @@ class DryWriter:
             hasher.update(piece)
         return self._note(str(hasher.hexdigest()), tensor)
 
+    def add_portion(self, portion: PortionEntry) -> None:
+        """Count what is stored of a content."""
+        with self._lock:
+            self._count(portion_to_json(portion))
+
     def add_root_call(self, call: RootCall) -> None:
         """Count the inputs of an outermost call."""
         with self._lock:
@@ -81,11 +88,16 @@ class DryWriter:
 
     def close(self, manifest: Manifest) -> Ending:
         """Compute `size`; there is no file."""
-        header = header_bound(metadata_of(manifest), self._header_bytes)
-        start = start_of_data(self._reserved, header)
-        fixed = sum(map(len, manifest_text(manifest, Items())))
-        self.size = start + self.distinct_bytes + self._manifest_bytes + fixed
+        self._metadata = metadata_of(manifest)
+        self._fixed = sum(map(len, manifest_text(manifest, Items())))
+        self.size = self.size_with(0, 0, 0)
         return Ending(None, manifest.error)
+
+    def size_with(self, header: int, manifest: int, data: int) -> int:
+        """The size of the file with so many more bytes of each; once it is closed."""
+        bound = header_bound(self._metadata, self._header_bytes + header)
+        start = start_of_data(self._reserved, bound)
+        return start + self.distinct_bytes + data + self._manifest_bytes + manifest + self._fixed
 
     def discard(self) -> None:
         """There is nothing to take away."""

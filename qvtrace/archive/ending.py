@@ -163,10 +163,27 @@ def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[
             replace(m, quantization=_replaced(m.quantization, lost)) for m in manifest.modules
         )
         manifest = replace(manifest, modules=tuple(modules))
+    portions = _portions(journal, lost)
+    if lost:  # what is lost of a portion is lost at the places that name the whole
+        lost |= {whole for whole, stored, _ in _portions(journal, frozenset()) if stored in lost}
     items = Items(
-        _lines(journal, "R", lost), _lines(journal, "W", lost), _calls(journal, lost), tensors
+        _lines(journal, "R", lost),
+        _lines(journal, "W", lost),
+        _calls(journal, lost),
+        (text for _, _, text in portions),
+        tensors,
     )
     return manifest_text(manifest, items)
+
+
+def _portions(journal: Path, lost: frozenset[str]) -> Iterator[tuple[str, str | None, str]]:
+    """The digest of each content that is not stored whole, that of what is, and its JSON."""
+    for tag, payload in read_journal(journal):
+        if tag == "S":
+            described = json.loads(payload)
+            stored = described.get("stored")
+            if stored not in lost:
+                yield described["digest"], stored, payload
 
 
 class _Output:
@@ -198,6 +215,7 @@ class Items:
     root_calls: Iterable[str] = ()
     weights: Iterable[str] = ()
     calls: Iterable[str] = ()
+    portions: Iterable[str] = ()
     tensors: Iterable[str] = ()
 
 
@@ -219,6 +237,10 @@ def manifest_text(manifest: Manifest, items: Items) -> Iterator[str]:
         yield from _joined(items.weights)
     yield '],\n"calls":['
     yield from _joined(items.calls)
+    portions = _joined(items.portions)
+    for first in portions:  # a file without any says nothing of them
+        yield '],\n"portions":[' + first
+        yield from portions
     yield '],\n"tensors":['
     yield from _joined(items.tensors)
     yield "]}\n"

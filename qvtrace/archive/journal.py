@@ -9,6 +9,7 @@ memory, and a killed recording can be finished from it.
     R json            the inputs of a root call
     W json            a weight, whose values are stored
     T json TAB entry  a stored tensor: as in the manifest, and as in the safetensors header
+    S json            what is stored of a content that is not stored whole
     E number TAB json a call begins: its inputs
     L number TAB json the same call ends: its output
     D json            contents are being moved to make room for the header

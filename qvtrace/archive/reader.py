@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeGuard
@@ -46,12 +46,15 @@ from qvtrace.manifest import (
     CallEntry,
     GivenInputs,
     Manifest,
+    PortionEntry,
     RootCall,
     manifest_from_json,
 )
+from qvtrace.sampling import FEWEST, SEED, Places, count_vectors, sampled_places
 from qvtrace.trees import Node, TensorLeaf
 
 MAX_DIMENSIONS = 64
+_MOST_VECTORS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Archive:
         self._header = header
         self.manifest = self._read_manifest()
         self._extent_of_digest = self._index()
+        self._portions = {(entry.digest, entry.shape): entry for entry in self.manifest.portions}
 
     @classmethod
     def open(cls, file: str | os.PathLike[str]) -> "Archive":
@@ -98,9 +102,11 @@ class Archive:
     def array(self, leaf: TensorLeaf) -> np.ndarray[Any, Any]:
         """The elements of a leaf, read-only and maybe unaligned, in its dtype and shape.
 
-        What the file holds in another form comes back as `array_of` says.
+        What the file holds in another form comes back as `array_of` says; of a tensor that was
+        sampled, the vectors at its `places`, in two dimensions.
         Raises `DamagedArchiveError` when the file has no such contents.
         """
+        leaf = self._as_stored(leaf)
         extent = self._extent(leaf)
         try:
             return array_of(leaf, self._mapped, self._header.data_start + extent.begin)
@@ -108,9 +114,35 @@ class Archive:
             self._damaged(f"{leaf.dtype} {list(leaf.shape)} cannot be read ({error})")
 
     def form(self, leaf: TensorLeaf) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """The dtype and shape of what `array` gives; raises as that does."""
-        array = self.array(leaf)
-        return array.dtype, array.shape
+        """The dtype and shape of what `array` gives, or would give where no elements are stored;
+        raises as that does."""
+        if self.has_elements(leaf):
+            array = self.array(leaf)
+            return array.dtype, array.shape
+        try:
+            nothing = array_of(replace(leaf, shape=(0,), stored_shape=(0,)), memoryview(b""))
+        except KeyError:
+            self._damaged(f"{leaf.dtype} is stored as the unknown dtype {leaf.file_dtype!r}")
+        return nothing.dtype, leaf.shape
+
+    def portion(self, leaf: TensorLeaf) -> PortionEntry | None:
+        """What the file holds of a leaf; None where that is all of it."""
+        if not self._portions or leaf.digest in self._extent_of_digest:
+            return None
+        return self._portions.get((leaf.digest, leaf.shape))
+
+    def has_elements(self, leaf: TensorLeaf) -> bool:
+        """Whether `array` gives elements of a leaf: all, or those that were sampled."""
+        portion = self.portion(leaf)
+        return portion is None or portion.stored is not None
+
+    def places(self, leaf: TensorLeaf) -> Places | None:
+        """Which of a leaf's vectors along the last dimension are stored; None: all of them."""
+        portion = self.portion(leaf)
+        if portion is None or portion.stored is None:
+            return None
+        self._extent(self._as_stored(leaf))  # before a number of the file's becomes memory
+        return sampled_places(count_vectors(leaf.shape), portion.vectors, self._seed())
 
     def stored(self, digest: str) -> memoryview:
         """The bytes of a content as they lie in the file; raises `DamagedArchiveError` when it has
@@ -177,6 +209,27 @@ class Archive:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _as_stored(self, leaf: TensorLeaf) -> TensorLeaf:
+        """A leaf of which the file holds a sample, as that sample."""
+        portion = self.portion(leaf)
+        if portion is None or portion.stored is None:
+            return leaf
+        rows, depth = portion.vectors, len(leaf.shape) - 1
+        all_rows = count_vectors(leaf.shape)
+        if depth < 1 or not leaf.shape[-1] or not FEWEST <= rows < all_rows < _MOST_VECTORS:
+            self._damaged(f"{rows} vectors of {list(leaf.shape)} cannot be stored")
+        return replace(
+            leaf,
+            shape=(rows, leaf.shape[-1]),
+            digest=portion.stored,
+            stored_shape=None if leaf.stored_shape is None else (rows, *leaf.stored_shape[depth:]),
+        )
+
+    def _seed(self) -> int:
+        sampling = self.manifest.settings.get("sampling")
+        seed = sampling.get("seed") if isinstance(sampling, dict) else None
+        return seed if type(seed) is int and seed >= 0 else SEED
 
     def _extent(self, leaf: TensorLeaf) -> Extent:
         extent = self._extent_of_digest.get(leaf.digest)

@@ -30,10 +30,12 @@ from qvtrace.errors import ArchiveError, ExistingFileError
 from qvtrace.manifest import (
     Manifest,
     ModuleEntry,
+    PortionEntry,
     RootCall,
     WeightEntry,
     head_to_json,
     module_to_json,
+    portion_to_json,
     root_call_to_json,
     weight_to_json,
 )
@@ -51,6 +53,12 @@ class Tensor:
     key: str
     dtype: str
     shape: tuple[int, ...]
+    whole_shape: tuple[int, ...] | None = None  # of what is stored in another form, such as complex
+
+    @property
+    def place_shape(self) -> tuple[int, ...]:
+        """The shape at the place, whatever the form in which it is stored."""
+        return self.shape if self.whole_shape is None else self.whole_shape
 
     def to_json(self, digest: str) -> Json:
         """The tensor as it stands in the manifest."""
@@ -144,6 +152,10 @@ class ArchiveWriter:
                 self._rewind()
                 raise
         return digest
+
+    def add_portion(self, portion: PortionEntry) -> None:
+        """Note what is stored of a content, before any place names it."""
+        self._append_line("S", encode_json(portion_to_json(portion)))
 
     def add_root_call(self, call: RootCall) -> None:
         """Note the inputs of an outermost call."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qvtrace.judging.configuration import Configuration
     from qvtrace.judging.gates import Gate
     from qvtrace.models import ModelRequest
+    from qvtrace.recording.keeping import Share
 
 MODEL = "Model"
 SAMPLE = "Sample"
@@ -315,6 +316,32 @@ class ModulePatterns:
 
 
 @dataclass(frozen=True)
+class ShareFlags:
+    """How much is stored of the tensors of a call."""
+
+    sample_tokens: Annotated[
+        int | None,
+        option(
+            STORED,
+            "Of each tensor at most N vectors along its last dimension, at the same places in "
+            "every archive; the first and the last always.",
+            metavar="N",
+            min=2,
+        ),
+    ] = None
+    stats_only: Annotated[
+        bool, flag(STORED, "Statistics and digests instead of elements.", "--stats-only")
+    ] = False
+
+    def share(self, like: "Share | None" = None) -> "Share":
+        """What is asked for, else what the archive has that is followed."""
+        from qvtrace.recording.keeping import Share
+
+        asked = Share(self.sample_tokens, self.stats_only)
+        return like if like is not None and asked.is_whole else asked
+
+
+@dataclass(frozen=True)
 class StorageFlags:
     """What of a call is stored."""
 
@@ -338,6 +365,21 @@ class StorageFlags:
     weights: Annotated[
         bool, flag(STORED, "Also the dequantized weights, once each.", "--weights")
     ] = False
+    max_bytes: Annotated[
+        str | None,
+        option(
+            STORED,
+            "Budget for the archive, such as 200MB: a first forward counts, then tokens are "
+            "sampled until every module fits.",
+            metavar="SIZE",
+        ),
+    ] = None
+
+    def budget(self) -> int | None:
+        """Bytes; raises `UsageError` for what is no size."""
+        from qvtrace.recording.budget import parse_size
+
+        return None if self.max_bytes is None else parse_size(self.max_bytes)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from qvtrace.cli.flags import (
     Force,
     ModelFlags,
     ModulePatterns,
+    ShareFlags,
     StorageFlags,
     Traceback,
     Variant,
@@ -32,6 +33,7 @@ def record(
     model: ModelFlags,
     patterns: ModulePatterns,
     storage: StorageFlags,
+    share: ShareFlags,
     watch: WatchFlags,
     elements: ElementFlags,
     dry_run: Annotated[
@@ -63,6 +65,7 @@ def record(
         variant,
         patterns,
         storage,
+        share,
         file,
         overwrite=force,
         dry_run=dry_run,

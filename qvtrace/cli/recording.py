@@ -10,6 +10,7 @@ from qvtrace.cli.flags import (
     ElementFlags,
     ModelFlags,
     ModulePatterns,
+    ShareFlags,
     StorageFlags,
     Variant,
     WatchFlags,
@@ -42,6 +43,7 @@ class Job:
     variant: Variant
     patterns: ModulePatterns
     storage: StorageFlags
+    share: ShareFlags
     file: Path
     overwrite: bool = False
     dry_run: bool = False
@@ -64,6 +66,7 @@ def run_job(job: Job) -> "Outcome":
     if not job.file.name or job.file.is_dir():
         raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
     check_watching(job.watch, job.elements)
+    job.share.share()  # what is wrong is said before a model is loaded
     if job.dry_run:
         outcome = _record(job)
         width = error_width() if job.messages_only else output_width()
@@ -125,6 +128,7 @@ def _opened(like: str | None) -> AbstractContextManager["Archive | None"]:
 def _options(
     job: Job, prepared: "PreparedModel", like: "Archive | None", progress: ShowProgress
 ) -> "RecordOptions":
+    from qvtrace.recording.keeping import Share
     from qvtrace.recording.options import RecordOptions
 
     settings = {} if like is None else like.manifest.settings
@@ -136,6 +140,9 @@ def _options(
         kwargs=not job.storage.no_kwargs and settings.get("kwargs") is not False,
         caches=job.storage.caches or settings.get("caches") is True,
         weights=job.storage.weights or settings.get("weights") is True,
+        share=job.share.share(Share.from_settings(settings)),
+        max_bytes=job.storage.budget(),
+        rehearse=prepared.run,
         dry_run=job.dry_run,
         recorded_by=job.recorded_by,
         model=prepared.info,

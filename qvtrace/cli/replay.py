@@ -15,6 +15,7 @@ from qvtrace.cli.flags import (
     Force,
     ModelFlags,
     ModulePatterns,
+    ShareFlags,
     Traceback,
     Variant,
     option,
@@ -39,6 +40,7 @@ def replay(
     variant: Annotated[Variant, option(MODEL, "Which variant runs.")] = Variant.QUANT,
     model: ModelFlags,
     patterns: ModulePatterns,
+    share: ShareFlags,
     depth: Annotated[
         int | None,
         option(
@@ -71,7 +73,7 @@ def replay(
             raise UsageError(f"--{name}: the inputs are those of {archive}; leave it out")
     if not file.name or file.is_dir():
         raise UsageError(f"--output {file}: is a folder; name a file in it, such as local.st")
-    report = _replay(archive, variant, model, patterns, depth, file, overwrite=force)
+    report = _replay(archive, variant, model, patterns, share, depth, file, overwrite=force)
     from qvtrace.reports.recording import replay_lines
 
     print_lines(replay_lines(report, error_width()), sys.stderr)
@@ -93,6 +95,7 @@ def _replay(
     variant: Variant,
     model: ModelFlags,
     patterns: ModulePatterns,
+    share: ShareFlags,
     depth: int | None,
     file: Path,
     *,
@@ -117,6 +120,7 @@ def _replay(
             exclude=tuple(patterns.exclude),
             depth=depth,
             overwrite=overwrite,
+            share=share.share(),
             model=prepared.info,
             variant=prepared.variant,
             environment=prepared.environment,

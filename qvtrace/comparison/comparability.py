@@ -132,6 +132,8 @@ def _number_formats(reference: Archive, candidate: Archive, leaves: LeafPair) ->
         return ""
     if one.dtype == other.dtype or one.shape != other.shape:
         return ""
+    if not (reference.has_elements(one) and candidate.has_elements(other)):
+        return f" ({one.dtype} against {other.dtype})"
     arrays = reference.array(one), candidate.array(other)
     if arrays[0].dtype.kind != "c" and arrays[1].dtype.kind != "c":
         for array, rounded in (arrays, arrays[::-1]):
@@ -273,6 +275,8 @@ def _fed(archive: Archive) -> list[Arguments]:
 def _differ_by_rounding(reference: Archive, candidate: Archive, leaves: LeafPair) -> bool:
     one, other = leaves.reference, leaves.candidate
     if not isinstance(one, TensorLeaf) or not isinstance(other, TensorLeaf):
+        return False
+    if not (reference.has_elements(one) and candidate.has_elements(other)):
         return False
     arrays = reference.array(one), candidate.array(other)
     if any(format_of(array.dtype).kind != "float" for array in arrays):

@@ -56,6 +56,7 @@ class Comparison:
     # Of candidate minus reference, by the place of the row; for the modules of `options.values`.
     elements: Mapping[Place, ElementsJson] = field(default_factory=dict, repr=False)
     local: Side | None = None  # the replay that was given
+    portions: tuple[str, ...] = ()  # what was compared by a sample, or not at all, in words
     logits: Logits | None = None  # of a language model, from end to end
 
     def worst(self, metric: str, n: int) -> list[Row]:

@@ -13,6 +13,7 @@ from qvtrace.comparison.outcomes import (
     shapes_differ,
     unlike,
 )
+from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.surroundings import Output
 from qvtrace.metrics import differences as metrics
@@ -43,6 +44,7 @@ class ContentPairs:
     def __init__(self, reference: Archive, candidate: Archive) -> None:
         self.reference = reference
         self.candidate = candidate
+        self.portions = Portions(reference, candidate)
         self._wanted: dict[Contents, _Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
         self._shown: dict[Contents, _Leaves] = {}  # in detail
@@ -54,7 +56,7 @@ class ContentPairs:
         if (
             isinstance(reference, TensorLeaf)
             and isinstance(candidate, TensorLeaf)
-            and has_to_be_read(reference, candidate)
+            and self._has_to_be_read(reference, candidate)
         ):
             self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
 
@@ -86,14 +88,15 @@ class ContentPairs:
         if same_contents(reference, candidate):
             outcome = self._identical(reference)
         else:
-            outcome = self.found(reference, candidate) or shapes_differ(reference, candidate)
+            outcome = self.found(reference, candidate) or self._not_read(reference, candidate)
+            outcome = self.portions.with_hidden(outcome, reference, candidate)
         reasons = [outcome.reason, *unlike(reference, candidate)]
         return replace(outcome, reason="; ".join(filter(None, reasons)) or None)
 
     def compared(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
         """The same for two that may not have been looked at yet."""
         contents = contents_of(reference, candidate)
-        if has_to_be_read(reference, candidate) and contents not in self._outcomes:
+        if self._has_to_be_read(reference, candidate) and contents not in self._outcomes:
             self._compare([(contents, (reference, candidate))])
         return self.outcome(reference, candidate)
 
@@ -118,7 +121,7 @@ class ContentPairs:
         return self._once(
             ("elements", contents_of(reference, candidate), limit),
             lambda: difference_json(
-                self.reference.array(reference),
+                self._arrays(reference, candidate)[0],
                 self._readable(reference, candidate, outcome.layout)[1],
                 limit,
             ),
@@ -127,6 +130,9 @@ class ContentPairs:
     def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
         """Two compared tensors as what lies around them is judged by."""
         dtype, shape = self.reference.form(reference)
+        sample = self.portions.sample(reference, candidate)
+        if sample is not None:
+            shape = sample.sides[0].shape
         dtypes = dtype, self.candidate.form(candidate)[0]
         return Output(
             (reference, candidate),
@@ -176,7 +182,21 @@ class ContentPairs:
     ) -> tuple[Readable, Readable]:
         return _in_layout(self._arrays(reference, candidate), layout)
 
+    def _not_read(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
+        if reference.shape == candidate.shape:
+            return self.portions.without_elements(reference, candidate)
+        return shapes_differ(reference, candidate)
+
+    def _has_to_be_read(self, reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+        """Whether two tensors can be compared, and digests do not tell how."""
+        can_be_read = self.portions.can_be_read(reference, candidate)
+        return can_be_read and has_to_be_read(reference, candidate)
+
     def _arrays(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Array, Array]:
+        """All of both tensors, or the vectors that both sides hold of them."""
+        sample = self.portions.sample(reference, candidate)
+        if sample is not None:
+            return sample.sides
         return self.reference.array(reference), self.candidate.array(candidate)
 
     def _compare(self, wanted: Sequence[tuple[Contents, _Leaves]]) -> None:
@@ -193,7 +213,11 @@ class ContentPairs:
                 layouts[contents] = layout
             sides[contents] = arrays
         self._measure(sides, layouts)
-        same_shape = {key: arrays for key, arrays in sides.items() if key not in layouts}
+        same_shape = {
+            contents: sides[contents]
+            for contents, leaves in wanted
+            if contents in sides.keys() - layouts.keys() and not self.portions.are_partial(*leaves)
+        }
         transposed = dict(self._transposed(same_shape))
         self._measure({contents: sides[contents] for contents in transposed}, transposed)
 
@@ -223,7 +247,8 @@ class ContentPairs:
         """Set the details of contents that are not compared: they are equal, or of other shapes."""
         apart = {}
         for contents, (reference, candidate) in self._shown.items():
-            if contents not in self._details:
+            have_elements = self.portions.have_elements(reference, candidate)
+            if contents not in self._details and have_elements:
                 array = self.reference.array(reference)
                 is_one = same_contents(reference, candidate)
                 apart[contents] = array, array if is_one else self.candidate.array(candidate)

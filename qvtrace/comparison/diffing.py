@@ -20,6 +20,7 @@ from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, wi
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origins import find_origins
+from qvtrace.comparison.portions import portion_texts
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Row
 from qvtrace.comparison.tokens import compare_tokens
@@ -142,6 +143,7 @@ def _compare(
         options=options,
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
+        portions=portion_texts(executed),
         quantization={
             pair.reference.module: (
                 tuple(parameters[0].of(pair.reference.module)),

@@ -191,7 +191,7 @@ def _worst(rows: Sequence[Row]) -> float | None:
     """None where a place that should have a number has none."""
     worst = 0.0
     for row in rows:
-        if row.status in _NO_NUMBER:
+        if row.status in _NO_NUMBER and not row.has_no_elements:
             continue
         value = noise(row) if row.status in COMPARED else None
         if value is None:

@@ -17,7 +17,7 @@ from qvtrace.comparison.rows import (
     TYPES_DIFFER,
     Status,
 )
-from qvtrace.metrics.differences import METRICS, Difference, Metrics, Peak
+from qvtrace.metrics.differences import METRICS, Difference, Metrics, Nonfinite, Peak
 from qvtrace.metrics.elements import Array
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.scaling import Scaling
@@ -39,6 +39,7 @@ class Outcome:
     difference: Difference | None = None
     layout: Layout | None = None
     scaling: Scaling | None = None
+    nonfinite: Nonfinite | None = None  # where that is known from more than the difference
 
 
 def measured(

@@ -264,6 +264,7 @@ def _row(fields: Fields) -> Row:
         zero_tokens=fields.count("zero_tokens"),
         peak=_peak(fields),
         nonfinite=_nonfinite(fields),
+        sampled=_sampled(fields),
         floor=_metrics(fields.section("floor")) if fields.json.get("floor") is not None else None,
     )
 
@@ -335,6 +336,15 @@ def _peak(fields: Fields) -> Peak | None:
         _element(peak, "reference"),
         _element(peak, "candidate"),
     )
+
+
+def _sampled(fields: Fields) -> tuple[int, int] | None:
+    if fields.json.get("sampled") is None:
+        return None
+    counts = fields.counts("sampled")
+    if len(counts) != 2:
+        raise ValueError("'sampled' is not a count of how many")
+    return counts[0], counts[1]
 
 
 def _element(peak: Fields, side: str) -> float | int | bool:

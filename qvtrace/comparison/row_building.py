@@ -23,6 +23,7 @@ from qvtrace.comparison.outcomes import (
     structure_differs,
     values,
 )
+from qvtrace.comparison.portions import Sample
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
 from qvtrace.comparison.rows import COMPARED, PARTS, FailedCall, Place, Row
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
@@ -31,6 +32,7 @@ from qvtrace.manifest import CallEntry
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.layouts import reshaped
 from qvtrace.trees import (
     Container,
     Node,
@@ -143,6 +145,7 @@ class RowBuilder:
                 and row.status in COMPARED
                 and isinstance(reference, TensorLeaf)
                 and isinstance(candidate, TensorLeaf)
+                and self.contents.portions.have_elements(reference, candidate)
             ):
                 yield row.place, self.contents.elements(reference, candidate, limit)
 
@@ -199,7 +202,8 @@ class RowBuilder:
         candidate = _arguments(self._candidate, pair.candidate)
         for leaves in pair_arguments(reference, candidate):
             tensors = _tensors(leaves)
-            if tensors is not None:
+            # Every token is needed to tell where it stands.
+            if tensors is not None and not self.contents.portions.are_partial(*tensors):
                 yield self.contents.vectors(*tensors)
 
     def _compared_outputs(self, pair: Pair) -> list[Output]:
@@ -210,7 +214,8 @@ class RowBuilder:
             if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
                 continue
             outcome = self.contents.compared(reference, candidate)
-            if outcome.status in COMPARED:
+            can_be_read = self.contents.portions.can_be_read(reference, candidate)
+            if outcome.status in COMPARED and can_be_read:
                 outputs.append(self.contents.output(reference, candidate, outcome))
         return outputs
 
@@ -254,6 +259,11 @@ class RowBuilder:
         difference, scaling = outcome.difference, outcome.scaling
         call = pair.reference
         judgement = self._judgement(pair, leaves, outcome)
+        sample = self._sample(leaves, outcome)
+        peak, worst_token = outcome.peak, difference.worst_token if difference else None
+        if sample is not None:
+            peak = None if peak is None else sample.peak(peak)
+            worst_token = None if worst_token is None else sample.index(worst_token)
         return Row(
             module=call.module,
             call=call.index,
@@ -272,18 +282,26 @@ class RowBuilder:
             reason=_joined(outcome.reason, leaves.note, judgement.text if judgement else None),
             metrics=outcome.metrics,
             undefined=outcome.undefined,
-            peak=outcome.peak,
-            layout=None if outcome.layout is None else str(outcome.layout),
+            peak=peak,
+            layout=_layout_text(leaves, outcome, sample),
             scale_factor=None if scaling is None else scaling.factor,
             residual_peir=None if scaling is None else scaling.residual.metrics.peir,
             residual_sqnr=None if scaling is None else scaling.residual.metrics.sqnr,
-            worst_token=difference.worst_token if difference else None,
+            worst_token=worst_token,
             zero_tokens=difference.zero_tokens if difference else 0,
-            nonfinite=difference.nonfinite if difference else None,
+            nonfinite=outcome.nonfinite or (difference.nonfinite if difference else None),
             same_as=same_as,
             judgement=judgement,
+            sampled=None if sample is None else sample.counts,
             details=self._details_of(leaves),
         )
+
+    def _sample(self, leaves: LeafPair, outcome: Outcome) -> Sample | None:
+        """What of two tensors was compared; None where that is all of them, or nothing."""
+        tensors = _tensors(leaves)
+        if tensors is None or outcome.difference is None or same_contents(*tensors):
+            return None
+        return self.contents.portions.sample(*tensors)
 
     def _details_of(self, leaves: LeafPair) -> Details | None:
         tensors = _tensors(leaves)
@@ -322,6 +340,15 @@ class RowBuilder:
             case Container(kind="cache"), Container(kind="cache"):
                 return caches(reference, candidate)
         return structure_differs(reference, candidate)
+
+
+def _layout_text(leaves: LeafPair, outcome: Outcome, sample: Sample | None) -> str | None:
+    """Vectors of a sample are one after the other on both sides, whatever the shapes."""
+    tensors = _tensors(leaves)
+    if sample is not None and tensors is not None:
+        shapes = _shapes(*tensors)
+        return None if shapes[0] == shapes[1] else str(reshaped(*shapes))
+    return None if outcome.layout is None else str(outcome.layout)
 
 
 def _shapes(

@@ -31,9 +31,12 @@ PARTS = {
     "weights": (),  # of modules, not of calls
     "all": ("inputs", "kwargs", "output"),
 }
-# Why every metric of a row is undefined. The first two do not apply, the others are findings.
+# Why every metric of a row is undefined. The first two do not apply, the others are findings, or
+# say that a side has no elements.
 PLAIN_VALUE = "plain value"
 NOT_STORED = "not stored"
+STATISTICS_ONLY = "statistics only"
+PRIVATE = "private"
 TYPES_DIFFER = "types differ"
 SHAPES_DIFFER = "shapes differ"
 STRUCTURE_DIFFERS = "structure differs"
@@ -109,12 +112,18 @@ class Row:
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
+    sampled: tuple[int, int] | None = None  # vectors that were compared, and that there are
     details: Details | None = field(default=None, repr=False, compare=False)  # where asked for
 
     @property
     def failed_alike(self) -> bool:
         """Whether it stands for a call that raised, or did not return, on both sides alike."""
         return self.status == "opaque" and (self.reason or "").endswith(ON_BOTH_SIDES)
+
+    @property
+    def has_no_elements(self) -> bool:
+        """Whether two tensors differ of which a side stored no elements."""
+        return self.undefined.get("max_abs_error") in (STATISTICS_ONLY, PRIVATE)
 
     @property
     def peaks_at_mask(self) -> bool:

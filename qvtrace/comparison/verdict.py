@@ -96,6 +96,7 @@ def _findings(evidence: Evidence, first: Sequence[str]) -> list[str]:
         *_mismatches(evidence.rows, name),
         *_routing(evidence.rows, name),
         *_not_comparable(evidence.rows, name),
+        *_without_elements(evidence.rows, name),
         *_failed(evidence.coverage.failed, name),
         *_layouts(evidence.rows),
         *_made_up_for(evidence.rows),
@@ -274,6 +275,14 @@ def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     if found:
         pairs = _counted(len(found), "pair")
         yield f"{pairs} not comparable, first {name(found[0])} ({found[0].reason})"
+
+
+def _without_elements(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+    """Differences of which nobody knows how large they are."""
+    found = [row for row in rows if row.status == "opaque" and row.has_no_elements]
+    if found:
+        differ = f"{_counted(len(found), 'pair')} differ, by how much is not known"
+        yield f"{differ}, first {name(found[0])} ({found[0].undefined['max_abs_error']})"
 
 
 def _failed(calls: Sequence[FailedCall], name: RowNames) -> Iterator[str]:

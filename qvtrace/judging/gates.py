@@ -267,7 +267,7 @@ def _judged(gate: Gate, names: set[str], scope: Scope) -> GateResult:
     if gate.subject == "structure":
         return gate_result(gate.text, gate.subject, list(map(_structure_finding, rows)))
     if gate.subject == "nonfinite":
-        compared = (row for row in rows if row.status in COMPARED)
+        compared = (row for row in rows if row.status in COMPARED or row.has_no_elements)
         return gate_result(gate.text, gate.subject, list(map(_nonfinite_finding, compared)))
     found = (_metric_finding(gate, row) for row in rows)
     covered = [finding for finding in found if finding is not None]
@@ -305,6 +305,9 @@ def _metric_finding(gate: Gate, row: Row) -> Finding | None:
 
 
 def _nonfinite_finding(row: Row) -> Finding:
+    if row.status == "opaque" and row.nonfinite is None:
+        reason = f"{row.reason}; whether NaN are new cannot be told"
+        return Finding(row.place, row.status, ok=False, reason=reason)
     if row.status != "nonfinite":
         return Finding(row.place, row.status, ok=True)
     return Finding(row.place, row.status, ok=False, reason=not_finite(row))
@@ -314,5 +317,5 @@ _OTHER_STRUCTURE: frozenset[Status] = frozenset({"structure", "shape", "opaque"}
 
 
 def _structure_finding(row: Row) -> Finding:
-    ok = row.status not in _OTHER_STRUCTURE or is_unjudged(row)
+    ok = row.status not in _OTHER_STRUCTURE or is_unjudged(row) or row.has_no_elements
     return Finding(row.place, row.status, ok, reason=None if ok else row.reason or row.status)

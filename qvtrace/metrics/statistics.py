@@ -45,6 +45,20 @@ class Statistics:
         }
         return core | {name: count for name, count in counts.items() if count}
 
+    @classmethod
+    def from_json(cls, json: dict[str, Any], count: int) -> "Statistics":
+        """What `to_json` wrote of an array of `count` elements; raises `ValueError` for anything
+        else."""
+        numbers = [json.get(name) for name in ("min", "max", "mean", "stddev")]
+        names = ("nan", "positive_inf", "negative_inf", "zeros")
+        counts: list[int] = [json.get(name, 0) for name in names]
+        if not all(value is None or type(value) in (int, float) for value in numbers):
+            raise ValueError("statistics that are no numbers")
+        if not all(type(found) is int and 0 <= found <= count for found in counts):
+            raise ValueError("statistics that count what is not there")
+        low, high, center, spread = numbers
+        return cls(count, low, high, center, spread, *counts)
+
 
 def statistics(array: Readable) -> Statistics:
     """The statistics of an array of any dtype of numbers; `TypeError` for others."""

@@ -71,6 +71,9 @@ def _tensor(leaf: TensorLeaf, archive: Archive, path: str) -> torch.Tensor:
     dtype = getattr(torch, leaf.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise NotRebuiltError(f"a tensor of it has the dtype {leaf.dtype}, unknown to this torch")
+    portion = archive.portion(leaf)
+    if portion is not None:
+        raise NotRebuiltError(f"{path} was not stored whole ({portion.portion})")
     data = bytearray(archive.contents(leaf))
     try:
         if not data:

@@ -37,7 +37,7 @@ def saturated(archive: Archive, parameters: ModuleParameters) -> list[Finding]:
     for call in archive.manifest.calls:
         for found in _static(parameters, call.module):
             leaf = _first_float(archive, call, _PARTS[found.of])
-            if leaf is not None:
+            if leaf is not None and archive.has_elements(leaf):
                 tallies.add(call.module, found, [(archive, leaf)])
     return tallies.findings()
 
@@ -55,12 +55,14 @@ def saturated_pairs(
     for pair in pairs:
         for found in _static(parameters, pair.candidate.module):
             leaf = _first_float(candidate, pair.candidate, _PARTS[found.of])
-            if leaf is None:
+            if leaf is None or not candidate.has_elements(leaf):
                 continue
             sides = [(candidate, leaf)]
             if found.of == OUTPUT:
                 other = _first_float(reference, pair.reference, _PARTS[found.of])
                 if other is None or other.shape != leaf.shape:
+                    continue
+                if _stored(reference, other) != _stored(candidate, leaf):
                     continue
                 sides.append((reference, other))
             tallies.add(pair.candidate.module, found, sides)
@@ -127,6 +129,12 @@ def _first_float(archive: Archive, call: CallEntry, part: str) -> TensorLeaf | N
     node = archive.tree(call, part)
     leaves = () if node is None else tensor_leaves(node, part)
     return next((leaf for _, leaf in leaves if leaf.dtype in _FLOATS), None)
+
+
+def _stored(archive: Archive, leaf: TensorLeaf) -> tuple[str, int] | None:
+    """What the archive holds of a tensor: None for all of it; samples of one size are alike."""
+    portion = archive.portion(leaf)
+    return None if portion is None else (portion.portion, portion.vectors)
 
 
 def _count(sides: Sequence[Array], found: Parameters) -> tuple[int, int]:

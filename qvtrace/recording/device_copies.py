@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from qvtrace.archive import Tensor
+from qvtrace.digests import Hasher
 from qvtrace.recording.snapshots import flat_bytes
 
 RING_BUFFERS = 4
@@ -37,6 +38,7 @@ class DeviceCopies:
     def __init__(self, store: PieceStore) -> None:
         self._store = store
         self._digests: dict[tuple[int, ...], str] = {}
+        self._told: dict[tuple[int, ...], str] = {}  # of what was not stored
         self._ring: list[torch.Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
@@ -50,6 +52,17 @@ class DeviceCopies:
         if known not in self._digests:
             self._digests[known] = self._store.add_pieces(self._pieces(flat), described)
         return self._digests[known]
+
+    def digest(self, tensor: torch.Tensor) -> str:
+        """The digest that `store` would return; nothing is stored."""
+        flat = flat_bytes(tensor)
+        known = fingerprint(flat)
+        if known not in self._digests and known not in self._told:
+            hasher = Hasher()
+            for piece in self._pieces(flat):
+                hasher.update(piece)
+            self._told[known] = str(hasher.hexdigest())
+        return self._digests.get(known) or self._told[known]
 
     def _pieces(self, flat: torch.Tensor) -> Iterator[memoryview]:
         """The bytes in pieces; each is valid until the next one but `RING_BUFFERS - 2` is asked

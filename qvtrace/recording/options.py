@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvtrace.manifest import ModelInfo, StepEntry, VariantInfo
 from qvtrace.observers import Observer
+from qvtrace.recording.keeping import Share
 from qvtrace.trees import Json
+
+if TYPE_CHECKING:
+    from qvtrace.recording.recorder import Recording
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,11 @@ class RecordOptions:
     kwargs: bool = True
     caches: bool = False
     weights: bool = False
+    share: Share = field(default_factory=Share)
+    max_bytes: int | None = None  # of the file
+    # Runs the model as it will be run, for a recording that counts.
+    rehearse: "Callable[[Recording], object] | None" = None
+    counts_only: bool = False  # this is that recording
     dry_run: bool = False
     recorded_by: str = "library"
     model: ModelInfo | None = None

@@ -45,9 +45,9 @@ from qvtrace.manifest import (
 from qvtrace.observers import ObservedCall, Observer, Watch
 from qvtrace.patterns import require_matches, select, shown
 from qvtrace.qparams.recording import ParameterRecorder
+from qvtrace.recording.budget import Fixed, parse_size, tokens_within
 from qvtrace.recording.call_stacks import CallStacks, Handled, OpenCall, calling_frame
 from qvtrace.recording.compilation import eager_stance
-from qvtrace.recording.device_copies import DeviceCopies
 from qvtrace.recording.identity import (
     Questions,
     describe_environment,
@@ -56,11 +56,12 @@ from qvtrace.recording.identity import (
     process_place,
     version,
 )
+from qvtrace.recording.keeping import Keeper, Share
 from qvtrace.recording.module_tree import NamedModule, walk_modules
 from qvtrace.recording.options import Progress, RecordingReport, RecordOptions
 from qvtrace.recording.placement import module_placement, parallel_plan
 from qvtrace.recording.skips import HookedModule, skip_reasons, skip_warnings
-from qvtrace.recording.snapshots import Snapshots, host_bytes
+from qvtrace.recording.snapshots import Snapshots
 from qvtrace.recording.steps import Ids, step_entry
 from qvtrace.recording.weight_recording import WeightRecorder
 from qvtrace.redaction import error_line
@@ -82,6 +83,10 @@ def record(
     kwargs: bool = True,
     caches: bool = False,
     weights: bool = False,
+    sample_tokens: int | None = None,
+    stats_only: bool = False,
+    max_bytes: int | str | None = None,
+    rehearse: Callable[[], object] | None = None,
     observers: Sequence[Observer] = (),
 ) -> "Recording":
     """Record every call of every module of `model` within a `with` block.
@@ -90,6 +95,12 @@ def record(
     `path.partial` and goes on its way. `include` and `exclude` are patterns on module names;
     `inputs` and `kwargs` can be left out to store less; `caches` also stores the tensors of Cache
     objects, `weights` the dequantized weights. `observers` are told of each call as it happens.
+
+    `sample_tokens` stores at most so many vectors along the last dimension of each tensor, at the
+    same places in every archive; `stats_only` no elements of calls at all, but statistics. What the
+    model itself is given is stored whole in both. `max_bytes` (`"200MB"`) is a budget for the file:
+    `rehearse` runs the model once, as the block will, to count what there is, and of each tensor as
+    many vectors are stored as there is room for.
 
     `path` is taken from the folder that is the working one when the block is entered.
 
@@ -106,6 +117,9 @@ def record(
         kwargs=kwargs,
         caches=caches,
         weights=weights,
+        share=Share(sample_tokens, stats_only),
+        max_bytes=None if max_bytes is None else parse_size(max_bytes, "max_bytes"),
+        rehearse=None if rehearse is None else lambda _: rehearse(),
         observers=_observers(observers),
         variant=VariantInfo(name=variant),
     )
@@ -119,6 +133,7 @@ class _Thread(threading.local):
         self.overhead = 0.0  # seconds that hooks took
         self.entered = 0.0  # when the latest hook began
         self.kind = "output"  # of the places that are being stored
+        self.is_of_model = False  # they are what the model itself is given
         self.contents: dict[str, torch.Tensor] = {}  # just stored, by digest, for observers
 
 
@@ -176,8 +191,10 @@ class Recording(AbstractContextManager["Recording"]):
         """
         if not self._active:
             return
+        self._thread.is_of_model = True
         inputs = trees.to_json(self._take(tuple(args), "(given)/", "inputs"))
         named = trees.to_json(self._take(dict(kwargs), "(given)/", "kwargs"))
+        self._thread.is_of_model = False
         self._thread.contents.clear()
         self._given = GivenInputs(inputs, named, digest_json([inputs, named]))
         self._tells_text(inputs, named)
@@ -216,12 +233,16 @@ class Recording(AbstractContextManager["Recording"]):
         names = [name for module in modules for name in (module.name, *module.aliases)]
         require_matches(names, self._options.include, "--include")
         require_matches(names, self._options.exclude, "--exclude")
+        if self._options.max_bytes is not None and not self._options.counts_only:
+            self._rehearse(self._options.max_bytes)
         self._watch.begin(names)
         self._started = time.perf_counter()
         self._manifest = self._beginning(modules)
         self._writer = self._open_writer()
         self._snapshots = Snapshots(self._store, caches=self._options.caches, moment=self._moment)
-        self._device_copies = DeviceCopies(self._writer)
+        self._keeper = Keeper(
+            self._writer, self._options.share, counts_only=self._options.counts_only
+        )
         self._qparams = ParameterRecorder(self._snapshots)
         self._weights = WeightRecorder(self._snapshots, self._writer.add_weight)
         with ExitStack() as stack:
@@ -233,6 +254,26 @@ class Recording(AbstractContextManager["Recording"]):
             self._active = self._describe(modules, chosen)
             stack.pop_all()
         return self
+
+    def _rehearse(self, budget: int) -> None:
+        """Run the model once to count, and settle how many vectors of each tensor there is room
+        for."""
+        options, rehearse = self._options, self._options.rehearse
+        if rehearse is None:
+            raise UsageError(
+                "max_bytes: a first forward has to count; give rehearse=, a function that runs the "
+                "model once as the block will"
+            )
+        unwatched = replace(options, dry_run=True, counts_only=True, progress=None, observers=())
+        with Recording(self._model, None, unwatched) as rehearsal:
+            rehearse(rehearsal)
+        writer = rehearsal._writer
+        assert isinstance(writer, DryWriter)
+        fixed = Fixed(rehearsal._counted.calls, writer.size_with)
+        tokens = tokens_within(budget, rehearsal._keeper.listed, fixed)
+        asked = options.share.tokens
+        if tokens is not None and (asked is None or tokens < asked):
+            self._options = replace(options, share=replace(options.share, tokens=tokens))
 
     def __exit__(
         self,
@@ -265,6 +306,8 @@ class Recording(AbstractContextManager["Recording"]):
         complete = ending.error is None
         manifest = replace(manifest, complete=complete, error=ending.error)
         self.report = self._report(manifest, ending.file)
+        if error is None and complete:
+            self._check_budget(ending.file)
         if error is None and not complete:
             raise RecordingError(
                 f"{self._path}: the recording ended early: {ending.error}; "
@@ -272,6 +315,14 @@ class Recording(AbstractContextManager["Recording"]):
             ) from self._failure
         if error is None:
             self._tell_of_observers(ending.file)
+
+    def _check_budget(self, file: Path | None) -> None:
+        budget = self._options.max_bytes
+        if budget is not None and file is not None and self._writer.size > budget:
+            raise RecordingError(
+                f"{file}: has {self._writer.size} bytes, not {budget}: the model did more than in "
+                "the forward that counted; record with --sample-tokens"
+            )
 
     def _tell_of_observers(self, file: Path | None) -> None:
         for observer, failure in self._watch.failures:
@@ -312,6 +363,7 @@ class Recording(AbstractContextManager["Recording"]):
                 "kwargs": options.kwargs,
                 "caches": options.caches,
                 "weights": options.weights,
+                **options.share.to_json(),
                 **options.settings,
             },
             modules=tuple(_entry(module) for module in modules),
@@ -470,10 +522,13 @@ class Recording(AbstractContextManager["Recording"]):
         """The trees of inputs and kwargs, where they are asked for or compare two runs."""
         inputs = is_root or (hooked.recorded and self._options.inputs)
         named = is_root or (hooked.recorded and self._options.kwargs)
-        return (
+        self._thread.is_of_model = is_root
+        taken = (
             self._take(args, place, "inputs") if inputs else None,
             self._take(kwargs, place, "kwargs") if named else None,
         )
+        self._thread.is_of_model = False
+        return taken
 
     def _begin_call(
         self, call: OpenCall, taken: tuple[Node | None, Node | None], args: tuple[Any, ...]
@@ -574,11 +629,12 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _store(self, tensor: torch.Tensor, described: Any) -> str:
         self._counted.add(self._thread.kind, tensor.numel() * tensor.element_size())
-        if tensor.device.type == "cuda":
-            digest = self._device_copies.store(tensor, described)
+        is_of_call = self._thread.kind in _PARTS_OF_CALLS
+        if is_of_call and not self._thread.is_of_model:
+            digest = self._keeper.keep(tensor, described)
         else:
-            digest = self._writer.add_tensor(host_bytes(tensor.cpu()), described)
-        if self._watch and self._thread.kind in _PARTS_OF_CALLS:
+            digest = self._keeper.keep_whole(tensor, described)
+        if self._watch and is_of_call:
             self._thread.contents[digest] = tensor
         return digest
 
@@ -736,7 +792,10 @@ def _still_running(calls: list[OpenCall]) -> Iterator[str]:
 
 def _contents(options: RecordOptions) -> tuple[str, ...]:
     """What the file gives away."""
-    contents = ["inputs", "elements"]
+    share = options.share
+    contents = ["inputs", "statistics" if share.statistics_only else "elements"]
+    if share.tokens is not None:
+        contents.append("statistics")
     if options.source.get("prompt") is not None:
         contents.append(PROMPTS)
     if options.model is not None and options.model.name is not None:

@@ -214,7 +214,8 @@ class Snapshots:
         dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
         stored = _storable(tensor)
         stored_dtype, stored_shape = _stored_form(stored)
-        digest = self._stored(stored, Tensor(key, stored_dtype, stored_shape))
+        whole_shape = None if shape == stored_shape else shape
+        digest = self._stored(stored, Tensor(key, stored_dtype, stored_shape, whole_shape))
         return TensorLeaf(
             dtype,
             shape,

@@ -21,8 +21,8 @@ class Contents(Protocol):
     def statistics(self, leaf: TensorLeaf) -> Statistics:
         """The statistics of a tensor."""
 
-    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson:
-        """The elements of a tensor, at most `limit` of them."""
+    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson | None:
+        """The elements of a tensor, at most `limit` of them; None where none is stored."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class CallWriter:
             report["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
         report["statistics"] = self.contents.statistics(leaf).to_json()
         if with_elements or math.prod(leaf.shape) <= 1:
-            report |= self.contents.elements(leaf, self.limit).to_json()
+            elements = self.contents.elements(leaf, self.limit)
+            report |= {} if elements is None else elements.to_json()
         return report
 
 

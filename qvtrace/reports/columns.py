@@ -162,7 +162,7 @@ def message(row: Row) -> Styled | None:
         case "mismatch":
             return styled(_mismatch(row), "bold red")
         case "opaque":
-            said = "" if row.failed_alike else "not stored: "
+            said = "" if row.failed_alike or row.has_no_elements else "not stored: "
             return styled(f"{said}{_reason(row, row.type)}", "yellow")
         case "shape":
             return styled(f"shapes differ: {_reason(row, row.shape)}", "yellow")

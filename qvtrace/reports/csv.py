@@ -23,6 +23,7 @@ _FURTHER = (
     "residual_sqnr",
     "worst_token",
     "zero_tokens",
+    "sampled",
 )
 
 

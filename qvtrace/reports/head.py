@@ -41,6 +41,8 @@ def head_lines(comparison: Comparison, width: int | None, *, everything: bool) -
         yield from labelled(label, [styled(file.ljust(longest) + " "), *pieces], width)
     yield from _comparable_lines(comparison, width)
     yield from labelled("coverage", words(coverage_text(comparison.coverage)), width)
+    for text in comparison.portions:
+        yield from labelled("stored", words(printable(text)), width)
     yield from _floor_lines(comparison, width)
     yield from _matched_lines(comparison, width)
     limit = None if everything else _MODULES_LISTED

@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the
 # reason, and details are for people.
-_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups", "details"})
+_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups", "details", "sampled"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
 _DIGITS = 7  # significant ones of a factor: float32 has no more
@@ -42,11 +42,12 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     Every row has every metric, unless some were asked for; `complete` then says that it was cut.
     Where they apply, it has further keys: `tokens` of two generations (how many agree, and the
     first that differs), `logits` of a language model (its keys are those of `Logits`, and whether
-    they are `too_few`), `filters` for what narrowed the rows, `changes` since a baseline, `floor`
-    and `times_floor` (of the PEIR) in every row where a floor was measured, `difference` in every
-    row where elements were asked for (None for modules of which they were not) with the
-    `quantization` parameters of both sides, and for sides that are `incomplete` or come with
-    `warnings` or `findings`.
+    they are `too_few`), `filters` for what narrowed the rows, `changes` since a baseline,
+    `portions` (what was compared by a sample, or not at all) and `sampled` in rows of samples (how
+    many vectors of how many), `floor` and `times_floor` (of the PEIR) in every row where a floor
+    was measured, `difference` in every row where elements were asked for (None for modules of
+    which they were not) with the `quantization` parameters of both sides, and for sides that are
+    `incomplete` or come with `warnings` or `findings`.
     """
     tokens = comparison.tokens
     report = {
@@ -69,6 +70,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         report["floor"] = _side(comparison.floor)
     if comparison.local is not None:
         report["local"] = _side(comparison.local)
+    if comparison.portions:
+        report["portions"] = comparison.portions
     if comparison.changes is not None:
         report["changes"] = asdict(comparison.changes)
     return report
@@ -191,6 +194,8 @@ def _row(row: Row, comparison: Comparison) -> Json:
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
     report["scale_factor"] = _scale_factor(row.scale_factor)
     report["metrics"] = _metrics(row.metrics, metrics)
+    if row.sampled is not None:
+        report["sampled"] = row.sampled
     if row.groups is not None:
         report["groups"] = asdict(row.groups)
     report["peak"] = None if row.peak is None else asdict(row.peak)

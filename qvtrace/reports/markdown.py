@@ -155,6 +155,8 @@ def _head(comparison: Comparison) -> Iterator[str]:
     answer, reasons = comparable_text(comparison)
     yield f"comparable **{answer}**: {prose(reasons)}"
     yield prose(coverage_text(comparison.coverage))
+    for text in comparison.portions:
+        yield prose(printable(text))
     floor = floor_text(comparison)
     if floor is not None:
         yield prose(f"floor {floor}")

@@ -1,15 +1,17 @@
 """What is looked at in one archive: calls of chosen modules, their statistics and elements."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.portions import stored_statistics
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.manifest import CallEntry, ModuleEntry, WeightEntry
 from qvtrace.metrics.elements import ElementsJson, elements_json
-from qvtrace.metrics.statistics import Statistics, statistics
+from qvtrace.metrics.statistics import Statistics
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.saturation import saturated
@@ -89,14 +91,19 @@ class Trace:
         return any(name in self.selection.modules for name in names)
 
     def statistics(self, leaf: TensorLeaf) -> Statistics:
-        """The statistics of a tensor."""
+        """The statistics of a whole tensor; without any number where nothing is known of it."""
         key = (leaf.digest, leaf.dtype)
         if key not in self._statistics:
-            self._statistics[key] = statistics(self.archive.array(leaf))
+            known = stored_statistics(self.archive, leaf)
+            nothing = Statistics(math.prod(leaf.shape), None, None, None, None)
+            self._statistics[key] = nothing if known is None else known
         return self._statistics[key]
 
-    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson:
-        """The elements of a tensor, at most `limit` of them."""
+    def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson | None:
+        """The elements of a tensor, or of the vectors of it that were sampled, at most `limit` of
+        them; None where none is stored."""
+        if not self.archive.has_elements(leaf):
+            return None
         return elements_json(self.archive.array(leaf), limit)
 
 

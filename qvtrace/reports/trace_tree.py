@@ -12,7 +12,13 @@ from qvtrace.reports.qparams import finding_lines, parameters_text
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.reports.trace import PARTS, Trace
 from qvtrace.reports.trace_head import head_lines
-from qvtrace.reports.values import ELEMENTS_SHOWN, call_text, elements_text, node_text
+from qvtrace.reports.values import (
+    ELEMENTS_SHOWN,
+    call_text,
+    elements_text,
+    node_text,
+    stored_text,
+)
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 MAX_GUIDES = 64  # a tree that is deeper is drawn no further to the right
@@ -134,10 +140,14 @@ def _leaf_lines(
     line = indent + styled(f"  {printable(path)}", "cyan")
     if leaf.added is not None:
         line += styled(f"  what the step added after the first {leaf.added.after}", "dim")
+    stored = stored_text(trace.archive, leaf)
+    if stored is not None:
+        line += styled(f"  {stored}", "dim")
     if options.statistics:
         line += styled(f"  {_statistics_text(trace, leaf)}")
     if valued:
-        line += styled(f"  {elements_text(trace.elements(leaf, options.elements))}")
+        elements = trace.elements(leaf, options.elements)
+        line += styled(f"  {'no elements' if elements is None else elements_text(elements)}")
     if valued or options.statistics:
         yield line
 

@@ -1,7 +1,9 @@
 """Values of a call, and elements of its tensors, in words."""
 
+from qvtrace.archive import Archive
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.reports.formatting import number, printable
+from qvtrace.sampling import count_vectors
 from qvtrace.trees import Container, Node, OpaqueLeaf, TensorLeaf, ValueLeaf
 
 ELEMENTS_SHOWN = 64  # of one tensor, in a line of text
@@ -71,3 +73,13 @@ def _nested_text(values: object) -> str:
     if isinstance(values, list):
         return f"[{', '.join(map(_nested_text, values))}]"
     return number(values) if isinstance(values, int | float) else str(values)
+
+
+def stored_text(archive: Archive, leaf: TensorLeaf) -> str | None:
+    """`sampled: 64 of 512 tokens`, or that there are no elements; None for a whole tensor."""
+    portion = archive.portion(leaf)
+    if portion is None:
+        return None
+    if portion.stored is None:
+        return portion.portion
+    return f"sampled: {portion.vectors} of {count_vectors(leaf.shape)} tokens"
