@@ -50,6 +50,13 @@ class Format(StrEnum):
     HTML = "html"
 
 
+class Grouping(StrEnum):
+    """What rows are rolled up by."""
+
+    BLOCK = "block"
+    KIND = "kind"
+
+
 class Paths(StrEnum):
     """Which places of a call are compared."""
 
@@ -484,6 +491,15 @@ class RowFlags:
             min=1,
         ),
     ] = None
+    group_by: Annotated[
+        Grouping | None,
+        option(
+            ROWS,
+            "Rows rolled up by block (model.layers.7) or by kind of module "
+            "(model.layers.(0-27).mlp).",
+            "--group-by",
+        ),
+    ] = None
     path: Annotated[Paths, option(ROWS, "Which places of a call; or the weights.", "--path")] = (
         Paths.OUTPUT
     )
@@ -537,6 +553,7 @@ class RowFlags:
             include=tuple(patterns.include),
             exclude=tuple(patterns.exclude),
             path=self.path.value,
+            group_by=self.group_by and self.group_by.value,
             maps=(*_read_maps(self.map_file), *self.maps),
             metrics=self.metric_names(),
             fail_on=gates.gates(),

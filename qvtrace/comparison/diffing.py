@@ -15,6 +15,7 @@ from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.floor_measurement import measure_floor
+from qvtrace.comparison.grouping import roll_up
 from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
@@ -131,7 +132,8 @@ def _compare(
     if measured is not None:
         executed = measured.on(executed)
     ordered = in_order(executed, options.sort_by)
-    rows = ordered if options.top is None else top(ordered, options)
+    rows = ordered if options.top is None or options.group_by else top(ordered, options)
+    groups = roll_up(executed, built.sums(), options) if options.group_by else []
     return Comparison(
         _side(reference, findings[0]),
         _side(candidate, findings[1], alignment.warnings),
@@ -155,6 +157,7 @@ def _compare(
         elements=dict(built.elements(valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
         logits=logits,
+        groups=tuple(groups),
     )
 
 

@@ -11,6 +11,7 @@ from qvtrace.metrics.differences import METRICS
 from qvtrace.metrics.elements import ELEMENTS_LIMIT
 
 ORDERS = ("order", "name")
+GROUPINGS = ("block", "kind")
 
 
 class DiffKeywords(TypedDict, total=False):
@@ -27,6 +28,7 @@ class DiffKeywords(TypedDict, total=False):
     values: Sequence[str]
     values_limit: int | None
     details: bool
+    group_by: str | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class DiffOptions:
     values: tuple[str, ...] = ()  # patterns on modules of which elements are wanted
     values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
     details: bool = False  # each row's statistics and histograms
+    group_by: str | None = None  # or `block`, `kind`: rows rolled up, of which `top` then is
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):
@@ -53,6 +56,8 @@ class DiffOptions:
         object.__setattr__(self, "fail_on", parse_gates(self.fail_on))
         require_known("--sort-by", self.sort_by, (*ORDERS, *METRICS))
         require_known("--path", self.path, tuple(PARTS))
+        if self.group_by is not None:
+            require_known("--group-by", self.group_by, GROUPINGS)
         for metric in self.metrics:
             require_known("--metrics", metric, METRICS)
         if self.top is not None and self.top < 1:

@@ -30,6 +30,7 @@ from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.details import Details
+from qvtrace.metrics.differences import Sums
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import reshaped
@@ -132,6 +133,16 @@ class RowBuilder:
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
         self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
+
+    def sums(self) -> dict[Place, Sums]:
+        """What rows are pooled from, of those whose elements were read."""
+        found = {}
+        for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
+            tensors = _tensors(leaves)
+            outcome = None if tensors is None else self.contents.found(*tensors)
+            if outcome is not None and outcome.difference and outcome.difference.sums:
+                found[row.place] = outcome.difference.sums
+        return found
 
     def elements(
         self, modules: Collection[str], limit: int | None

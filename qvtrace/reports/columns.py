@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Protocol
 
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.noise import decibels
@@ -9,7 +10,7 @@ from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Row
 from qvtrace.comparison.weight_rows import is_weight
 from qvtrace.judging.noise_floor import times_floor
-from qvtrace.metrics.differences import DECIBELS, METRICS
+from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
@@ -139,7 +140,7 @@ def metric_column(name: str, bar: Bar | None) -> Column:
         return _peir_column(bar)
     if name == "token_sqnr_min":
         return Column(TITLES[name], _token_sqnr_min)
-    return Column(TITLES.get(name, name), lambda row: _metric(row, name))
+    return Column(TITLES.get(name, name), lambda row: metric_cell(row, name))
 
 
 def row_name(row: Row, names: RowNames) -> Styled:
@@ -201,7 +202,20 @@ def _peir_column(bar: Bar | None) -> Column:
     return Column("PEIR", cell)
 
 
-def _metric(row: Row, name: str) -> Styled:
+class Measured(Protocol):
+    """What has metrics: a row, or a group of rows."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """The numbers."""
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why a number is missing, by the name of the metric."""
+
+
+def metric_cell(row: Measured, name: str) -> Styled:
+    """One metric with its unit, or why there is none."""
     value = getattr(row.metrics, name)
     if value is None:
         return _undefined(row, name)
@@ -212,7 +226,7 @@ def _metric(row: Row, name: str) -> Styled:
     return styled(f"{number(value)} dB" if name in DECIBELS else number(value))
 
 
-def _undefined(row: Row, name: str) -> Styled:
+def _undefined(row: Measured, name: str) -> Styled:
     return styled(f"- {printable(row.undefined.get(name, ''))}".rstrip(), "dim")
 
 
@@ -220,7 +234,7 @@ def _token_sqnr(row: Row) -> Styled:
     names = ("token_sqnr_p50", "token_sqnr_p5")
     if all(getattr(row.metrics, name) is None for name in names):
         return _undefined(row, names[0])
-    texts = [_metric(row, name).plain.removesuffix(" dB") for name in names]
+    texts = [metric_cell(row, name).plain.removesuffix(" dB") for name in names]
     return styled(" / ".join(texts) + " dB")
 
 
@@ -232,7 +246,7 @@ def _group_sqnr(row: Row) -> Styled:
 
 
 def _token_sqnr_min(row: Row) -> Styled:
-    cell = _metric(row, "token_sqnr_min")
+    cell = metric_cell(row, "token_sqnr_min")
     if row.worst_token is not None:
         name = "channel" if is_weight(row) else "token"
         cell += styled(f" at {name} {_indices(row.worst_token, _sizes(row))}", "dim")

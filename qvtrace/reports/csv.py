@@ -13,6 +13,7 @@ from qvtrace.comparison.rows import Row
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import METRICS, Nonfinite, Peak
 from qvtrace.reports.formatting import printable
+from qvtrace.reports.groups import groups_csv
 
 _PLAIN = ("module", "call", "sample", "step", "path", "order")
 _SIDES = ("type", "dtype", "shape")
@@ -31,8 +32,11 @@ def comparison_csv(comparison: Comparison) -> str:
     """The whole text. The columns are the same for all comparisons, but that of the metrics only
     those are there that were asked for.
 
-    What is undefined or does not apply is an empty cell; indices, shapes and reasons are JSON.
+    Where rows are rolled up, a line is a group. What is undefined or does not apply is an empty
+    cell; indices, shapes and reasons are JSON.
     """
+    if comparison.options.group_by is not None:
+        return groups_csv(comparison)
     columns = _columns(comparison.options.metrics or METRICS)
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")

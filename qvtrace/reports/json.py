@@ -8,6 +8,7 @@ from typing import Any
 
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rows import Place, Row
@@ -26,6 +27,7 @@ FORMAT_VERSION = 1
 # reason, and details are for people.
 _NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups", "details", "sampled"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
+_GROUP_KEYS = tuple(field.name for field in fields(Group))
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
 _DIGITS = 7  # significant ones of a factor: float32 has no more
 
@@ -46,8 +48,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     `portions` (what was compared by a sample, or not at all) and `sampled` in rows of samples (how
     many vectors of how many), `floor` and `times_floor` (of the PEIR) in every row where a floor
     was measured, `difference` in every row where elements were asked for (None for modules of
-    which they were not) with the `quantization` parameters of both sides, and for sides that are
-    `incomplete` or come with `warnings` or `findings`.
+    which they were not) with the `quantization` parameters of both sides, `groups` where rows are
+    rolled up, and for sides that are `incomplete` or come with `warnings` or `findings`.
     """
     tokens = comparison.tokens
     report = {
@@ -63,6 +65,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "rows": [_row(row, comparison) for row in comparison.rows],
         "verdict": _verdict(comparison.verdict),
     }
+    if comparison.options.group_by is not None:
+        report["groups"] = [_group(group, comparison) for group in comparison.groups]
     if comparison.options.rows_asked != DiffOptions().rows_asked:
         include, exclude, path = comparison.options.rows_asked
         report["filters"] = {"include": include, "exclude": exclude, "path": path}
@@ -183,6 +187,14 @@ def _quantization(comparison: Comparison, row: Row) -> Json | None:
         return None
     reference, candidate = ([found.to_json() for found in side] for side in sides)
     return {"reference": reference, "candidate": candidate}
+
+
+def _group(group: Group, comparison: Comparison) -> Json:
+    """Its own fields, and every metric that was asked for."""
+    report: Json = {name: getattr(group, name) for name in _GROUP_KEYS}
+    report["metrics"] = _metrics(group.metrics, _names(comparison))
+    report["worst"] = None if group.worst is None else _place(group.worst)
+    return report
 
 
 def _place(place: Place) -> Json:

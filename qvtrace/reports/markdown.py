@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Row
 from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
@@ -13,6 +14,7 @@ from qvtrace.judging.gates import GateResult
 from qvtrace.metrics.differences import METRICS
 from qvtrace.reports.columns import asked_columns, message, notes, row_name
 from qvtrace.reports.formatting import counted, listed, printable
+from qvtrace.reports.groups import group_columns, group_name, group_notes, rows_beyond
 from qvtrace.reports.head import (
     comparable_text,
     coverage_text,
@@ -48,7 +50,10 @@ def comparison_markdown(comparison: Comparison) -> str:
     document.add_list(lines, _LARGEST_PART)
     document.add_table(_gate_table(comparison), comparison.verdict.gates, _LARGEST_TABLE)
     document.add_list(list(_head(comparison)), _LARGEST_TABLE)
-    _add_rows(document, comparison)
+    if comparison.options.group_by is not None:
+        _add_groups(document, comparison)
+    else:
+        _add_rows(document, comparison)
     return document.text
 
 
@@ -184,6 +189,21 @@ def _add_rows(document: _Document, comparison: Comparison) -> None:
         document.add("</details>", "")
     if hidden:
         document.add(prose(f"not listed: {', '.join(hidden)}"), "")
+
+
+def _add_groups(document: _Document, comparison: Comparison) -> None:
+    columns = group_columns(comparison)
+    titles = [comparison.options.group_by or "", "rows", *map(prose, columns)]
+
+    def cells(group: Group) -> Sequence[str]:
+        numbers = (prose(cell(group).plain) for cell in columns.values())
+        notes = (prose(note.plain) for note in group_notes(group))
+        return "<br>".join([code(group_name(group)), *notes]), str(group.rows), *numbers
+
+    document.add_table(_Table("group", titles, cells), comparison.groups)
+    cut = rows_beyond(comparison)
+    if cut:
+        document.add(f"not listed: {counted(cut, 'row')} in groups beyond --top", "")
 
 
 def _row_table(comparison: Comparison, rows: ListedRows) -> _Table[Row]:

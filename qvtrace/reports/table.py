@@ -18,6 +18,7 @@ from qvtrace.reports.columns import (
 )
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
+from qvtrace.reports.groups import group_table, rows_beyond
 from qvtrace.reports.head import head_lines
 from qvtrace.reports.layout import GAP, Entry, Note, Table, labelled, separated, words
 from qvtrace.reports.qparams import parameters_text
@@ -44,12 +45,27 @@ def comparison_lines(comparison: Comparison, options: TableOptions) -> Iterator[
         yield from gate_lines(comparison, options.width, everything=options.everything)
         yield from _verdict_lines(comparison, options.width)
         return
+    if comparison.options.group_by is not None:
+        yield from _group_lines(comparison, options)
+        yield from _verdict_lines(comparison, options.width)
+        return
     rows = ListedRows.of(comparison, everything=options.everything)
     if rows.listed:
         yield from _table(comparison, rows, options).lines(options.width)
         yield Styled()
     yield from _hidden_lines(comparison, rows, options.width)
     yield from _verdict_lines(comparison, options.width)
+
+
+def _group_lines(comparison: Comparison, options: TableOptions) -> Iterator[Styled]:
+    """Groups in place of rows."""
+    if comparison.groups:
+        yield from group_table(comparison, blocks=options.blocks).lines(options.width)
+        yield Styled()
+    cut = rows_beyond(comparison)
+    if cut:
+        text = f"{counted(cut, 'row')} in groups beyond --top"
+        yield from labelled("not listed", words(text), options.width)
 
 
 def _verdict_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
+from qvtrace.reports.groups import group_table
 from qvtrace.reports.head import head_lines
 from qvtrace.reports.html.data import json_in_html, page_data
 from qvtrace.reports.html.libraries import (
@@ -57,6 +58,7 @@ def comparison_page(comparison: Comparison, version: str, *, everything: bool = 
         further=list(map(printable, comparison.verdict.further)),
         verdict_tone="good" if comparison.verdict.exit_code == 0 else "bad",
         cut=_cut(comparison),
+        groups=group_table(comparison) if comparison.groups else None,
         styles=[table_styles(), _own("page.css")],
         data=json_in_html(page_data(comparison, everything=everything)),
         plot_scripts=scripts[:2],
