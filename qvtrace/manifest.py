@@ -6,7 +6,7 @@ quickly.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 from qvtrace import trees
 from qvtrace.json_fields import Fields, texts_of
@@ -16,7 +16,11 @@ from qvtrace.trees import Json, Node
 FORMAT_VERSION = 1
 
 DID_NOT_RETURN = "did not return"  # the error of a call that was left, or still runs
-PROMPTS = "prompts"  # in what a file `contains`
+# In what a file `contains`.
+PROMPTS = "prompts"
+KEYED_DIGESTS = "keyed digests of inputs"
+
+PRIVATE: Final = "private"  # in place of what is known by its keyed digest alone
 
 Portion = Literal["sampled", "statistics only", "private"]
 

@@ -121,6 +121,7 @@ class Replay:
         """`run` does it."""
         if path.resolve() == archive.file.resolve():
             raise UsageError(f"--output {path}: is the archive that is replayed; name another file")
+        refuse_private(archive)
         self._model = model
         self._archive = archive
         self._path = path
@@ -286,6 +287,15 @@ class Replay:
                 opaque=dict(sorted(self._snapshots.opaque.items())),
                 warnings=tuple(self._questions.warnings),
             ),
+        )
+
+
+def refuse_private(archive: Archive) -> None:
+    """Raise `UsageError` for an archive that holds nothing that a module could be given."""
+    if archive.is_private:
+        raise UsageError(
+            f"{archive.file}: is private, and holds no inputs that modules could be given; "
+            "replay a recording made without --private"
         )
 
 

@@ -109,6 +109,7 @@ class OpaqueLeaf:
 
     class_name: str
     reason: str | None = None
+    digest: str | None = None  # keyed, of a value that is private
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,8 @@ def to_json(node: Node) -> Json:
             opaque: Json = {"type": "opaque", "class": node.class_name}
             if node.reason is not None:
                 opaque["reason"] = node.reason
+            if node.digest is not None:
+                opaque["digest"] = node.digest
             return opaque
         case Container():
             container: Json = {"type": node.kind, "class": node.class_name}
@@ -230,8 +233,9 @@ def from_json(json: object, *, depth: int = 0) -> Node:
     if kind == "value":
         return _value_from_json(json)
     if kind == "opaque":
-        reason = json.get("reason")
-        return OpaqueLeaf(_text(json, "class"), None if reason is None else _text(json, "reason"))
+        return OpaqueLeaf(
+            _text(json, "class"), _optional_text(json, "reason"), _optional_text(json, "digest")
+        )
     if not isinstance(kind, str) or kind not in _CONTAINER_KINDS:
         raise ValueError(f"a tree node of the unknown type {kind!r}")
     return Container(
@@ -341,6 +345,10 @@ def _text(json: Json, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name!r} is {type(value).__name__}, not text")
     return value
+
+
+def _optional_text(json: Json, name: str) -> str | None:
+    return None if json.get(name) is None else _text(json, name)
 
 
 def _count(value: object) -> int:

@@ -81,6 +81,8 @@ class Archive:
         self._mapped = mapped
         self._header = header
         self.manifest = self._read_manifest()
+        # What reports call it; nobody is to learn of a private one where it lies.
+        self.label = file.name if self.is_private else str(file)
         self._extent_of_digest = self._index()
         self._portions = {(entry.digest, entry.shape): entry for entry in self.manifest.portions}
 
@@ -98,6 +100,18 @@ class Archive:
         except BaseException:
             mapped.close()
             raise
+
+    @property
+    def key_digest(self) -> str | None:
+        """What tells the key of its keyed digests; None where nothing in it is private."""
+        private = self.manifest.settings.get("private")
+        key = private.get("key") if isinstance(private, dict) else None
+        return key if isinstance(key, str) else None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it keeps to itself what its model was given."""
+        return self.key_digest is not None
 
     def array(self, leaf: TensorLeaf) -> np.ndarray[Any, Any]:
         """The elements of a leaf, read-only and maybe unaligned, in its dtype and shape.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qvtrace.judging.configuration import Configuration
     from qvtrace.judging.gates import Gate
     from qvtrace.models import ModelRequest
+    from qvtrace.privacy import Privacy
     from qvtrace.recording.keeping import Share
 
 MODEL = "Model"
@@ -381,6 +382,34 @@ class StorageFlags:
             metavar="SIZE",
         ),
     ] = None
+
+    private: Annotated[
+        bool,
+        flag(
+            STORED,
+            "Keep what the model is given, texts and absolute paths out of archive and reports: "
+            "keyed digests stand for them.",
+            "--private",
+        ),
+    ] = False
+    private_key: Annotated[
+        str | None,
+        option(
+            STORED,
+            "File with the key of --private. (default: QVTRACE_PRIVATE_KEY, else the user's own)",
+            metavar="FILE",
+        ),
+    ] = None
+
+    def privacy(self, *, is_like_private: bool = False) -> "Privacy | None":
+        """The key where something is to be kept private, as in an archive that is followed."""
+        from qvtrace.privacy import load_privacy
+
+        if self.private or is_like_private:
+            return load_privacy(self.private_key)
+        if self.private_key is not None:
+            raise UsageError("--private-key: is the key of --private; add that, or leave it out")
+        return None
 
     def budget(self) -> int | None:
         """Bytes; raises `UsageError` for what is no size."""

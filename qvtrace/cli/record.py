@@ -74,13 +74,21 @@ def record(
     )
     quantizer = run_job(job).variant.quantizer
     if not dry_run:
-        print_next(next_command(file, variant, model, quantizer))
+        print_next(next_command(file, variant, model, quantizer, private=storage.private))
 
 
-def next_command(file: Path, variant: Variant, model: ModelFlags, quantizer: str | None) -> str:
+def next_command(
+    file: Path,
+    variant: Variant,
+    model: ModelFlags,
+    quantizer: str | None,
+    *,
+    private: bool = False,
+) -> str:
     """What to type after a recording: compare it, or first record what it can be compared with.
 
-    The float original of a quantized checkpoint is another model, which is not known here.
+    The float original of a quantized checkpoint is another model, which is not known here. What is
+    `private` has to be given again, and is not repeated here.
     """
     reference = model.like if model.like is not None else _reference_of(file, variant)
     if reference is not None:
@@ -88,13 +96,18 @@ def next_command(file: Path, variant: Variant, model: ModelFlags, quantizer: str
         return _command("diff", *sides, "--sort-by", "peir")
     other = "fp" if variant is Variant.QUANT else "quant"
     again = []
-    if model.model is not None and ":" in model.model:  # no archive's word imports a function
+    if model.model is not None and (private or ":" in model.model):
+        # no archive's word imports a function
         again += ["--model", model.model]
     if quantizer is not None and quantizer.startswith("checkpoint:"):
         again += ["--model", "ORIGINAL"]
     if model.trust_remote_code:
         again.append("--trust-remote-code")
-    return _command("record", "--variant", other, "--like", str(file), *again)
+    if not private:
+        return _command("record", "--variant", other, "--like", str(file), *again)
+    for name in ("prompt", "image", "inputs"):
+        again += [f"--{name}", name.upper()] if getattr(model, name) else []
+    return _command("record", "--private", "--variant", other, *again)
 
 
 def _reference_of(file: Path, variant: Variant) -> str | None:

@@ -141,6 +141,7 @@ def _options(
         caches=job.storage.caches or settings.get("caches") is True,
         weights=job.storage.weights or settings.get("weights") is True,
         share=job.share.share(Share.from_settings(settings)),
+        privacy=job.storage.privacy(is_like_private=like is not None and like.is_private),
         max_bytes=job.storage.budget(),
         rehearse=prepared.run,
         dry_run=job.dry_run,

@@ -112,8 +112,9 @@ def _replay(
     ):
         from qvtrace.models import prepare
         from qvtrace.models.chatter import quiet
-        from qvtrace.replayer import Replay, ReplayOptions
+        from qvtrace.replayer import Replay, ReplayOptions, refuse_private
 
+        refuse_private(opened)  # before a model is loaded in vain
         prepared = prepare(model.request(variant), opened)
         options = ReplayOptions(
             include=tuple(patterns.include),

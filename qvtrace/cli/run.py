@@ -100,11 +100,21 @@ def _record_both(job: Job, candidate: Path) -> None:
     run_job(replace(job, model=job.model.for_float()))
     print(file=sys.stderr)
     gc.collect()  # a model is full of cycles, and the next one may need its memory
-    # The sample comes from the archive, and with it the tokens of a generation.
-    like = replace(job.model, like=str(job.file), prompt=None, image=[], inputs=None)
+    like = job.model
+    if not _is_private(job.file):
+        # The sample comes from the archive, and with it the tokens of a generation.
+        like = replace(like, like=str(job.file), prompt=None, image=[], inputs=None)
     watch = replace(job.watch, print_inputs=False)  # they are the same
     run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate, watch=watch))
     print(file=sys.stderr)
+
+
+def _is_private(file: Path) -> bool:
+    """Whether a recording holds no inputs that a second one could be given."""
+    from qvtrace.archive import Archive
+
+    with Archive.open(file) as archive:
+        return archive.is_private
 
 
 def _refuse_foreign(file: Path, *, force: bool) -> None:

@@ -52,13 +52,20 @@ def comparable(reference: Archive, candidate: Archive) -> Comparable:
         *_different_classes(*manifests),
         *_different_digests(*manifests),
     ]
-    listed = [*_unknown(*manifests), *_different_settings(*manifests), *_training(*manifests)]
+    listed = [
+        *_unknown(*manifests),
+        *_private_inputs(reference, candidate),
+        *_different_settings(*manifests),
+        *_training(*manifests),
+    ]
     return Comparable(not deciding, (*deciding, *listed))
 
 
 def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
     """Of two generations what they were given and the text that they went on with; their further
     calls also hold what the model has computed itself."""
+    if _why_not_told(reference, candidate) is not None:
+        return
     given = [archive.manifest.inputs.given for archive in (reference, candidate)]
     if given[0] is None or given[1] is None:
         yield from _different_calls(reference, candidate)
@@ -73,6 +80,25 @@ def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
         where = "what the generation was given"
         yield from _different_places(where, pairs, reference, candidate)
     yield from _different_texts(reference.manifest, candidate.manifest)
+
+
+def _why_not_told(reference: Archive, candidate: Archive) -> str | None:
+    """Why digests of inputs cannot be held against each other; None where they can."""
+    keys = reference.key_digest, candidate.key_digest
+    if keys[0] == keys[1]:
+        return None
+    if None not in keys:
+        return "private under two keys"
+    return f"private in the {'reference' if keys[1] is None else 'candidate'}"
+
+
+def _private_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
+    why = _why_not_told(reference, candidate)
+    if why is not None:
+        yield f"inputs not compared: {why}"
+    given = [archive.manifest.inputs.given for archive in (reference, candidate)]
+    if None not in given and (reference.is_private or candidate.is_private):
+        yield "texts not compared: their tokens are private"
 
 
 def _different_texts(reference: Manifest, candidate: Manifest) -> Iterator[str]:

@@ -32,6 +32,7 @@ class Side:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()  # quantization parameters that are suspect
+    private: bool = False  # its inputs are known by keyed digests alone
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def _compare(
     local: Archive | None,
     options: DiffOptions,
 ) -> Comparison:
+    _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
     everything = align(reference.manifest, candidate.manifest, options.maps)
     weights = _weights(reference, candidate, everything, options)
@@ -161,6 +162,13 @@ def _compare(
     )
 
 
+def _hide_folders(archives: Sequence[Archive]) -> None:
+    """Beside one archive that is private, none is called by its folder."""
+    if any(archive.is_private for archive in archives):
+        for archive in archives:
+            archive.label = archive.file.name
+
+
 def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -> Sequence[Row]:
     """What a replay gives, compared with what the reference gave."""
     if local is None:
@@ -189,7 +197,7 @@ def _doubts(reference: Archive, candidate: Archive, local: Archive) -> list[str]
     of = replayed.get("created") if isinstance(replayed, dict) else None
     doubts = []
     if of != reference.manifest.created:
-        doubts.append(f"is not a replay of {reference.file}, but of another recording")
+        doubts.append(f"is not a replay of {reference.label}, but of another recording")
     quantizers = [side.manifest.variant.quantizer for side in (candidate, local)]
     if quantizers[0] != quantizers[1]:
         doubts.append(f"quantized by {quantizers[1]}, the candidate by {quantizers[0]}")
@@ -278,7 +286,7 @@ def _side(archive: Archive, findings: tuple[Finding, ...], warnings: Sequence[st
     head = head_to_json(manifest)
     incomplete = [] if manifest.complete else [f"incomplete: {manifest.error or 'killed'}"]
     return Side(
-        str(archive.file),
+        archive.label,
         head["model"],
         head["variant"],
         head["environment"],
@@ -291,4 +299,5 @@ def _side(archive: Archive, findings: tuple[Finding, ...], warnings: Sequence[st
             *warnings,
         ),
         findings,
+        archive.is_private,
     )

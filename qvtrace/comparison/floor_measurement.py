@@ -61,5 +61,5 @@ def measure_floor(
     return Measured(
         {row.place: row.metrics for row in built.rows if row.status in _MEASURED},
         call_noises(rows, reference.manifest.calls, replayed),
-        str(floor.file),
+        floor.label,
     )

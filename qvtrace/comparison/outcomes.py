@@ -21,6 +21,7 @@ from qvtrace.metrics.differences import METRICS, Difference, Metrics, Nonfinite,
 from qvtrace.metrics.elements import Array
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.scaling import Scaling
+from qvtrace.privacy import same_key
 from qvtrace.trees import Container, Node, OpaqueLeaf, Original, PlainValue, TensorLeaf, ValueLeaf
 
 # Values of these types are no contents of a prompt or a file, so that they can be shown.
@@ -110,6 +111,20 @@ def failed(reference: str, candidate: str) -> Outcome:
         return _not_comparable("opaque", NOT_STORED, f"{reference}{ON_BOTH_SIDES}")
     reason = f"{reference} in the reference, {candidate} in the candidate"
     return _not_comparable("structure", STRUCTURE_DIFFERS, reason)
+
+
+def private(reference: OpaqueLeaf | ValueLeaf, candidate: OpaqueLeaf | ValueLeaf) -> Outcome:
+    """Of plain values of which one side at least is known by its keyed digest alone."""
+    one, other = (
+        leaf.digest if isinstance(leaf, OpaqueLeaf) else None for leaf in (reference, candidate)
+    )
+    if one is None or other is None or not same_key(one, other):
+        side = "reference" if other is None else "candidate"
+        how = "under two keys" if one and other else f"in the {side}"
+        return _not_comparable("opaque", NOT_STORED, f"a {reference.class_name}, private {how}")
+    equal = one == other
+    reason = None if equal else f"a {reference.class_name} differs, which is private"
+    return _plain(equal, None, None, reason=reason)
 
 
 def opaque(reference: OpaqueLeaf, candidate: OpaqueLeaf) -> Outcome:

@@ -19,6 +19,7 @@ from qvtrace.errors import DamagedArchiveError
 from qvtrace.metrics.differences import METRICS, PAIR_METRICS, Nonfinite, Peak, Undefined
 from qvtrace.metrics.elements import Array, format_of
 from qvtrace.metrics.statistics import Statistics, statistics
+from qvtrace.privacy import same_key
 from qvtrace.sampling import Places, count_vectors, every_place
 from qvtrace.trees import TensorLeaf
 
@@ -109,7 +110,7 @@ class Portions:
         told = self._known_statistics(leaves)
         reason = f"{why}{side}{_shown(*told)}"
         if all(_is_integer(leaf) for leaf in leaves):
-            differ = leaves[0].dtype == leaves[1].dtype and "private" not in portions
+            differ = leaves[0].dtype == leaves[1].dtype and _are_told_apart(portions, leaves)
             undefined = dict.fromkeys(METRICS, Undefined.INTEGER.value)
             undefined |= dict.fromkeys(("mismatches", "max_abs_error"), why)
             return Outcome("mismatch" if differ else "opaque", reason, undefined=undefined)
@@ -176,6 +177,14 @@ def _rows(array: Array, held: Places, wanted: Places) -> Array:
     """The wanted ones of the held vectors."""
     rows = array.reshape(len(held), -1)
     return rows if len(held) == len(wanted) else rows[np.searchsorted(held, wanted)]
+
+
+def _are_told_apart(portions: Sequence[str | None], leaves: Sequence[TensorLeaf]) -> bool:
+    """Whether unequal digests mean unequal contents: no keyed one stands against another kind."""
+    are_keyed = [portion == PRIVATE for portion in portions]
+    if not any(are_keyed):
+        return True
+    return all(are_keyed) and same_key(leaves[0].digest, leaves[1].digest)
 
 
 def _is_integer(leaf: TensorLeaf) -> bool:

@@ -19,6 +19,7 @@ from qvtrace.comparison.outcomes import (
     caches,
     failed,
     opaque,
+    private,
     routing_differs,
     structure_differs,
     values,
@@ -344,6 +345,10 @@ class RowBuilder:
         match reference, candidate:
             case TensorLeaf(), TensorLeaf():
                 return self.contents.outcome(reference, candidate)
+            case OpaqueLeaf(reason="private") | ValueLeaf(), OpaqueLeaf(reason="private"):
+                return private(reference, candidate)
+            case OpaqueLeaf(reason="private"), ValueLeaf():
+                return private(reference, candidate)
             case ValueLeaf(), ValueLeaf():
                 return values(reference, candidate, listed=leaves.listed)
             case OpaqueLeaf(), OpaqueLeaf():

@@ -15,6 +15,7 @@ from qvtrace.models.origins import parse_origin
 from qvtrace.models.placement import ATTENTIONS, DTYPES
 from qvtrace.models.rebuilding import SPARSE, NotRebuiltError, rebuild
 from qvtrace.models.request import ModelRequest, Sample
+from qvtrace.privacy import is_label
 from qvtrace.trees import Node, TensorLeaf, leaves
 
 
@@ -24,7 +25,7 @@ def resembling(request: ModelRequest, archive: Archive) -> ModelRequest:
     Raises `UsageError` where the archive's model must be named again.
     """
     recorded = archive.manifest.model
-    same = request.model is None or request.model == recorded.name
+    same = request.model in (None, recorded.name) or archive.is_private
     if request.model is None:
         request = replace(request, model=_trusted_name(archive))
     if same:
@@ -54,6 +55,8 @@ def rebuild_inputs(archive: Archive) -> Sample:
 
     Raises `UsageError` for inputs that the archive could not store.
     """
+    if archive.is_private:
+        raise _cannot(archive, "it is private and holds no inputs")
     given = archive.manifest.inputs.given
     first = next((call for call in archive.manifest.inputs.root_calls if call.module == ""), None)
     root = given or first
@@ -79,6 +82,11 @@ def _trusted_name(archive: Archive) -> str:
     if name is None:
         raise UsageError(
             f"--like {archive.file}: was recorded from a Python program, which names no model; "
+            "name it with --model"
+        )
+    if archive.is_private and is_label(name):
+        raise UsageError(
+            f"--like {archive.file}: is private and does not say where its model is; "
             "name it with --model"
         )
     if FunctionName.parse(name) is not None:

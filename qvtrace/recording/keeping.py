@@ -10,7 +10,8 @@ from qvtrace.archive import Tensor
 from qvtrace.archive.arrays import array_of
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import UsageError
-from qvtrace.manifest import PortionEntry
+from qvtrace.manifest import PRIVATE, PortionEntry
+from qvtrace.privacy import Privacy
 from qvtrace.recording.device_copies import DeviceCopies, PieceStore
 from qvtrace.recording.snapshots import flat_bytes, host_bytes
 from qvtrace.sampling import FEWEST, SEED, count_vectors, sampled_places
@@ -77,8 +78,18 @@ class Contents(PieceStore, Protocol):
 class Keeper:
     """Stores tensors, as much of each as is asked for; equal contents once."""
 
-    def __init__(self, writer: Contents, share: Share, *, counts_only: bool = False) -> None:
+    def __init__(
+        self,
+        writer: Contents,
+        share: Share,
+        *,
+        privacy: Privacy | None = None,
+        counts_only: bool = False,
+    ) -> None:
         """With `counts_only`, what may be stored in part is not stored but listed."""
+        self._privacy = privacy
+        self._returned: set[str] = set()
+        self._withheld: set[str] = set()
         self.listed: list[Content] = []
         self._counts_only = counts_only
         self._writer = writer
@@ -102,13 +113,38 @@ class Keeper:
         if self._is_kept_whole(described):
             return self.keep_whole(tensor, described)
         digest = self._digest(tensor)
-        if digest not in self._whole and (digest, described.place_shape) not in self._portions:
+        if digest in self._whole:
+            return digest
+        if self._privacy is not None:
+            digest = self._privacy.digest(digest)  # whoever guesses what is not there must not know
+        if (digest, described.place_shape) not in self._portions:
             self._portions.add((digest, described.place_shape))
             if self._counts_only and not self._share.statistics_only:
                 self.listed.append(Content(digest, described))
             else:
                 self._keep_part(tensor, described, digest)
         return digest
+
+    def keep_private(
+        self, tensor: torch.Tensor, described: Tensor, privacy: Privacy, *, is_given: bool
+    ) -> str:
+        """Store what a module returned, unless it may tell what the model was given; returns the
+        digest that names it, a keyed one where nothing is stored.
+
+        Of what a module is given only what another one has returned before can be stored, and of
+        what is returned neither integers, such as token ids, nor what was withheld before.
+        """
+        digest = self._digest(tensor)
+        may_tell = is_given or not _holds_floats(described)
+        if digest in self._returned or not (may_tell or digest in self._withheld):
+            self._returned.add(digest)
+            return self.keep(tensor, described)
+        self._withheld.add(digest)
+        name, shape = privacy.digest(digest), described.place_shape
+        if (name, shape) not in self._portions:
+            self._portions.add((name, shape))
+            self._writer.add_portion(PortionEntry(name, shape, PRIVATE))
+        return name
 
     def _is_kept_whole(self, described: Tensor) -> bool:
         tokens = FEWEST if self._counts_only else self._share.tokens
@@ -137,6 +173,10 @@ class Keeper:
         places = torch.tensor(sampled_places(count, tokens), device=tensor.device)
         sample = flat_bytes(tensor).view(count, -1).index_select(0, places)
         return self._writer.add_tensor(host_bytes(sample.cpu()), sampled_form(described, tokens))
+
+
+def _holds_floats(described: Tensor) -> bool:
+    return described.dtype.startswith(("float", "bfloat", "complex"))
 
 
 def sampled_form(described: Tensor, tokens: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qvtrace.manifest import ModelInfo, StepEntry, VariantInfo
 from qvtrace.observers import Observer
+from qvtrace.privacy import Privacy
 from qvtrace.recording.keeping import Share
 from qvtrace.trees import Json
 
@@ -35,6 +36,7 @@ class RecordOptions:
     caches: bool = False
     weights: bool = False
     share: Share = field(default_factory=Share)
+    privacy: Privacy | None = None  # None: nothing is withheld
     max_bytes: int | None = None  # of the file
     # Runs the model as it will be run, for a recording that counts.
     rehearse: "Callable[[Recording], object] | None" = None

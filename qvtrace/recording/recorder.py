@@ -32,6 +32,7 @@ from qvtrace.digests import digest_json
 from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
 from qvtrace.manifest import (
     DID_NOT_RETURN,
+    KEYED_DIGESTS,
     PROMPTS,
     GivenInputs,
     InputsInfo,
@@ -44,6 +45,7 @@ from qvtrace.manifest import (
 )
 from qvtrace.observers import ObservedCall, Observer, Watch
 from qvtrace.patterns import require_matches, select, shown
+from qvtrace.privacy import load_privacy
 from qvtrace.qparams.recording import ParameterRecorder
 from qvtrace.recording.budget import Fixed, parse_size, tokens_within
 from qvtrace.recording.call_stacks import CallStacks, Handled, OpenCall, calling_frame
@@ -65,7 +67,7 @@ from qvtrace.recording.snapshots import Snapshots
 from qvtrace.recording.steps import Ids, step_entry
 from qvtrace.recording.weight_recording import WeightRecorder
 from qvtrace.redaction import error_line
-from qvtrace.trees import Json, Node
+from qvtrace.trees import Json, Node, path_component
 
 _PROGRESS_SECONDS = 0.1
 _PARTS_OF_CALLS = frozenset({"inputs", "kwargs", "output"})
@@ -85,6 +87,8 @@ def record(
     weights: bool = False,
     sample_tokens: int | None = None,
     stats_only: bool = False,
+    private: bool = False,
+    private_key: str | os.PathLike[str] | None = None,
     max_bytes: int | str | None = None,
     rehearse: Callable[[], object] | None = None,
     observers: Sequence[Observer] = (),
@@ -102,6 +106,10 @@ def record(
     `rehearse` runs the model once, as the block will, to count what there is, and of each tensor as
     many vectors are stored as there is room for.
 
+    `private` keeps what the model is given, texts, and absolute paths out of the archive: keyed
+    digests stand for them, under the key in the file `private_key`, else in the environment's
+    QVTRACE_PRIVATE_KEY, else the user's own.
+
     `path` is taken from the folder that is the working one when the block is entered.
 
     Raises `ExistingFileError` when there is such a file and `overwrite` is not set, `ArchiveError`
@@ -118,6 +126,7 @@ def record(
         caches=caches,
         weights=weights,
         share=Share(sample_tokens, stats_only),
+        privacy=load_privacy(private_key) if private else None,
         max_bytes=None if max_bytes is None else parse_size(max_bytes, "max_bytes"),
         rehearse=None if rehearse is None else lambda _: rehearse(),
         observers=_observers(observers),
@@ -213,7 +222,7 @@ class Recording(AbstractContextManager["Recording"]):
         if not self._active:
             return
         entry = step_entry(self.sample, self.step, chosen, taken)
-        if entry is not None:
+        if entry is not None and self._options.privacy is None:  # tokens are text
             self._steps.append(entry)
             self._writer.describe(self._described())
         self.step += 1
@@ -239,9 +248,18 @@ class Recording(AbstractContextManager["Recording"]):
         self._started = time.perf_counter()
         self._manifest = self._beginning(modules)
         self._writer = self._open_writer()
-        self._snapshots = Snapshots(self._store, caches=self._options.caches, moment=self._moment)
+        privacy = self._options.privacy
+        self._snapshots = Snapshots(
+            self._store,
+            caches=self._options.caches,
+            moment=self._moment,
+            component=path_component if privacy is None else privacy.component,
+        )
         self._keeper = Keeper(
-            self._writer, self._options.share, counts_only=self._options.counts_only
+            self._writer,
+            self._options.share,
+            privacy=privacy,
+            counts_only=self._options.counts_only,
         )
         self._qparams = ParameterRecorder(self._snapshots)
         self._weights = WeightRecorder(self._snapshots, self._writer.add_weight)
@@ -345,7 +363,7 @@ class Recording(AbstractContextManager["Recording"]):
         model = options.model or describe_model(self._model, questions, weights=weights)
         training = questions.ask("training mode", lambda: self._model.training) is True
         environment = describe_environment(self._model, questions)
-        return Manifest(
+        manifest = Manifest(
             qvtrace=version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             complete=False,
@@ -364,6 +382,7 @@ class Recording(AbstractContextManager["Recording"]):
                 "caches": options.caches,
                 "weights": options.weights,
                 **options.share.to_json(),
+                **({} if options.privacy is None else options.privacy.to_json()),
                 **options.settings,
             },
             modules=tuple(_entry(module) for module in modules),
@@ -372,6 +391,7 @@ class Recording(AbstractContextManager["Recording"]):
             skipped=Skipped(),
             weights=() if options.weights else None,
         )
+        return manifest if options.privacy is None else options.privacy.scrubbed(manifest)
 
     def _open_writer(self) -> ArchiveWriter | DryWriter:
         if self._options.dry_run or self._path is None:
@@ -505,6 +525,8 @@ class Recording(AbstractContextManager["Recording"]):
     def _tells_text(self, *trees: Json) -> bool:
         """Whether text is given away here first; the manifest then says that it is."""
         contains = self._manifest.contains
+        if self._options.privacy is not None:
+            return False
         if PROMPTS in contains or not any(map(_holds_text, trees)):
             return False
         self._manifest = replace(self._manifest, contains=(*contains, PROMPTS))
@@ -561,7 +583,7 @@ class Recording(AbstractContextManager["Recording"]):
             return
         call = popped[-1]
         raised = call.handled.raised_since(output)
-        error = None if raised is None else error_line(raised)
+        error = None if raised is None else self._error_line(raised)
         node = None
         if call.number is not None:
             if error is None:
@@ -573,6 +595,10 @@ class Recording(AbstractContextManager["Recording"]):
         if call.observed is not None:
             call.observed.inputs, call.observed.kwargs = args, kwargs
             self._tell_after(call.observed, output, node, error)
+
+    def _error_line(self, error: BaseException) -> str:
+        """What is said of an exception: its words may be those of a prompt."""
+        return error_line(error) if self._options.privacy is None else type(error).__name__
 
     def _end_left(self, calls: list[OpenCall]) -> None:
         for call in calls:
@@ -625,12 +651,17 @@ class Recording(AbstractContextManager["Recording"]):
 
     def _take(self, value: object, place: str, part: str) -> Node:
         self._thread.kind = part
-        return self._snapshots.take(value, place, part)
+        node = self._snapshots.take(value, place, part)
+        return node if self._options.privacy is None else self._options.privacy.redacted(node)
 
     def _store(self, tensor: torch.Tensor, described: Any) -> str:
         self._counted.add(self._thread.kind, tensor.numel() * tensor.element_size())
         is_of_call = self._thread.kind in _PARTS_OF_CALLS
-        if is_of_call and not self._thread.is_of_model:
+        privacy = self._options.privacy
+        if is_of_call and privacy is not None:
+            is_given = self._thread.kind != "output"
+            digest = self._keeper.keep_private(tensor, described, privacy, is_given=is_given)
+        elif is_of_call and not self._thread.is_of_model:
             digest = self._keeper.keep(tensor, described)
         else:
             digest = self._keeper.keep_whole(tensor, described)
@@ -666,7 +697,7 @@ class Recording(AbstractContextManager["Recording"]):
         reasons = skip_reasons(modules, self._hooked, self._bypassed)
         calls = {key: hooked.calls for key, hooked in self._hooked.items()}
         recorded = sum(1 for h in self._hooked.values() if h.recorded and h.calls)
-        return replace(
+        manifest = replace(
             self._described(),
             complete=error is None,
             error=None if error is None else error_line(error),
@@ -686,6 +717,8 @@ class Recording(AbstractContextManager["Recording"]):
                 ),
             ),
         )
+        privacy = self._options.privacy
+        return manifest if privacy is None else privacy.scrubbed(manifest)
 
     def _entry(self, module: NamedModule, *, calls: int) -> ModuleEntry:
         return replace(
@@ -792,13 +825,16 @@ def _still_running(calls: list[OpenCall]) -> Iterator[str]:
 
 def _contents(options: RecordOptions) -> tuple[str, ...]:
     """What the file gives away."""
-    share = options.share
-    contents = ["inputs", "statistics" if share.statistics_only else "elements"]
+    share, is_open = options.share, options.privacy is None
+    contents = [
+        "inputs" if is_open else KEYED_DIGESTS,
+        "statistics" if share.statistics_only else "elements",
+    ]
     if share.tokens is not None:
         contents.append("statistics")
-    if options.source.get("prompt") is not None:
+    if is_open and options.source.get("prompt") is not None:
         contents.append(PROMPTS)
-    if options.model is not None and options.model.name is not None:
+    if is_open and options.model is not None and options.model.name is not None:
         contents.append("paths")
     if options.weights:
         contents.append("weights")

@@ -74,8 +74,11 @@ class Snapshots:
         *,
         caches: bool = False,
         moment: Callable[[], Moment] = lambda: (0, 0),
+        component: Callable[[object], str] = path_component,
     ) -> None:
-        """`caches`: also the tensors of Caches, after the first of a `moment` what it added."""
+        """`caches`: also the tensors of Caches, after the first of a `moment` what it added.
+        `component` names the key of a dict in a path."""
+        self._component = component
         self.opaque: dict[str, int] = {}
         self._store = store
         self._growth = CacheGrowth(_digest) if caches else None
@@ -136,7 +139,7 @@ class Snapshots:
             return self._opaque(value, f"more than {MAX_ITEMS} items")
         nodes: dict[str, Node] = {}
         for key, child in items:
-            component = path_component(key)
+            component = self._component(key)
             while component in nodes:  # two keys with one repr
                 component += "'"
             nodes[component] = self._node(

@@ -124,7 +124,8 @@ def comparable_text(comparison: Comparison) -> tuple[str, str]:
 
 def _what_is_the_same(comparison: Comparison) -> str:
     model, environment = comparison.reference.model, comparison.reference.environment
-    same = ["same inputs"]
+    are_private = comparison.reference.private and comparison.candidate.private
+    same = ["same inputs by keyed digest" if are_private else "same inputs"]
     if model.get("seed") is not None:
         same.append(f"seed {model['seed']}")
     if environment.get("attention") is not None:

@@ -17,7 +17,7 @@ def head_lines(archive: Archive, width: int | None) -> Iterator[Styled]:
     """Everything that an archive says of itself but for its calls."""
     manifest = archive.manifest
     about = [
-        printable(str(archive.file)),
+        printable(archive.label),
         byte_size(archive.size),
         f"format {manifest.format}",
         f"qvtrace {printable(manifest.qvtrace)}",
