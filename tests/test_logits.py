@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace.cli import app
 from qvtrace.comparison import contents
-from qvtrace.comparison.logits import TokenPlace, logits_text
+from qvtrace.comparison.logits import logits_text
+from qvtrace.comparison.scored_tokens import TokenPlace
 from qvtrace.errors import UsageError
 from qvtrace.metrics.logits import NO_TARGET, LogitsPair, compare_logits
 
@@ -554,3 +555,30 @@ def test_a_head_without_ids_is_of_a_vocabulary_only_by_the_name_of_the_model(com
     assert of_plain.logits is None
     assert of_named.logits.tokens == 36
     assert of_named.logits.perplexity is None
+
+
+def test_of_a_sample_of_vectors_those_tokens_are_scored_that_both_sides_hold(compare):
+    reference = logits_like()
+    candidate = near(reference)
+    options = {"sample_tokens": 9}
+
+    comparison = compare(reference, candidate, IDS, options=options)
+
+    found = comparison.logits
+    row = next(row for row in comparison.rows if row.path == "output.logits")
+    assert found.tokens == row.sampled[0] == 9
+    assert found.not_scored == {"not stored": 27}
+    kl = divergences(reference, candidate)
+    worst = found.kl.worst
+    assert found.kl.max == pytest.approx(float(kl[worst.sequence, worst.token]), rel=1e-4)
+    assert 0 < found.perplexity.tokens <= 9
+    assert "% in 9 tokens (27 not stored)" in comparison.verdict.text
+
+
+def test_without_elements_the_verdict_says_that_logits_were_not_compared(compare):
+    reference = logits_like()
+
+    comparison = compare(reference, near(reference), IDS, options={"stats_only": True})
+
+    assert comparison.logits.tokens == 0
+    assert "logits not compared: 36 not stored" in comparison.verdict.text

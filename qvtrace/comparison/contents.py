@@ -26,6 +26,7 @@ from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
 from qvtrace.metrics.scaling import find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
+from qvtrace.sampling import Places
 from qvtrace.trees import Node, TensorLeaf, ValueLeaf
 
 # Below, in dB, elements of equal shapes may be in other places.
@@ -158,9 +159,22 @@ class ContentPairs:
             Vectors(*forms[1], lambda: self._candidate_vectors(candidate)),
         )
 
-    def logits(self, wanted: Sequence[tuple[TensorLeaf, TensorLeaf, Ids]]) -> list[TokenLogits]:
-        """How far the distributions of each two leaves are apart, and what they say of targets."""
-        return compare_logits([LogitsPair(*self._arrays(*pair), ids) for *pair, ids in wanted])
+    def logits(
+        self, wanted: Sequence[tuple[TensorLeaf, TensorLeaf, Ids]]
+    ) -> list[tuple[TokenLogits, Places | None]]:
+        """How far the distributions of each two leaves are apart, and what they say of targets: of
+        all tokens, or of those at these places, which both sides hold."""
+        pairs, places = [], []
+        for *leaves, ids in wanted:
+            sample = self.portions.sample(*leaves)
+            targets = ids.reshape(-1)
+            places.append(None if sample is None else sample.places)
+            pairs.append(
+                LogitsPair(*self._arrays(*leaves), targets)
+                if sample is None
+                else LogitsPair(*sample.sides, targets[sample.places])
+            )
+        return list(zip(compare_logits(pairs), places, strict=True))
 
     def count_beyond(self, key: Hashable, count: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """What counting values beyond a range finds; `key` tells contents and range."""

@@ -106,14 +106,14 @@ class _Side:
         assert isinstance(leaf, TensorLeaf)
         pictures = self._nonzero(arguments.get("mm_token_type_ids"), leaf.shape)
         is_text = None if pictures is None else ~pictures
-        ids = self.archive.array(leaf) if self.archive.has_elements(leaf) else None
+        ids = self.archive.array(leaf) if self.archive.portion(leaf) is None else None
         return Given(ids, self._nonzero(mask, leaf.shape), is_text)
 
     def _nonzero(self, leaf: Node | None, shape: tuple[int, ...]) -> Flags | None:
         """Which of the last tokens are not 0: a mask is also of what a cache holds."""
         if not isinstance(leaf, TensorLeaf) or not shape or len(leaf.shape) != len(shape):
             return None
-        if not self.archive.has_elements(leaf):
+        if self.archive.portion(leaf) is not None:
             return None
         if leaf.shape[:-1] != shape[:-1] or leaf.shape[-1] < shape[-1]:
             return None
@@ -152,7 +152,7 @@ def _of_root(pair: Pair, sides: _Sides, pairs: Sequence[Pair]) -> LogitsCall | N
         return None
     places = _places(pair, sides)
     logits = min(filter(_may_be_logits, places), key=_is_no_field, default=None)
-    if logits is None or not _are_whole(logits, sides):
+    if logits is None:
         return None
     decodes_only = all(place.path != _ENCODED for place in places)
     root_calls = [
@@ -180,7 +180,7 @@ def _of_heads(pairs: Sequence[Pair], sides: _Sides) -> Iterator[LogitsCall]:
     known = [list(side.root_calls.values()) for side in sides]
     for number, pair in enumerate(heads):
         logits = next(filter(_may_be_logits, _places(pair, sides)), None)
-        if logits is not None and _are_whole(logits, sides):
+        if logits is not None:
             root_calls = [calls[number] if len(calls) == len(heads) else None for calls in known]
             call = _logits_call(pair, sides, logits, root_calls, decodes_only=True)
             if _is_of_vocabulary(call, sides[0].classes):
@@ -207,15 +207,6 @@ def _may_be_logits(place: LeafPair) -> bool:
         and len(one.shape) >= 3
         and min(one.shape) > 0
         and all(map(_holds_floats, (one, other)))
-    )
-
-
-def _are_whole(logits: LeafPair, sides: _Sides) -> bool:
-    """Whether every token can be scored: all of both tensors is there."""
-    leaves = logits.reference, logits.candidate
-    return all(
-        isinstance(leaf, TensorLeaf) and side.archive.portion(leaf) is None
-        for side, leaf in zip(sides, leaves, strict=True)
     )
 
 

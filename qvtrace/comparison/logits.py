@@ -2,44 +2,27 @@
 a language model gives, token by token, pooled over all calls, samples and steps."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qvtrace.comparison.alignment import Pair
 from qvtrace.comparison.contents import ContentPairs
-from qvtrace.comparison.language_models import LogitsCall, logits_calls
-from qvtrace.manifest import Manifest
+from qvtrace.comparison.language_models import logits_calls
+from qvtrace.comparison.scored_tokens import (
+    NOT_STORED,
+    OTHER_IDS,
+    PADDING,
+    Scored,
+    ScoredTokens,
+    TokenPlace,
+    score,
+)
 from qvtrace.metrics.elements import Array, Flags, Floats
-from qvtrace.metrics.logits import NO_TARGET, Ids, TokenLogits
 
 ENOUGH = 1000  # tokens; fewer tell too little
-PADDING = "padding"
-OTHER_IDS = "other input ids"
-
-_Scored: TypeAlias = tuple[LogitsCall, NDArray[np.intp]]  # and the scored tokens by flat index
-
-
-@dataclass(frozen=True)
-class TokenPlace:
-    """One token of one call."""
-
-    sample: int
-    step: int
-    call: int
-    sequence: int  # of the batch
-    token: int  # of the input ids, where they are known
-
-    @property
-    def text(self) -> str:
-        """The place in words, without what says nothing."""
-        around = f"step {self.step} " if self.step else f"call {self.call} " if self.call else ""
-        sequence = f"sequence {self.sequence} " if self.sequence else ""
-        return f"sample {self.sample} {around}{sequence}token {self.token}"
+_LEFT_OUT = {PADDING: "of padding", OTHER_IDS: "of other input ids", NOT_STORED: "not stored"}
 
 
 @dataclass(frozen=True)
@@ -105,30 +88,12 @@ def logits_of(contents: ContentPairs, pairs: Sequence[Pair]) -> Logits | None:
     if "replay" in (reference.manifest.recorded_by, candidate.manifest.recorded_by):
         return None
     calls = logits_calls(reference, candidate, pairs)
-    if not calls:
-        return None
-    scored, not_scored = _scored(calls)
-    targets = _Targets(reference.manifest, candidate.manifest)
-    is_read = any(not call.is_identical for call, _ in scored)
-    if is_read:
-        found = contents.logits(
-            [(call.reference, call.candidate, targets.of(call)) for call, _ in scored]
-        )
-    else:
-        found = [_identical(call, targets.of(call)) for call, _ in scored]
-    return _pooled(scored, found, not_scored, is_read=is_read)
+    return _pooled(score(contents, calls)) if calls else None
 
 
-def _pooled(
-    scored: Sequence[_Scored],
-    found: Sequence[TokenLogits],
-    not_scored: dict[str, int],
-    *,
-    is_read: bool,
-) -> Logits:
+def _pooled(scored: Scored) -> Logits:
     def pool(name: str) -> Array:
-        arrays = [getattr(one, name)[at] for one, (_, at) in zip(found, scored, strict=True)]
-        return np.concatenate([np.empty(0), *arrays])
+        return np.concatenate([np.empty(0), *(getattr(one.found, name) for one in scored.calls)])
 
     divergence = pool("divergence")
     finite = np.isfinite(divergence)
@@ -136,34 +101,28 @@ def _pooled(
     surprisals = pool("reference_surprisal"), pool("candidate_surprisal")
     return Logits(
         divergence.size,
-        _divergence(divergence, finite, scored) if count else None,
+        _divergence(divergence, finite, scored.calls) if count else None,
         Agreement(*_mean(pool("agrees")[finite]), count) if count else None,
-        _perplexity(*surprisals, is_read=is_read),
+        _perplexity(*surprisals, is_read=scored.is_read),
         divergence.size - count,
-        not_scored,
+        scored.left_out,
     )
 
 
-def _divergence(divergence: Floats, finite: Flags, scored: Sequence[_Scored]) -> Divergence:
+def _divergence(divergence: Floats, finite: Flags, calls: Sequence[ScoredTokens]) -> Divergence:
     values = divergence[finite]
     worst = int(np.where(finite, divergence, -1.0).argmax())
     p99 = float(np.sort(values)[math.ceil(0.99 * values.size) - 1])
-    return Divergence(
-        *_mean(values), p99, float(divergence[worst]), _place(worst, scored), values.size
-    )
+    place = _place(worst, calls)
+    return Divergence(*_mean(values), p99, float(divergence[worst]), place, values.size)
 
 
-def _place(position: int, scored: Sequence[_Scored]) -> TokenPlace:
+def _place(position: int, calls: Sequence[ScoredTokens]) -> TokenPlace:
     """Of one of the scored tokens, counted over all calls."""
-    for call, at in scored:
-        if position < at.size:
-            length = call.reference.shape[-2]
-            sequence, token = divmod(int(at[position]), length)
-            ids = call.given.ids
-            before = 0 if ids is None else ids.shape[-1] - length
-            entry = call.call
-            return TokenPlace(entry.sample, entry.step, entry.index, sequence, before + token)
-        position -= at.size
+    for scored in calls:
+        if position < scored.at.size:
+            return scored.place(position)
+        position -= scored.at.size
     raise IndexError(position)
 
 
@@ -188,69 +147,6 @@ def _mean(values: Array) -> tuple[float, float | None]:
     """The mean and its standard error, `s / sqrt(n)` with n - 1 degrees of freedom."""
     error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else None
     return float(values.mean()), error
-
-
-class _Targets:
-    """The id that came next after each token."""
-
-    def __init__(self, reference: Manifest, candidate: Manifest) -> None:
-        others = {(step.sample, step.step): step.taken for step in candidate.steps}
-        self._taken = {
-            (step.sample, step.step): step.taken
-            for step in reference.steps
-            if others.get((step.sample, step.step)) == step.taken
-        }
-
-    def of(self, call: LogitsCall) -> Ids:
-        """Of all tokens of a call; `NO_TARGET` where there is none that counts."""
-        *batch, length, vocabulary = call.reference.shape
-        targets = np.full((*batch, length), NO_TARGET)
-        given = call.given
-        if given.ids is None or not call.predicts_next:
-            return targets
-        ids = given.ids.astype(np.int64)
-        for counts in (given.kept, given.is_text):
-            if counts is not None:
-                ids = np.where(counts, ids, NO_TARGET)
-        targets[..., :-1] = ids[..., ids.shape[-1] - length + 1 :]
-        taken = self._taken.get((call.call.sample, call.call.step))
-        if taken is not None and len(taken) == math.prod(batch):
-            ids_taken = [min(token, vocabulary) for token in taken]  # a file may say anything
-            targets[..., -1] = np.array(ids_taken).reshape(batch)
-        targets[targets < 0] = NO_TARGET  # labels that do not count
-        return targets
-
-
-def _scored(calls: Sequence[LogitsCall]) -> tuple[list[_Scored], dict[str, int]]:
-    """Which tokens of each call are scored, and how many are not and why."""
-    scored = []
-    left_out: Counter[str] = Counter()
-    parted: set[int] = set()  # samples in which the two sides went on with other ids
-    for call in calls:
-        if not call.same_ids:
-            parted.add(call.call.sample)
-        if not call.same_ids or (call.call.step and call.call.sample in parted):
-            left_out[OTHER_IDS] += call.tokens
-            continue
-        tokens = np.flatnonzero(_kept(call))
-        left_out[PADDING] += call.tokens - tokens.size
-        scored.append((call, tokens))
-    return scored, {reason: count for reason, count in left_out.items() if count}
-
-
-def _kept(call: LogitsCall) -> Flags:
-    shape = call.reference.shape[:-1]
-    kept = call.given.kept
-    if kept is None:
-        return np.ones(shape, np.bool_)
-    return kept[..., kept.shape[-1] - shape[-1] :]
-
-
-def _identical(call: LogitsCall, targets: Ids) -> TokenLogits:
-    """What need not be read: where there is a target, its surprisal is the same, whatever it is."""
-    surprisal = np.where(targets.reshape(-1) == NO_TARGET, np.nan, 0.0)
-    nothing = np.zeros(call.tokens)
-    return TokenLogits(nothing, np.ones(call.tokens, np.bool_), surprisal, surprisal)
 
 
 def logits_text(logits: Logits) -> str:
@@ -282,7 +178,9 @@ def _perplexity_text(perplexity: Perplexity | None) -> Iterator[str]:
 
 def _left_out(logits: Logits) -> str:
     told = [f"{logits.nonfinite} not finite"] if logits.nonfinite else []
-    told += [f"{count} of {reason}" for reason, count in logits.not_scored.items()]
+    told += [
+        f"{count} {_LEFT_OUT.get(reason, reason)}" for reason, count in logits.not_scored.items()
+    ]
     return ", ".join(told)
 
 

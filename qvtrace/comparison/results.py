@@ -11,10 +11,11 @@ from typing import Any, Literal, cast, get_args
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
-from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity, TokenPlace
+from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.rows import PARTS, Place, Row, Status
+from qvtrace.comparison.scored_tokens import TokenPlace
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError
 from qvtrace.json_fields import Fields

@@ -34,6 +34,15 @@ class TokenLogits:
     reference_surprisal: Floats
     candidate_surprisal: Floats
 
+    def of(self, tokens: NDArray[np.intp]) -> "TokenLogits":
+        """Those of some tokens."""
+        return TokenLogits(
+            self.divergence[tokens],
+            self.agrees[tokens],
+            self.reference_surprisal[tokens],
+            self.candidate_surprisal[tokens],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LogitsPair:
