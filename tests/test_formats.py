@@ -7,6 +7,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
@@ -15,12 +16,14 @@ from small_comparisons import compared, row
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.rows import Place
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.judge import judge
 from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
 from qvtrace.reports.csv import comparison_csv
 from qvtrace.reports.github import annotations
+from qvtrace.reports.html import comparison_page
 from qvtrace.reports.junit import comparison_junit
 from qvtrace.reports.markdown import LARGEST, comparison_markdown
 
@@ -126,6 +129,21 @@ def test_junit_tells_what_was_compared():
     told = {item.name: item.value for item in suite.properties()}
     assert told["reference"] == "fp.st"
     assert told["candidate.quantizer"] == "torchao:int8-dynamic"
+
+
+def test_junit_and_the_page_go_on_with_what_the_verdict_begins():
+    origin = Origin("fc", 0, "output", 0.0, 0.1, 0.1, "in-out", "it differs")
+    lines = ("first seen at fc", "then at <b>", "usual noise -40 dB")
+    verdict = Verdict("first seen at fc; worst: fc", 0, origins=(origin,), lines=lines)
+    made = compared(row("fc"), verdict=verdict)
+
+    said = ElementTree.fromstring(comparison_junit(made).encode()).findtext(".//system-out")
+    assert said == "first seen at fc; worst: fc\nthen at <b>\nusual noise -40 dB"
+    pytest.importorskip("bokeh")
+    pytest.importorskip("itables")
+    page = comparison_page(made, "1.2.3")
+    assert '<p class="note">then at &lt;b&gt;</p>' in page
+    assert '<p class="note">first seen at fc</p>' not in page
 
 
 def test_no_name_breaks_junit():

@@ -286,6 +286,16 @@ def test_json_has_all_rows_and_the_groups(files):
     assert group["metrics"]["peir"] > 0
 
 
+def test_a_result_with_groups_is_judged_anew(files, tmp_path):
+    result = tmp_path / "result.json"
+    run("diff", *files, "--group-by", "block", "--top", 1, "--format", "json", "-o", result)
+
+    judged = qvtrace.judge(qvtrace.load_result(result), fail_on=["peir>0.01"])
+
+    assert judged.verdict.exit_code == 1
+    assert judged.verdict.lines == qvtrace.diff(*files).verdict.lines
+
+
 def test_csv_has_a_line_for_each_group(files):
     text = run("diff", *files, "--group-by", "kind", "--format", "csv").stdout
 
