@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ResultError,
         UsageError,
     )
+    from qvtrace.inflight.flight import DiffInFlight, diff_in_flight
     from qvtrace.judging.judge import judge
     from qvtrace.merging import merge
     from qvtrace.models.quantizers.listing import quantizers
@@ -43,6 +44,7 @@ _HOMES = {
     "ArchiveError": "qvtrace.errors",
     "BreakAt": "qvtrace.observers.breaking",
     "Comparison": "qvtrace.comparison.comparison",
+    "DiffInFlight": "qvtrace.inflight.flight",
     "ModelError": "qvtrace.errors",
     "ObservedCall": "qvtrace.observers",
     "Observer": "qvtrace.observers",
@@ -58,6 +60,7 @@ _HOMES = {
     "UsageError": "qvtrace.errors",
     "cached_tensor": "qvtrace.cached",
     "diff": "qvtrace.comparison.diffing",
+    "diff_in_flight": "qvtrace.inflight.flight",
     "judge": "qvtrace.judging.judge",
     "load": "qvtrace.archive",
     "load_result": "qvtrace.comparison.results",
@@ -72,6 +75,7 @@ __all__ = [
     "ArchiveError",
     "BreakAt",
     "Comparison",
+    "DiffInFlight",
     "ModelError",
     "ObservedCall",
     "Observer",
@@ -88,6 +92,7 @@ __all__ = [
     "__version__",
     "cached_tensor",
     "diff",
+    "diff_in_flight",
     "judge",
     "load",
     "load_result",

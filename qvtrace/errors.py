@@ -13,6 +13,7 @@ QvtraceError                 one line: what, what is wrong, what to do
     ├── NewerFormatError         written by a newer qvtrace
     ├── UnfinishedArchiveError   left by a recording that was killed, `recover` helps
     ├── DamagedArchiveError      contents that contradict themselves
+    ├── NotAtHandError           contents of a trace that is not stored
     └── ExistingFileError        writing would overwrite a file
 """
 
@@ -67,6 +68,10 @@ class UnfinishedArchiveError(ArchiveError):
 
 class DamagedArchiveError(ArchiveError):
     """What the file says contradicts itself: offsets, digests, shapes or the manifest."""
+
+
+class NotAtHandError(ArchiveError):
+    """A trace that is compared while it happens has contents only as they pass by."""
 
 
 class ExistingFileError(ArchiveError):

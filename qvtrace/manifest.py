@@ -297,7 +297,7 @@ def manifest_from_json(json: object) -> Manifest:
         environment=fields.free_object("environment"),
         settings=fields.free_object("settings"),
         modules=tuple(map(_module_from_json, fields.list("modules"))),
-        calls=tuple(map(_call_from_json, fields.list("calls"))),
+        calls=tuple(map(call_from_json, fields.list("calls"))),
         tensors=tuple(map(_tensor_from_json, fields.list("tensors"))),
         skipped=_skipped_from_json(fields.section("skipped")),
         steps=tuple(map(_step_from_json, fields.optional_list("steps"))),
@@ -396,7 +396,8 @@ def _weight_from_json(json: object) -> WeightEntry:
     )
 
 
-def _call_from_json(json: object) -> CallEntry:
+def call_from_json(json: object) -> CallEntry:
+    """One call as it stands in the manifest; raises `ValueError` for anything else."""
     fields = Fields(json, "call")
     parameters = fields.list("parameters")
     if not all(isinstance(name, str | None) for name in parameters):

@@ -28,6 +28,15 @@ def array_of(leaf: TensorLeaf, stored: mmap | memoryview, offset: int = 0) -> np
     return elements
 
 
+def form_of(leaf: TensorLeaf) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype and shape of what `array_of` gives."""
+    if (leaf.dtype, leaf.file_dtype) == ("complex32", "float16"):
+        return np.dtype(np.complex64), leaf.shape
+    if (leaf.dtype, leaf.file_dtype) == ("complex128", "float64"):
+        return np.dtype(np.complex128), leaf.shape
+    return DTYPES[leaf.file_dtype].numpy, leaf.file_shape
+
+
 def _elements(
     dtype: str, shape: tuple[int, ...], stored: mmap | memoryview, offset: int
 ) -> np.ndarray[Any, Any]:

@@ -158,6 +158,10 @@ class Archive:
         self._extent(self._as_stored(leaf))  # before a number of the file's becomes memory
         return sampled_places(count_vectors(leaf.shape), portion.vectors, self._seed())
 
+    def holds(self, digest: str) -> bool:
+        """Whether the file has a content."""
+        return digest in self._extent_of_digest
+
     def stored(self, digest: str) -> memoryview:
         """The bytes of a content as they lie in the file; raises `DamagedArchiveError` when it has
         no such content."""

@@ -591,6 +591,9 @@ class RowFlags:
         )
 
 
+_JSON = ".json"
+
+
 @dataclass(frozen=True)
 class ReportFlags:
     """How a comparison is written, and where to."""
@@ -603,7 +606,13 @@ class ReportFlags:
     ] = False
     output: Annotated[
         Path | None,
-        option(OUTPUT, "Write the report to a file.", "--output", "-o", metavar="FILE"),
+        option(
+            OUTPUT,
+            "Write the report to a file; NAME.json has JSON where no format is given.",
+            "--output",
+            "-o",
+            metavar="FILE",
+        ),
     ] = None
     github: Annotated[
         bool,
@@ -616,6 +625,8 @@ class ReportFlags:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a page that cannot be written, before anything is compared."""
+        if self.format is Format.TABLE and self.output is not None and self.output.suffix == _JSON:
+            object.__setattr__(self, "format", Format.JSON)  # a name that says what it is
         if self.format is Format.HTML:
             from qvtrace.reports.html.libraries import require_libraries
 

@@ -4,7 +4,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvtrace.cli.flags import (
     ElementFlags,
@@ -26,10 +26,13 @@ from qvtrace.cli.watching import check_watching, print_inputs, shares_terminal, 
 from qvtrace.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qvtrace.archive import Archive
+    from qvtrace.manifest import Manifest
     from qvtrace.models import PreparedModel
     from qvtrace.recording.options import RecordOptions
-    from qvtrace.recording.recorder import Recording
+    from qvtrace.recording.recorder import Recording, Writer
     from qvtrace.reports.recording import Outcome
 
 TRACES = Path("traces")  # where archives go unless a name is given
@@ -50,6 +53,7 @@ class Job:
     recorded_by: str = "record"
     watch: WatchFlags = field(default_factory=WatchFlags)
     elements: ElementFlags = field(default_factory=ElementFlags)
+    open_writer: "Callable[[Manifest], Writer] | None" = None  # in place of the file
 
     @property
     def messages_only(self) -> bool:
@@ -61,7 +65,7 @@ def run_job(job: Job) -> "Outcome":
     """Record, and say what came of it: on standard error, or on standard output for a dry run
     that does not print calls there."""
     from qvtrace.archive import refuse_existing
-    from qvtrace.reports.recording import dry_run_lines, recording_lines
+    from qvtrace.reports.recording import dry_run_lines, in_flight_lines, recording_lines
 
     if not job.file.name or job.file.is_dir():
         raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
@@ -71,6 +75,10 @@ def run_job(job: Job) -> "Outcome":
         outcome = _record(job)
         width = error_width() if job.messages_only else output_width()
         print_lines(dry_run_lines(outcome, width), sys.stderr if job.messages_only else sys.stdout)
+        return outcome
+    if job.open_writer is not None:
+        outcome = _record(job)
+        print_lines(in_flight_lines(outcome, error_width()), sys.stderr)
         return outcome
     refuse_own_reference(job.file, job.model.like)
     if not job.overwrite:
@@ -106,7 +114,11 @@ def _record(job: Job) -> "Outcome":
         if job.watch.print_inputs:
             print_inputs(prepared, sys.stderr if job.messages_only else output)
         options = _options(job, prepared, like, progress)
-        recording = Recording(prepared.model, job.file, replace(options, observers=observers))
+        recording = Recording(
+            prepared.model,
+            job.file if job.open_writer is None else None,
+            replace(options, observers=observers),
+        )
         try:
             with recording:
                 prepared.run(recording)
@@ -128,19 +140,17 @@ def _opened(like: str | None) -> AbstractContextManager["Archive | None"]:
 def _options(
     job: Job, prepared: "PreparedModel", like: "Archive | None", progress: ShowProgress
 ) -> "RecordOptions":
-    from qvtrace.recording.keeping import Share
-    from qvtrace.recording.options import RecordOptions
+    from qvtrace.recording.options import RecordOptions, options_like
 
-    settings = {} if like is None else like.manifest.settings
-    return RecordOptions(
-        include=tuple(job.patterns.include) or _texts(settings.get("include")),
-        exclude=tuple(job.patterns.exclude) or _texts(settings.get("exclude")),
+    options = RecordOptions(
+        include=tuple(job.patterns.include),
+        exclude=tuple(job.patterns.exclude),
         overwrite=job.overwrite,
-        inputs=not job.storage.no_inputs and settings.get("inputs") is not False,
-        kwargs=not job.storage.no_kwargs and settings.get("kwargs") is not False,
-        caches=job.storage.caches or settings.get("caches") is True,
-        weights=job.storage.weights or settings.get("weights") is True,
-        share=job.share.share(Share.from_settings(settings)),
+        inputs=not job.storage.no_inputs,
+        kwargs=not job.storage.no_kwargs,
+        caches=job.storage.caches,
+        weights=job.storage.weights,
+        share=job.share.share(),
         privacy=job.storage.privacy(is_like_private=like is not None and like.is_private),
         max_bytes=job.storage.budget(),
         rehearse=prepared.run,
@@ -151,12 +161,12 @@ def _options(
         source=prepared.source,
         environment=prepared.environment,
         progress=progress,
+        open_writer=job.open_writer,
     )
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    """Patterns that an archive names; a file may say anything."""
-    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+    if like is not None:
+        options = options_like(like.manifest, options)
+    # Weights are compared between archives.
+    return options if job.open_writer is None else replace(options, weights=False)
 
 
 def _name_remains(error: BaseException, recording: "Recording") -> None:

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from qvtrace.cli.flags import (
+    MODEL,
     OUTPUT,
+    ROWS,
     ElementFlags,
     Force,
     Format,
@@ -27,6 +29,7 @@ from qvtrace.cli.flags import (
     option,
     with_flags,
 )
+from qvtrace.cli.in_flight import InFlight, run_in_flight
 from qvtrace.cli.recording import TRACES, Job, refuse_own_reference, run_job
 from qvtrace.cli.reporting import refuse_archive_name, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
@@ -44,23 +47,65 @@ def run(
     elements: ElementFlags,
     gates: GateFlags,
     report: ReportFlags,
+    in_flight: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Record no float variant, and store nothing: compare with this archive while the model "
+            "runs.",
+            "--in-flight",
+            metavar="ARCHIVE",
+        ),
+    ] = None,
+    variant: Annotated[
+        Variant | None, option(MODEL, "With --in-flight: which variant runs. (default: quant)")
+    ] = None,
+    local: Annotated[
+        str | None,
+        option(ROWS, "With --in-flight: a replay, as for diff.", metavar="ARCHIVE"),
+    ] = None,
     traces: Annotated[
-        Path, option(OUTPUT, "Where the two archives go.", "--traces", metavar="DIR")
-    ] = TRACES,
+        Path | None,
+        option(OUTPUT, "Where the two archives go. (default: traces)", "--traces", metavar="DIR"),
+    ] = None,
     force: Force = False,
     traceback: Traceback = False,
 ) -> None:
-    """Record the float and the quantized variant, and compare them."""
+    """Record the float and the quantized variant, and compare them.
+
+    With --in-flight, only the quantized one runs and nothing is stored.
+    """
     from qvtrace.comparison.diffing import diff
 
-    refuse_archive_name(report, *([rows.floor] if rows.floor else []))
     if watch.print_calls and report.output is None and report.format is not Format.TABLE:
         raise UsageError(
             f"--format {report.format}: --print has standard output for itself; "
             "write the report to a file with --output FILE"
         )
+    if in_flight is not None:
+        if traces is not None:
+            raise UsageError("--traces: nothing is stored in flight; leave it out")
+        options = rows.options(patterns, gates, elements, report.limit(elements))
+        job = Job(
+            model,
+            variant or Variant.QUANT,
+            ModulePatterns(),
+            storage,
+            share,
+            Path(in_flight),
+            recorded_by="run",
+            watch=watch,
+            elements=elements,
+        )
+        options = replace(options, details=report.details)
+        run_in_flight(InFlight(in_flight, job, options, report, rows.floor, local))
+    for name, given in (("variant", variant), ("local", local)):
+        if given is not None:
+            raise UsageError(f"--{name}: says something with --in-flight only; leave it out")
+    refuse_archive_name(report, *([rows.floor] if rows.floor else []))
     options = rows.options(ModulePatterns(), gates, elements, report.limit(elements))
-    reference, candidate = (traces / f"{variant}.st" for variant in Variant)
+    folder = traces or TRACES
+    reference, candidate = (folder / f"{variant}.st" for variant in Variant)
     for file in (reference, candidate):
         refuse_own_reference(file, model.like)
         _refuse_foreign(file, force=force)

@@ -108,7 +108,7 @@ Slot = tuple[int, int, int]  # sample, step, count of the module's calls therein
 
 
 @dataclass(frozen=True)
-class _Module:
+class CalledModule:
     """A module that was called, with its names as they are compared."""
 
     name: str  # in its own archive
@@ -132,12 +132,12 @@ class _Module:
 class _ModulePairs:
     """Pairs of modules, found one rule after the other."""
 
-    reference: dict[str, _Module]  # those that are not paired yet
-    candidate: dict[str, _Module]
-    found: list[tuple[_Module, _Module, str]] = field(default_factory=list)
+    reference: dict[str, CalledModule]  # those that are not paired yet
+    candidate: dict[str, CalledModule]
+    found: list[tuple[CalledModule, CalledModule, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, reference: _Module, candidate: _Module, rule: str) -> None:
+    def add(self, reference: CalledModule, candidate: CalledModule, rule: str) -> None:
         del self.reference[reference.name]
         del self.candidate[candidate.name]
         self.found.append((reference, candidate, rule))
@@ -152,8 +152,8 @@ def align(reference: Manifest, candidate: Manifest, maps: Sequence[str] = ()) ->
     `UsageError` for a map that cannot be read, and for one that gives a module the name of another.
     """
     name_maps = [NameMap.parse(text) for text in maps]
-    reference_modules = _called_modules(reference)
-    candidate_modules = _called_modules(candidate, name_maps, reference_modules)
+    reference_modules = called_modules(reference)
+    candidate_modules = called_modules(candidate, name_maps, reference_modules)
     modules = _pair_modules(reference_modules, candidate_modules)
     partners = _pair_calls(modules.found)
     _pair_calls_of_shared(reference_modules.values(), candidate_modules.values(), partners)
@@ -175,9 +175,10 @@ def align(reference: Manifest, candidate: Manifest, maps: Sequence[str] = ()) ->
     )
 
 
-def _called_modules(
+def called_modules(
     manifest: Manifest, maps: Sequence[NameMap] = (), known: Collection[str] = ()
-) -> dict[str, _Module]:
+) -> dict[str, CalledModule]:
+    """The modules that were called, by their names in their own archive."""
     positions: dict[str, list[int]] = defaultdict(list)
     for position, call in enumerate(manifest.calls):
         positions[call.module].append(position)
@@ -191,7 +192,7 @@ def _called_modules(
         mapped, applied = renamed[name]
         others = tuple(renamed[alias][0] for alias in entry.aliases)
         slots = _slots(manifest.calls, its_positions)
-        modules[name] = _Module(name, (mapped, *others), slots, applied, entry.float_name)
+        modules[name] = CalledModule(name, (mapped, *others), slots, applied, entry.float_name)
     return modules
 
 
@@ -202,7 +203,7 @@ def _renamed(
     names: Collection[str], maps: Sequence[NameMap], known: Collection[str]
 ) -> dict[str, _Renamed]:
     """What the maps make of each name of the candidate; `known` are those of the reference."""
-    renamed = {name: _mapped(name, maps, known) for name in names}
+    renamed = {name: mapped_name(name, maps, known) for name in names}
     while blocked := [
         name
         for name, (new, applied) in renamed.items()
@@ -212,7 +213,9 @@ def _renamed(
     return renamed
 
 
-def _mapped(name: str, maps: Sequence[NameMap], known: Collection[str]) -> _Renamed:
+def mapped_name(name: str, maps: Sequence[NameMap], known: Collection[str]) -> _Renamed:
+    """A name of the candidate after the maps, and those that changed it; `known` are the
+    reference's."""
     mapped, applied = name, []
     for name_map in maps:
         replaced = ".".join(filter(None, name_map.apply(mapped).split(".")))
@@ -239,7 +242,9 @@ def _slots(calls: Sequence[CallEntry], positions: list[int]) -> dict[Slot, int]:
     return slots
 
 
-def _pair_modules(reference: dict[str, _Module], candidate: dict[str, _Module]) -> _ModulePairs:
+def _pair_modules(
+    reference: dict[str, CalledModule], candidate: dict[str, CalledModule]
+) -> _ModulePairs:
     modules = _ModulePairs(dict(reference), dict(candidate))
     for wrappers, aliases in product(_LEVELS, (False, True)):
         if modules.reference and modules.candidate:
@@ -258,14 +263,14 @@ def _pair_by_float_name(modules: _ModulePairs) -> None:
             modules.add(*min(pairs, key=_preference), FLOAT_NAME)
 
 
-def _float_claims(modules: dict[str, _Module]) -> dict[str, list[_Module]]:
+def _float_claims(modules: dict[str, CalledModule]) -> dict[str, list[CalledModule]]:
     claims = defaultdict(list)
     for module in modules.values():
         claims[module.names[0] if module.float_name is None else module.float_name].append(module)
     return claims
 
 
-def _is_wrapper(module: _Module) -> bool:
+def _is_wrapper(module: CalledModule) -> bool:
     return module.float_name is not None
 
 
@@ -286,8 +291,8 @@ def _pair_by_key(modules: _ModulePairs, wrappers: Sequence[str], *, aliases: boo
 
 
 def _claims(
-    modules: Iterable[_Module], wrappers: Sequence[str], *, aliases: bool
-) -> dict[str, list[_Module]]:
+    modules: Iterable[CalledModule], wrappers: Sequence[str], *, aliases: bool
+) -> dict[str, list[CalledModule]]:
     claims = defaultdict(list)
     for module in modules:
         for key in module.keys(wrappers, aliases=aliases):
@@ -295,7 +300,7 @@ def _claims(
     return claims
 
 
-def _preference(pair: tuple[_Module, _Module]) -> tuple[bool, bool, int, int, str, str]:
+def _preference(pair: tuple[CalledModule, CalledModule]) -> tuple[bool, bool, int, int, str, str]:
     """An unmapped name, then equal calls, then the outermost of nested wrappers."""
     reference, candidate = pair
     return (
@@ -309,7 +314,12 @@ def _preference(pair: tuple[_Module, _Module]) -> tuple[bool, bool, int, int, st
 
 
 def _rule(
-    reference: _Module, candidate: _Module, key: str, wrappers: Sequence[str], *, aliases: bool
+    reference: CalledModule,
+    candidate: CalledModule,
+    key: str,
+    wrappers: Sequence[str],
+    *,
+    aliases: bool,
 ) -> str:
     rules = [f"map {text}" for text in candidate.maps]
     if aliases:
@@ -330,7 +340,7 @@ def _kinds(name: str, wrappers: Sequence[str]) -> set[str]:
 
 
 def _conflict(
-    reference: _Module, candidate: _Module, candidates: Sequence[_Module]
+    reference: CalledModule, candidate: CalledModule, candidates: Sequence[CalledModule]
 ) -> Iterator[str]:
     """Says which modules lost against `candidate`; a wrapper around the same module is no rival."""
     for rival in candidates:
@@ -350,7 +360,9 @@ def _nested(one: str, other: str) -> bool:
     return not outer or inner.startswith(f"{outer}.")
 
 
-def _pair_calls(found: Iterable[tuple[_Module, _Module, str]]) -> dict[int, tuple[int, str]]:
+def _pair_calls(
+    found: Iterable[tuple[CalledModule, CalledModule, str]],
+) -> dict[int, tuple[int, str]]:
     """The position of each paired call of the reference -> the candidate's, and the rule."""
     return {
         position: (candidate.slots[slot], rule)
@@ -361,8 +373,8 @@ def _pair_calls(found: Iterable[tuple[_Module, _Module, str]]) -> dict[int, tupl
 
 
 def _pair_calls_of_shared(
-    references: Collection[_Module],
-    candidates: Collection[_Module],
+    references: Collection[CalledModule],
+    candidates: Collection[CalledModule],
     partners: dict[int, tuple[int, str]],
 ) -> None:
     """Pair what is left where one side shares a module and the other has one under each name.
@@ -383,8 +395,8 @@ def _pair_calls_of_shared(
 
 
 def _sharings(
-    references: Collection[_Module], candidates: Collection[_Module]
-) -> Iterator[tuple[list[_Module], list[_Module]]]:
+    references: Collection[CalledModule], candidates: Collection[CalledModule]
+) -> Iterator[tuple[list[CalledModule], list[CalledModule]]]:
     """A module with aliases and those of the other side that have one of its names."""
     candidate_of_name = {module.names[0]: module for module in candidates}
     reference_of_name = {module.names[0]: module for module in references}
@@ -396,16 +408,16 @@ def _sharings(
             yield _having(module.names, reference_of_name), [module]
 
 
-def _having(names: Iterable[str], modules: dict[str, _Module]) -> list[_Module]:
+def _having(names: Iterable[str], modules: dict[str, CalledModule]) -> list[CalledModule]:
     return [modules[name] for name in dict.fromkeys(names) if name in modules]
 
 
-def _count_calls(modules: Iterable[_Module]) -> int:
+def _count_calls(modules: Iterable[CalledModule]) -> int:
     return sum(len(module.slots) for module in modules)
 
 
 def _left_over(
-    modules: Iterable[_Module], done: Collection[int]
+    modules: Iterable[CalledModule], done: Collection[int]
 ) -> list[tuple[int, tuple[int, int]]]:
     """The calls that are not paired, in order of execution, each with its sample and step."""
     return sorted(
@@ -416,7 +428,7 @@ def _left_over(
     )
 
 
-def _wrappers(unpaired: Iterable[_Module], paired: Iterable[_Module]) -> frozenset[str]:
+def _wrappers(unpaired: Iterable[CalledModule], paired: Iterable[CalledModule]) -> frozenset[str]:
     """Modules that have the name of a paired one but for wrappers, and lie around it or in it; and
     modules that a quantizer added."""
     names = defaultdict(list)
@@ -435,20 +447,20 @@ def _wrappers(unpaired: Iterable[_Module], paired: Iterable[_Module]) -> frozens
     )
 
 
-def _plain_names(module: _Module) -> set[str]:
+def _plain_names(module: CalledModule) -> set[str]:
     """The name but for wrappers, and the float name that it carries."""
     plain = unwrapped(module.names[0])
     return {plain} if module.float_name is None else {plain, module.float_name}
 
 
-def _taken_for_root(modules: Iterable[_Module]) -> Iterator[str]:
+def _taken_for_root(modules: Iterable[CalledModule]) -> Iterator[str]:
     for module in modules:
         if module.maps and module.name and not module.names[0]:
             texts = ", ".join(f"--map {text!r}" for text in module.maps)
             yield f"{texts} gives {module.name} the name of the root"
 
 
-def _unused(maps: Iterable[NameMap], modules: Collection[_Module]) -> Iterator[str]:
+def _unused(maps: Iterable[NameMap], modules: Collection[CalledModule]) -> Iterator[str]:
     used = {text for module in modules for text in module.maps}
     for name_map in maps:
         if name_map.text not in used:

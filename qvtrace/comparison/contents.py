@@ -23,7 +23,7 @@ from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
-from qvtrace.metrics.scaling import find_scaling, scaling_like
+from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
@@ -105,10 +105,8 @@ class ContentPairs:
         """Try a factor that other calls have on two leaves that have a difference."""
         contents = contents_of(reference, candidate)
         outcome = self._outcomes[contents]
-        if outcome.difference is not None:
-            both = self._readable(reference, candidate, outcome.layout)
-            scaling = scaling_like(factor, *both, outcome.difference)
-            self._outcomes[contents] = replace(outcome, scaling=scaling)
+        scaling = self.scaled_by(factor, reference, candidate)
+        self._outcomes[contents] = replace(outcome, scaling=scaling)
 
     def elements(
         self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
@@ -133,7 +131,7 @@ class ContentPairs:
         dtype, shape = self.reference.form(reference)
         sample = self.portions.sample(reference, candidate)
         if sample is not None:
-            shape = sample.sides[0].shape
+            shape = len(sample.places), *shape[-1:]
         dtypes = dtype, self.candidate.form(candidate)[0]
         return Output(
             (reference, candidate),
@@ -148,7 +146,7 @@ class ContentPairs:
 
     def is_summand(self, part: Output, whole: Output) -> bool:
         """Whether the error of the whole has that of the part in it."""
-        key = "summand", contents_of(*part.leaves), contents_of(*whole.leaves)
+        key = summand_key(part, whole)
         return self._once(key, lambda: is_summand(self._sides(part), self._sides(whole)))
 
     def vectors(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Vectors, Vectors]:
@@ -183,6 +181,22 @@ class ContentPairs:
     def _once(self, key: Hashable, look: Callable[[], Found]) -> Found:
         """What a look finds. Here all contents can be looked at again, so that nothing is kept."""
         return look()
+
+    def scaled_by(
+        self, factor: ScaleFactor, reference: TensorLeaf, candidate: TensorLeaf
+    ) -> Scaling | None:
+        """What is left of a difference after a factor, if that explains it."""
+        contents = contents_of(reference, candidate)
+        outcome = self._outcomes[contents]
+        difference = outcome.difference
+        if difference is None:
+            return None
+        return self._once(
+            ("scaled", factor, contents),
+            lambda: scaling_like(
+                factor, *self._readable(reference, candidate, outcome.layout), difference
+            ),
+        )
 
     def _candidate_vectors(self, leaf: TensorLeaf) -> list[str]:
         key = "vectors", leaf.digest, leaf.dtype, leaf.shape
@@ -324,3 +338,8 @@ def _layout(contents: Contents, reference: Array, candidate: Array) -> Layout | 
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:
     return arrays if layout is None else (arrays[0], layout.of(arrays[1]))
+
+
+def summand_key(part: Output, whole: Output) -> Hashable:
+    """What tells two pairs of contents of which the one may be in the other."""
+    return "summand", contents_of(*part.leaves), contents_of(*whole.leaves)

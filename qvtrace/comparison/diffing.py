@@ -59,16 +59,16 @@ def diff(
     options, and children of `ArchiveError` for files that cannot.
     """
     options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
-    with _no_collection(), ExitStack() as opened:
-        archives = _open(reference, opened), _open(candidate, opened)
+    with no_collection(), ExitStack() as opened:
+        archives = open_source(reference, opened), open_source(candidate, opened)
         noise, replayed = (
-            None if source is None else _open(source, opened) for source in (floor, local)
+            None if source is None else open_source(source, opened) for source in (floor, local)
         )
-        return _compare(*archives, noise, replayed, options)
+        return compare_archives(*archives, noise, replayed, options)
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Rows and trees live until the end and have no cycles, but each collection walks them all."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -79,13 +79,15 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compare(
+def compare_archives(
     reference: Archive,
     candidate: Archive,
     floor: Archive | None,
     local: Archive | None,
     options: DiffOptions,
+    contents: ContentPairs | None = None,
 ) -> Comparison:
+    """The same for archives that are open; `contents` may have been looked at before."""
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
     everything = align(reference.manifest, candidate.manifest, options.maps)
@@ -93,7 +95,12 @@ def _compare(
     valued = _valued(everything, weights, options)
     alignment, weights = _filtered(everything, weights, options)
     built = RowBuilder(
-        reference, candidate, options.path, everything.pairs, details=options.details
+        reference,
+        candidate,
+        options.path,
+        everything.pairs,
+        details=options.details,
+        contents=contents,
     )
     if options.path != WEIGHTS:
         _add_calls(built, alignment)
@@ -171,6 +178,19 @@ def _hide_folders(archives: Sequence[Archive]) -> None:
 
 def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -> Sequence[Row]:
     """What a replay gives, compared with what the reference gave."""
+    check_local(reference, local, options)
+    if local is None:
+        return ()
+    pairs = align(reference.manifest, local.manifest).pairs
+    built = RowBuilder(reference, local, "output", pairs)
+    for pair in pairs:
+        built.add(pair)
+    built.compare()
+    return built.rows
+
+
+def check_local(reference: Archive, local: Archive | None, options: DiffOptions) -> None:
+    """Raise `UsageError` for an archive that is no replay, or for metrics that need one."""
     if local is None:
         named = [("--sort-by", options.sort_by), *(("--metrics", name) for name in options.metrics)]
         for option, metric in named:
@@ -178,17 +198,10 @@ def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -
                 raise UsageError(
                     f"{option} {metric}: is of a replay; give one with --local ARCHIVE"
                 )
-        return ()
-    if local.manifest.recorded_by != "replay":
+    elif local.manifest.recorded_by != "replay":
         raise UsageError(
             f"--local {local.file}: is no replay; make one with `qvtrace replay {reference.file}`"
         )
-    pairs = align(reference.manifest, local.manifest).pairs
-    built = RowBuilder(reference, local, "output", pairs)
-    for pair in pairs:
-        built.add(pair)
-    built.compare()
-    return built.rows
 
 
 def _doubts(reference: Archive, candidate: Archive, local: Archive) -> list[str]:
@@ -204,7 +217,7 @@ def _doubts(reference: Archive, candidate: Archive, local: Archive) -> list[str]
     return doubts
 
 
-def _open(source: Source, opened: ExitStack) -> Archive:
+def open_source(source: Source, opened: ExitStack) -> Archive:
     """The archive; one that is opened here is closed with `opened`."""
     return source if isinstance(source, Archive) else opened.enter_context(Archive.open(source))
 

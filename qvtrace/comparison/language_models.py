@@ -74,6 +74,17 @@ def logits_calls(reference: Archive, candidate: Archive, pairs: Sequence[Pair]) 
     return found if is_recorded else list(_of_heads(pairs, sides))
 
 
+def logits_call_of_head(
+    reference: Archive, candidate: Archive, pair: Pair, root_calls: Sequence[RootCall | None]
+) -> LogitsCall | None:
+    """The same for one call of a head, which lies within these root calls."""
+    sides = _Side(reference), _Side(candidate)
+    logits = next(filter(_may_be_logits, _places(pair, sides)), None)
+    if logits is None:
+        return None
+    return _logits_call(pair, sides, logits, root_calls, decodes_only=True)
+
+
 class _Side:
     """One archive, and what its model was given."""
 
@@ -176,7 +187,7 @@ def _is_of_vocabulary(call: LogitsCall, classes: Sequence[str]) -> bool:
 
 def _of_heads(pairs: Sequence[Pair], sides: _Sides) -> Iterator[LogitsCall]:
     """The outputs of heads, each of one root call where there are as many of these."""
-    heads = [pair for pair in pairs if _is_head(pair.reference)]
+    heads = [pair for pair in pairs if is_head(pair.reference)]
     known = [list(side.root_calls.values()) for side in sides]
     for number, pair in enumerate(heads):
         logits = next(filter(_may_be_logits, _places(pair, sides)), None)
@@ -221,7 +232,7 @@ def _comes_from_head(call: LogitsCall, archive: Archive, pairs: Sequence[Pair]) 
     heads = (
         pair.reference
         for pair in pairs
-        if _is_head(pair.reference) and pair.reference.parent == _key(call.call)
+        if is_head(pair.reference) and pair.reference.parent == _key(call.call)
     )
     outputs = (archive.tree(head, "output") for head in heads)
     return any(
@@ -230,7 +241,8 @@ def _comes_from_head(call: LogitsCall, archive: Archive, pairs: Sequence[Pair]) 
     )
 
 
-def _is_head(call: CallEntry) -> bool:
+def is_head(call: CallEntry) -> bool:
+    """Whether a module has a name that heads have."""
     return unwrapped(call.module).rpartition(".")[2] in _HEADS
 
 

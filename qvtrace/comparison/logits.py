@@ -19,6 +19,7 @@ from qvtrace.comparison.scored_tokens import (
     TokenPlace,
     score,
 )
+from qvtrace.errors import NotAtHandError
 from qvtrace.metrics.elements import Array, Flags, Floats
 
 ENOUGH = 1000  # tokens; fewer tell too little
@@ -88,7 +89,10 @@ def logits_of(contents: ContentPairs, pairs: Sequence[Pair]) -> Logits | None:
     if "replay" in (reference.manifest.recorded_by, candidate.manifest.recorded_by):
         return None
     calls = logits_calls(reference, candidate, pairs)
-    return _pooled(score(contents, calls)) if calls else None
+    try:
+        return _pooled(score(contents, calls)) if calls else None
+    except NotAtHandError:  # of a trace that is not stored, and is not recorded from its root on
+        return None
 
 
 def _pooled(scored: Scored) -> Logits:

@@ -6,7 +6,7 @@ and digests are all that there is to tell by.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,9 +30,14 @@ _TOLD = ("mean", "min", "max", "stddev")
 class Sample:
     """The vectors along the last dimension that both sides hold of two tensors."""
 
-    sides: tuple[Array, Array]  # of two dimensions: a vector after the other
+    read: Callable[[], tuple[Array, Array]]
     places: Places
     shape: tuple[int, ...]  # of the whole reference
+
+    @property
+    def sides(self) -> tuple[Array, Array]:
+        """Both, of two dimensions: a vector after the other."""
+        return self.read()
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -52,9 +57,11 @@ class Sample:
 class Portions:
     """What two archives hold of tensors that they do not hold whole."""
 
-    def __init__(self, reference: Archive, candidate: Archive) -> None:
+    def __init__(self, reference: Archive, candidate: Archive, *, may_come: bool = False) -> None:
+        """`may_come`: the candidate is still being recorded, in part."""
         self._archives = reference, candidate
-        self._are_any = any(archive.manifest.portions for archive in self._archives)
+        self._are_any = may_come or any(archive.manifest.portions for archive in self._archives)
+        self._statistics: dict[tuple[object, ...], Statistics | None] = {}
 
     def are_partial(self, *leaves: TensorLeaf) -> bool:
         """Whether a side does not hold all of its tensor."""
@@ -84,14 +91,20 @@ class Portions:
         count = count_vectors(leaves[0].shape)
         places = [
             every_place(count) if found is None else found
-            for found in map(Archive.places, self._archives, leaves)
+            for found in (
+                archive.places(leaf) for archive, leaf in zip(self._archives, leaves, strict=True)
+            )
         ]
         common: Places = np.intersect1d(places[0], places[1], assume_unique=True)
-        one, other = (
-            _rows(archive.array(leaf), held, common)
-            for archive, leaf, held in zip(self._archives, leaves, places, strict=True)
-        )
-        return Sample((one, other), common, leaves[0].shape)
+
+        def read() -> tuple[Array, Array]:
+            one, other = (
+                _rows(archive.array(leaf), held, common)
+                for archive, leaf, held in zip(self._archives, leaves, places, strict=True)
+            )
+            return one, other
+
+        return Sample(read, common, leaves[0].shape)
 
     def with_hidden(self, outcome: Outcome, *leaves: TensorLeaf) -> Outcome:
         """What was found in a sample, and what the whole has beside it that is not finite."""
@@ -130,8 +143,14 @@ class Portions:
         self, leaves: Sequence[TensorLeaf]
     ) -> tuple[Statistics | None, Statistics | None]:
         """Those of whole tensors, as far as the archives tell."""
-        one, other = map(stored_statistics, self._archives, leaves)
+        one, other = map(self._statistics_of, self._archives, leaves)
         return one, other
+
+    def _statistics_of(self, archive: Archive, leaf: TensorLeaf) -> Statistics | None:
+        key = archive is self._archives[0], leaf.digest, leaf.dtype, leaf.shape
+        if key not in self._statistics:
+            self._statistics[key] = stored_statistics(archive, leaf)
+        return self._statistics[key]
 
 
 def stored_statistics(archive: Archive, leaf: TensorLeaf) -> Statistics | None:

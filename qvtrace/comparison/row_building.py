@@ -5,14 +5,17 @@ from typing import TypeAlias
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.call_leaves import (
+    argument_leaves,
+    call_leaves,
+    have_other_tokens,
+    output_leaves,
+    tensors_of,
+)
 from qvtrace.comparison.contents import ContentPairs, same_contents
 from qvtrace.comparison.leaves import (
-    Arguments,
     LeafPair,
     filled,
-    pair_arguments,
-    pair_nodes,
-    pair_stored,
 )
 from qvtrace.comparison.outcomes import (
     Outcome,
@@ -99,7 +102,7 @@ class RowBuilder:
         fates = fate(failure(pair.reference)), fate(failure(pair.candidate))
         if "output" in self._parts and fates != (None, None):
             self.failed.append(FailedCall(Place.of(pair.reference, "output"), *fates))
-        for leaves in self._leaf_pairs(pair):
+        for leaves in call_leaves(self._reference, self._candidate, pair):
             is_wanted = leaves.path.partition(".")[0] in self._parts
             if leaves.stored:
                 self._plan(pair, leaves, is_wanted=is_wanted)
@@ -139,7 +142,7 @@ class RowBuilder:
         """What rows are pooled from, of those whose elements were read."""
         found = {}
         for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
-            tensors = _tensors(leaves)
+            tensors = tensors_of(leaves)
             outcome = None if tensors is None else self.contents.found(*tensors)
             if outcome is not None and outcome.difference and outcome.difference.sums:
                 found[row.place] = outcome.difference.sums
@@ -176,7 +179,7 @@ class RowBuilder:
         known: dict[tuple[str, str], ScaleFactor] = {}
         without = []
         for pair, leaves in self._planned:
-            tensors = _tensors(leaves)
+            tensors = tensors_of(leaves)
             outcome = None if tensors is None else self.contents.found(*tensors)
             if tensors is None or outcome is None or outcome.difference is None:
                 continue
@@ -193,7 +196,7 @@ class RowBuilder:
     def _find_experts(self) -> None:
         """Before any row: an expert may be known by those beside it."""
         for pair, leaves in (*self._planned, *self._planned_aside):
-            if _have_other_tokens(leaves):
+            if have_other_tokens(leaves):
                 self._routing.of(pair)
 
     def _routed(self, pair: Pair, leaves: LeafPair) -> Routed | None:
@@ -201,19 +204,17 @@ class RowBuilder:
         reference, candidate = leaves.reference, leaves.candidate
         if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
             return None
-        have_other_tokens = _have_other_tokens(leaves)
-        may_be = have_other_tokens or self._routing.may_be_expert(pair)
+        are_others = have_other_tokens(leaves)
+        may_be = are_others or self._routing.may_be_expert(pair)
         if not may_be or same_contents(reference, candidate):
             return None
-        is_told = have_other_tokens and is_expert_by_name(pair)
+        is_told = are_others and is_expert_by_name(pair)
         return self._routing.of(pair) or (Routed() if is_told else None)
 
     def _given_vectors(self, pair: Pair) -> Iterator[tuple[Vectors, Vectors]]:
         """Tensors that two calls were given at one place."""
-        reference = _arguments(self._reference, pair.reference)
-        candidate = _arguments(self._candidate, pair.candidate)
-        for leaves in pair_arguments(reference, candidate):
-            tensors = _tensors(leaves)
+        for leaves in argument_leaves(self._reference, self._candidate, pair):
+            tensors = tensors_of(leaves)
             # Every token is needed to tell where it stands.
             if tensors is not None and not self.contents.portions.are_partial(*tensors):
                 yield self.contents.vectors(*tensors)
@@ -221,7 +222,7 @@ class RowBuilder:
     def _compared_outputs(self, pair: Pair) -> list[Output]:
         """The outputs of two calls that can be compared, whether they have rows or not."""
         outputs = []
-        for leaves in self._outputs(pair):
+        for leaves in output_leaves(self._reference, self._candidate, pair):
             reference, candidate = leaves.reference, leaves.candidate
             if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
                 continue
@@ -247,21 +248,6 @@ class RowBuilder:
         trees = [(part, archive.tree(call, part)) for part in self._parts]
         paths = [path for part, node in trees if node is not None for path, _ in filled(node, part)]
         return [Place.of(call, path) for path in paths or self._parts[-1:]]
-
-    def _leaf_pairs(self, pair: Pair) -> Iterator[LeafPair]:
-        yield from pair_arguments(
-            _arguments(self._reference, pair.reference), _arguments(self._candidate, pair.candidate)
-        )
-        yield from self._outputs(pair)
-
-    def _outputs(self, pair: Pair) -> Iterator[LeafPair]:
-        failures = failure(pair.reference), failure(pair.candidate)
-        if None not in failures:
-            return iter([LeafPair("output", *failures)])
-        reference = self._reference.tree(pair.reference, "output")
-        if reference is not None and pair.reference.output == pair.candidate.output:
-            return pair_nodes(reference, reference, "output")  # parsing twice would tell no more
-        return pair_stored(reference, self._candidate.tree(pair.candidate, "output"), "output")
 
     def _row(self, pair: Pair, leaves: LeafPair, same_as: Place | None) -> Row:
         reference, candidate = leaves.reference, leaves.candidate
@@ -310,13 +296,13 @@ class RowBuilder:
 
     def _sample(self, leaves: LeafPair, outcome: Outcome) -> Sample | None:
         """What of two tensors was compared; None where that is all of them, or nothing."""
-        tensors = _tensors(leaves)
+        tensors = tensors_of(leaves)
         if tensors is None or outcome.difference is None or same_contents(*tensors):
             return None
         return self.contents.portions.sample(*tensors)
 
     def _details_of(self, leaves: LeafPair) -> Details | None:
-        tensors = _tensors(leaves)
+        tensors = tensors_of(leaves)
         return None if tensors is None else self.contents.details(*tensors)
 
     def _judgement(self, pair: Pair, leaves: LeafPair, outcome: Outcome) -> Judgement | None:
@@ -360,7 +346,7 @@ class RowBuilder:
 
 def _layout_text(leaves: LeafPair, outcome: Outcome, sample: Sample | None) -> str | None:
     """Vectors of a sample are one after the other on both sides, whatever the shapes."""
-    tensors = _tensors(leaves)
+    tensors = tensors_of(leaves)
     if sample is not None and tensors is not None:
         shapes = _shapes(*tensors)
         return None if shapes[0] == shapes[1] else str(reshaped(*shapes))
@@ -373,37 +359,12 @@ def _shapes(
     return reference.shape, candidate.shape
 
 
-def _tensors(leaves: LeafPair) -> tuple[TensorLeaf, TensorLeaf] | None:
-    """Both, where they are tensors."""
-    reference, candidate = leaves.reference, leaves.candidate
-    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-        return reference, candidate
-    return None
-
-
-def _have_other_tokens(leaves: LeafPair) -> bool:
-    """Whether two tensors have the same shape but for the number of vectors."""
-    reference, candidate = leaves.reference, leaves.candidate
-    if not (isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf)):
-        return False
-    shapes = _shapes(reference, candidate)
-    return (
-        shapes[0] != shapes[1]
-        and len(shapes[0]) == len(shapes[1]) >= 2
-        and shapes[0][-1] == shapes[1][-1]
-    )
-
-
 def _joined(*reasons: str | None) -> str | None:
     return "; ".join(filter(None, reasons)) or None
 
 
 def _classes(archive: Archive) -> dict[str, str]:
     return {entry.name: entry.class_name for entry in archive.manifest.modules}
-
-
-def _arguments(archive: Archive, call: CallEntry) -> Arguments:
-    return Arguments(archive.tree(call, "inputs"), archive.tree(call, "kwargs"), call.parameters)
 
 
 def _tensor(node: Node | None) -> TensorLeaf | None:

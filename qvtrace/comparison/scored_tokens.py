@@ -72,7 +72,7 @@ def score(contents: ContentPairs, calls: Sequence[LogitsCall]) -> Scored:
     """
     left_out: Counter[str] = Counter()
     wanted = list(_fed_alike(calls, left_out))
-    targets = _Targets(contents.reference.manifest, contents.candidate.manifest)
+    targets = Targets(contents.reference.manifest, contents.candidate.manifest)
     is_read = not all(call.is_identical for call in wanted)
     if is_read:
         wanted = list(_stored(wanted, contents, left_out))
@@ -116,7 +116,7 @@ def _stored(
             left_out[NOT_STORED] += call.tokens
 
 
-class _Targets:
+class Targets:
     """The id that came next after each token."""
 
     def __init__(self, reference: Manifest, candidate: Manifest) -> None:

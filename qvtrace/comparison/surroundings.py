@@ -94,7 +94,7 @@ class Surroundings:
         """Whether the nearest output around a place agrees that is not scaled itself."""
         for around in self._around(pair, path):
             found = self._outputs(around)
-            rest = [other for other in found if not _is_scaled(other, scaled)]
+            rest = [other for other in found if not is_scaled(other, scaled)]
             if not all(self._agrees(other, scaled) for other in rest):
                 return Judgement(False, around.reference.module)
             if found and len(rest) == len(found):
@@ -162,7 +162,8 @@ def _key(call: CallEntry) -> tuple[str, int]:
     return call.module, call.index
 
 
-def _is_scaled(other: Output, scaled: Output) -> bool:
+def is_scaled(other: Output, scaled: Output) -> bool:
+    """Whether an output is a factor off itself, or is the scaled one."""
     return other.scaling is not None or other.digests == scaled.digests
 
 

@@ -24,24 +24,27 @@ def is_summand(part: Sides, whole: Sides) -> bool:
 
     All four arrays are real and of one shape.
     """
+    return holds(errors_of(whole), errors_of(part))
+
+
+def errors_of(sides: Sides) -> Floats:
+    """Candidate minus reference by token and channel, of some tokens; 0 where something is not
+    finite. Both are real and of one shape."""
     with np.errstate(all="ignore"):
-        return _is_summand(_errors(part), _errors(whole))
+        reference, candidate = map(_some_tokens, sides)
+        return np.nan_to_num(candidate - reference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _is_summand(part: Floats, whole: Floats) -> bool:
-    energies = np.einsum("ij,ij->j", part, part)
-    counted = energies > _COUNTED * energies.mean()
-    if not counted.any():
-        return False
-    times = np.einsum("ij,ij->j", part, whole)[counted] / energies[counted]
-    have_it = (times > _ABOUT_ONE[0]) & (times < _ABOUT_ONE[1])
-    return float(have_it.mean()) >= _MOST
-
-
-def _errors(sides: Sides) -> Floats:
-    """By token and channel, 0 where something is not finite."""
-    reference, candidate = map(_some_tokens, sides)
-    return np.nan_to_num(candidate - reference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+def holds(whole: Floats, part: Floats) -> bool:
+    """Whether an error has another one in it; both are what `errors_of` gives, of one shape."""
+    with np.errstate(all="ignore"):
+        energies = np.einsum("ij,ij->j", part, part)
+        counted = energies > _COUNTED * energies.mean()
+        if not counted.any():
+            return False
+        times = np.einsum("ij,ij->j", part, whole)[counted] / energies[counted]
+        have_it = (times > _ABOUT_ONE[0]) & (times < _ABOUT_ONE[1])
+        return float(have_it.mean()) >= _MOST
 
 
 def _some_tokens(array: Readable) -> Floats:

@@ -85,8 +85,11 @@ class Keeper:
         *,
         privacy: Privacy | None = None,
         counts_only: bool = False,
+        forgets: bool = False,
     ) -> None:
-        """With `counts_only`, what may be stored in part is not stored but listed."""
+        """With `counts_only`, what may be stored in part is not stored but listed; a writer that
+        `forgets` is given equal contents each time."""
+        self._forgets = forgets
         self._privacy = privacy
         self._returned: set[str] = set()
         self._withheld: set[str] = set()
@@ -100,7 +103,7 @@ class Keeper:
 
     def keep_whole(self, tensor: torch.Tensor, described: Tensor) -> str:
         """Store every element; returns the digest of their bytes."""
-        if tensor.device.type == "cuda":
+        if tensor.device.type == "cuda" and not self._forgets:
             digest = self._device_copies.store(tensor, described)
         else:
             digest = self._writer.add_tensor(host_bytes(tensor.cpu()), described)
@@ -114,7 +117,7 @@ class Keeper:
             return self.keep_whole(tensor, described)
         digest = self._digest(tensor)
         if digest in self._whole:
-            return digest
+            return self.keep_whole(tensor, described) if self._forgets else digest
         if self._privacy is not None:
             digest = self._privacy.digest(digest)  # whoever guesses what is not there must not know
         if (digest, described.place_shape) not in self._portions:
@@ -123,6 +126,8 @@ class Keeper:
                 self.listed.append(Content(digest, described))
             else:
                 self._keep_part(tensor, described, digest)
+        elif self._forgets and self._share.tokens is not None:
+            self._keep_sample(tensor, described, self._share.tokens)
         return digest
 
     def keep_private(

@@ -1,18 +1,18 @@
 """What goes into a recording and what comes out of it, beside the archive."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qvtrace.manifest import ModelInfo, StepEntry, VariantInfo
+from qvtrace.manifest import Manifest, ModelInfo, StepEntry, VariantInfo
 from qvtrace.observers import Observer
 from qvtrace.privacy import Privacy
 from qvtrace.recording.keeping import Share
 from qvtrace.trees import Json
 
 if TYPE_CHECKING:
-    from qvtrace.recording.recorder import Recording
+    from qvtrace.recording.recorder import Recording, Writer
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,28 @@ class RecordOptions:
     settings: Json = field(default_factory=dict)
     progress: Callable[[Progress], None] | None = None
     observers: tuple[Observer, ...] = ()
+    # What the recording is written to in place of an archive.
+    open_writer: "Callable[[Manifest], Writer] | None" = None
+
+
+def options_like(manifest: Manifest, options: RecordOptions) -> RecordOptions:
+    """What is recorded as the trace of a manifest was; what the options ask for stays."""
+    settings = manifest.settings
+    return replace(
+        options,
+        include=options.include or _texts(settings.get("include")),
+        exclude=options.exclude or _texts(settings.get("exclude")),
+        inputs=options.inputs and settings.get("inputs") is not False,
+        kwargs=options.kwargs and settings.get("kwargs") is not False,
+        caches=options.caches or settings.get("caches") is True,
+        weights=options.weights or settings.get("weights") is True,
+        share=Share.from_settings(settings) if options.share.is_whole else options.share,
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Patterns that a manifest names; a file may say anything."""
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from torch import nn
 from qvtrace import trees
 from qvtrace.archive import ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
+from qvtrace.archive.passing import PassingWriter
 from qvtrace.digests import digest_json
 from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
 from qvtrace.manifest import (
@@ -68,6 +69,8 @@ from qvtrace.recording.steps import Ids, step_entry
 from qvtrace.recording.weight_recording import WeightRecorder
 from qvtrace.redaction import error_line
 from qvtrace.trees import Json, Node, path_component
+
+Writer: TypeAlias = ArchiveWriter | DryWriter | PassingWriter
 
 _PROGRESS_SECONDS = 0.1
 _PARTS_OF_CALLS = frozenset({"inputs", "kwargs", "output"})
@@ -260,6 +263,7 @@ class Recording(AbstractContextManager["Recording"]):
             self._options.share,
             privacy=privacy,
             counts_only=self._options.counts_only,
+            forgets=self._options.open_writer is not None,
         )
         self._qparams = ParameterRecorder(self._snapshots)
         self._weights = WeightRecorder(self._snapshots, self._writer.add_weight)
@@ -327,9 +331,10 @@ class Recording(AbstractContextManager["Recording"]):
         if error is None and complete:
             self._check_budget(ending.file)
         if error is None and not complete:
+            kept = "nothing" if ending.file is None else ending.file
             raise RecordingError(
-                f"{self._path}: the recording ended early: {ending.error}; "
-                f"what was recorded until then is in {ending.file}"
+                f"{self._path or 'in flight'}: the recording ended early: {ending.error}; "
+                f"what was recorded until then is in {kept}"
             ) from self._failure
         if error is None:
             self._tell_of_observers(ending.file)
@@ -393,7 +398,9 @@ class Recording(AbstractContextManager["Recording"]):
         )
         return manifest if options.privacy is None else options.privacy.scrubbed(manifest)
 
-    def _open_writer(self) -> ArchiveWriter | DryWriter:
+    def _open_writer(self) -> Writer:
+        if self._options.open_writer is not None:
+            return self._options.open_writer(self._manifest)
         if self._options.dry_run or self._path is None:
             return DryWriter(self._manifest)
         return ArchiveWriter(self._path, self._manifest, overwrite=self._options.overwrite)

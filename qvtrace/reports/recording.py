@@ -40,6 +40,17 @@ def recording_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
     yield from _module_lines(outcome, width)
 
 
+def in_flight_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
+    """What was compared as it happened, what was skipped and why."""
+    report = outcome.report
+    compared = (
+        f"{counted(report.calls, 'call')} in {duration(report.seconds)}, as they happened; "
+        f"{byte_size(report.distinct_bytes)} not stored"
+    )
+    yield from labelled("compared", words(compared), width)
+    yield from _module_lines(outcome, width)
+
+
 def dry_run_lines(outcome: Outcome, width: int | None) -> Iterator[Styled]:
     """What a recording would store, last the size of the file that it would write."""
     report = outcome.report
