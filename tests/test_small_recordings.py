@@ -13,7 +13,7 @@ from small_archives import edit_manifest
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from qvtrace.archive import Archive
+from qvtrace.archive import Archive, recover
 from qvtrace.cached import cached_tensor
 from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
@@ -29,7 +29,7 @@ from qvtrace.replayer import replay
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
 from qvtrace.sampling import sampled_places
-from qvtrace.trees import TensorLeaf
+from qvtrace.trees import OpaqueLeaf, TensorLeaf
 
 TOKENS = 24  # in two sequences
 PLACES = sampled_places(TOKENS, 6)
@@ -225,7 +225,10 @@ def test_a_difference_outside_of_the_sample_leaves_a_row_that_is_not_identical(
     candidate = archive_of(Spoilt({outside: 1.0}), tmp_path / "candidate.st", sample_tokens=6)
     row = row_of(diff(reference, candidate), "")
 
+    verdict = diff(reference, candidate).verdict.text
+
     assert (row.status, row.metrics.max_abs_error, row.sampled) == ("ok", 0.0, (6, TOKENS))
+    assert "no difference between floating-point values in what was sampled" in verdict
 
 
 def test_a_nan_outside_of_the_sample_is_told_all_the_same(tmp_path: Path) -> None:
@@ -319,6 +322,22 @@ def test_without_elements_no_metric_is_to_be_had_and_none_is_made_up(sides: Side
     assert "statistics only: 4 of 4 pairs differ" in text_of(comparison)
     assert "peir" in comparison.portions[0]
     assert "4 pairs differ, by how much is not known" in comparison.verdict.text
+    assert "none of which can be compared, no elements were stored" in comparison.verdict.text
+
+
+def test_a_verdict_does_not_call_equal_what_it_cannot_know(tmp_path: Path) -> None:
+    shared = Spoilt({})
+    reference = archive_of(
+        nn.Sequential(shared, Spoilt({3: 1.0})), tmp_path / "reference.st", stats_only=True
+    )
+    candidate = archive_of(
+        nn.Sequential(shared, Spoilt({3: 2.0})), tmp_path / "candidate.st", stats_only=True
+    )
+    comparison = diff(reference, candidate)
+
+    assert [row.status for row in comparison.rows] == ["identical", "opaque", "opaque"]
+    assert "no difference" not in comparison.verdict.text
+    assert "ONLY 1 of 3 modules compared: of the others no elements" in comparison.verdict.text
 
 
 @pytest.mark.parametrize("gate", ["peir>1000", "sqnr<-1000", "max_abs_error>1e30"])
@@ -397,6 +416,37 @@ def test_the_statistics_of_a_small_archive_are_shown(tmp_path: Path) -> None:
     assert "statistics only  mean" in shown[0].stdout
     assert "no elements" in shown[0].stdout
     assert "sampled: 6 of 24 tokens  mean" in shown[1].stdout
+
+
+def test_a_call_in_json_says_how_much_of_a_tensor_its_elements_are(tmp_path: Path) -> None:
+    archive_of(Model(), tmp_path / "sample.st", sample_tokens=6)
+    arguments = ["show", str(tmp_path / "sample.st"), "layer", "--json", "--values", "layer"]
+    (line,) = CliRunner().invoke(app, arguments).stdout.splitlines()
+    output = json.loads(line)["output"]
+
+    assert (output["sampled"], output["shape"]) == ([6, 24], [2, 12, 16])
+    assert len(output["values"]) == 6
+
+
+def test_a_killed_recording_of_samples_is_recovered_without_what_is_lost(tmp_path: Path) -> None:
+    file, partial = tmp_path / "small.st", tmp_path / "small.st.partial"
+    recording = record(Model(), file, sample_tokens=6)
+    recording.__enter__()
+    with torch.no_grad():
+        recording._model(hidden())
+    left = {name.name: name.read_bytes() for name in tmp_path.iterdir()}
+    recording.__exit__(None, None, None)
+    for name, content in left.items():
+        (tmp_path / name).write_bytes(content)
+    partial.write_bytes(left[partial.name][:-8])  # of the last tensor
+
+    assert recover(partial).lost == 1
+    with Archive.open(partial) as archive:
+        assert archive.array(output_of(archive, "layer")).shape == (6, 16)
+        assert isinstance(tree_of(archive, ""), OpaqueLeaf)
+        assert {entry.stored for entry in archive.manifest.portions} <= {
+            entry.digest for entry in archive.manifest.tensors
+        }
 
 
 def test_a_budget_is_kept_and_every_module_has_its_share(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     elif 2 * coverage.modules_compared < coverage.modules_reference:
         yield (
             f"ONLY {coverage.modules_compared} of {coverage.modules_reference} modules compared: "
-            f"{_why_few(evidence.candidate)}"
+            f"{_why_few(evidence)}"
         )
     if not evidence.comparable.ok:
         yield f"not comparable: {evidence.comparable.differences[0]}"
@@ -159,7 +159,10 @@ def _is_quantized(variant: VariantInfo) -> bool:
     return bool(variant.quantizer or variant.quantized or variant.name == "quant")
 
 
-def _why_few(candidate: Manifest) -> str:
+def _why_few(evidence: Evidence) -> str:
+    candidate = evidence.candidate
+    if any(_is_unknown(row) for row in evidence.rows):
+        return "of the others no elements were stored"
     if not candidate.complete:
         return "the candidate's recording ended early"
     if candidate.settings.get("include") or candidate.settings.get("exclude"):
@@ -173,7 +176,8 @@ def _why_nothing(evidence: Evidence) -> str:
         side = "candidate" if evidence.reference.calls else "reference"
         return f"the {side} holds no call"
     if coverage.pairs:
-        return f"{coverage.pairs} pairs, none of which can be compared"
+        why = ", no elements were stored" if any(map(_is_unknown, evidence.rows)) else ""
+        return f"{coverage.pairs} pairs, none of which can be compared{why}"
     if coverage.only_in_reference and coverage.only_in_candidate:
         return "no module of one side is on the other, map names with --map"
     if coverage.only_in_reference or coverage.only_in_candidate:
@@ -214,7 +218,13 @@ def _ranges(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _is_exact(row: Row) -> bool:
-    return row.status == "ok" and row.metrics.max_abs_error == 0
+    """A sample is of two tensors that differ, wherever they do."""
+    return row.status == "ok" and row.metrics.max_abs_error == 0 and row.sampled is None
+
+
+def _is_unknown(row: Row) -> bool:
+    """Whether two tensors differ, and nobody knows by how much."""
+    return row.status == "opaque" and row.has_no_elements
 
 
 def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
@@ -230,12 +240,16 @@ def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
         yield f"worst: {name(worst)}, PEIR {peir:.3g}"
     elif rows and all(row.status in ("identical", "exact") for row in rows):
         yield "no difference in any pair"
+    elif any(map(_is_unknown, rows)):
+        pass  # which is told by itself
     elif (measured or has_factors) and len(sized) == len(telling):
         beyond = " beyond factors" if has_factors else ""
-        yield f"no difference between floating-point values{beyond}"
+        where = " in what was sampled" if any(row.sampled for row in rows) else ""
+        yield f"no difference between floating-point values{where}{beyond}"
     if undefined:
         yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
-    if (measured or undefined or has_factors) and not any(map(_new_nan, rows)):
+    may_have_nan = any(_is_unknown(row) and row.nonfinite is None for row in rows)
+    if (measured or undefined or has_factors) and not any(map(_new_nan, rows)) | may_have_nan:
         yield "no NaN introduced"
 
 
@@ -279,7 +293,7 @@ def _not_comparable(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
 
 def _without_elements(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Differences of which nobody knows how large they are."""
-    found = [row for row in rows if row.status == "opaque" and row.has_no_elements]
+    found = [row for row in rows if _is_unknown(row)]
     if found:
         differ = f"{_counted(len(found), 'pair')} differ, by how much is not known"
         yield f"{differ}, first {name(found[0])} ({found[0].undefined['max_abs_error']})"

@@ -101,6 +101,9 @@ class _LiveContents:
             self._statistics[key] = statistics(self._array(leaf))
         return self._statistics[key]
 
+    def sampled(self, leaf: TensorLeaf) -> None:
+        """All elements are at hand."""
+
     def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson:
         return elements_json(self._array(leaf), limit)
 

@@ -21,6 +21,9 @@ class Contents(Protocol):
     def statistics(self, leaf: TensorLeaf) -> Statistics:
         """The statistics of a tensor."""
 
+    def sampled(self, leaf: TensorLeaf) -> tuple[int, int] | None:
+        """How many vectors are stored, of how many, where not all of them are."""
+
     def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson | None:
         """The elements of a tensor, at most `limit` of them; None where none is stored."""
 
@@ -65,6 +68,9 @@ class CallWriter:
         report: Json = {"type": "Tensor", "dtype": leaf.dtype, "shape": list(leaf.shape)}
         if leaf.added is not None:
             report["added"] = {"axis": leaf.added.axis, "after": leaf.added.after}
+        sampled = self.contents.sampled(leaf)
+        if sampled is not None:
+            report["sampled"] = list(sampled)
         report["statistics"] = self.contents.statistics(leaf).to_json()
         if with_elements or math.prod(leaf.shape) <= 1:
             elements = self.contents.elements(leaf, self.limit)

@@ -15,6 +15,7 @@ from qvtrace.metrics.statistics import Statistics
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.saturation import saturated
+from qvtrace.sampling import count_vectors
 from qvtrace.trees import Node, TensorLeaf
 
 Part = Literal["inputs", "kwargs", "output"]
@@ -98,6 +99,13 @@ class Trace:
             nothing = Statistics(math.prod(leaf.shape), None, None, None, None)
             self._statistics[key] = nothing if known is None else known
         return self._statistics[key]
+
+    def sampled(self, leaf: TensorLeaf) -> tuple[int, int] | None:
+        """How many vectors are stored, of how many, where not all of them are."""
+        portion = self.archive.portion(leaf)
+        if portion is None or portion.stored is None:
+            return None
+        return portion.vectors, count_vectors(leaf.shape)
 
     def elements(self, leaf: TensorLeaf, limit: int | None) -> ElementsJson | None:
         """The elements of a tensor, or of the vectors of it that were sampled, at most `limit` of
