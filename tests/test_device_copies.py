@@ -202,3 +202,21 @@ def test_pieces_that_end_in_an_error_are_taken_back(tmp_path: Path) -> None:
         (entry,) = archive.manifest.tensors
         leaf = TensorLeaf(entry.dtype, entry.shape, entry.digest)
         assert (entry.key, archive.array(leaf).tobytes()) == ("b", b"whole")
+
+
+def test_a_digest_is_told_without_anything_being_stored(tmp_path: Path) -> None:
+    content = some_bytes(3000)
+    stored: list[bytes] = []
+
+    class Store:
+        def add_pieces(self, pieces: Iterator[memoryview], tensor: Described) -> str:
+            stored.append(b"".join(bytes(piece) for piece in pieces))
+            return digest_bytes(stored[-1])
+
+    copies = DeviceCopies(Store())
+    told = copies.digest(content)
+
+    assert (told, stored) == (digest_bytes(bytes_of(content)), [])
+    assert copies.store(content, Described("key", "uint8", (3000,))) == told
+    assert stored == [bytes_of(content)]
+    assert copies.digest(content) == told

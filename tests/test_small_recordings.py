@@ -22,6 +22,7 @@ from qvtrace.comparison.results import load_result
 from qvtrace.comparison.rows import Row
 from qvtrace.errors import DamagedArchiveError, RecordingError, UsageError
 from qvtrace.judging.judge import judge
+from qvtrace.merging import merge
 from qvtrace.metrics.differences import compare
 from qvtrace.recording.budget import parse_size
 from qvtrace.recording.recorder import record
@@ -273,9 +274,9 @@ def test_reports_say_what_was_sampled(sides: Sides, tmp_path: Path) -> None:
 
     assert "sampled: 6 of 24 tokens in 3 of 4 pairs" in text_of(comparison)
     assert {tuple(row.get("sampled", ())) for row in report["rows"]} == {(6, 24), ()}
-    assert [row.sampled for row in load_result(result).rows] == [
-        row.sampled for row in comparison.rows
-    ]
+    loaded = load_result(result)
+    assert [row.sampled for row in loaded.rows] == [row.sampled for row in comparison.rows]
+    assert list(loaded.portions) == report["portions"] == list(comparison.portions)
 
 
 def test_a_sample_without_the_first_or_last_vector_is_refused(file: Path) -> None:
@@ -315,7 +316,7 @@ def test_without_elements_no_metric_is_to_be_had_and_none_is_made_up(sides: Side
     row = row_of(comparison, "layer")
 
     assert row.status == "opaque"
-    assert set(row.undefined.values()) == {"statistics only"}
+    assert set(row.undefined.values()) == {"statistics only", "floating point"}
     assert row.metrics.peir is None
     assert "mean " in (row.reason or "")
     assert comparison.coverage.not_comparable == 4
@@ -580,11 +581,25 @@ def test_a_dry_run_foretells_the_size_of_a_small_archive(tmp_path: Path) -> None
     assert size in dry.output
 
 
-def test_parts_are_not_joined_to_a_whole_cache(tmp_path: Path) -> None:
-    small = archive_of(Model(), tmp_path / "small.st", sample_tokens=6)
+def test_parts_of_a_cache_are_not_put_together(tmp_path: Path) -> None:
+    arguments = ["--generate", "2", "--caches", "--sample-tokens", "4", "--include", "lm_head"]
+    file = tmp_path / "fp.st"
+    result = CliRunner().invoke(
+        app, ["record", *arguments, "--include", "model.language_model.layers.1", "-o", str(file)]
+    )
+    assert result.exit_code == 0, result.stderr
 
-    with pytest.raises(UsageError, match="holds no tensor of a Cache"):
-        cached_tensor(small, calls_of(small, "layer")[0], "output")
+    with Archive.open(file) as archive:
+        call = calls_of(archive, "model.language_model.layers.1")[0]
+        with pytest.raises(UsageError, match=r"was not stored whole \(sampled\)"):
+            cached_tensor(archive, call, "kwargs.past_key_values.layers.0.keys")
+
+
+def test_ranks_of_which_parts_are_missing_are_not_joined(tmp_path: Path) -> None:
+    archive_of(Model(), tmp_path / "fp.rank0-of-1.st", sample_tokens=6)
+
+    with pytest.raises(UsageError, match="parts cannot be joined"):
+        merge([tmp_path / "fp.rank0-of-1.st"])
 
 
 FORGED = {

@@ -130,6 +130,7 @@ class Portions:
         counts = _counted(told)
         found = counts is not None and counts.is_finding
         undefined = dict.fromkeys(METRICS, why)
+        undefined["mismatches"] = Undefined.FLOATING_POINT.value
         return Outcome(
             "nonfinite" if found else "opaque", reason, undefined=undefined, nonfinite=counts
         )
@@ -174,12 +175,11 @@ def portion_texts(rows: Iterable[Row]) -> tuple[str, ...]:
     rows = tuple(rows)
     samples = Counter(row.sampled for row in rows if row.sampled is not None)
     texts = []
-    if samples:
-        stored, of = max(samples)
-        others = f", and others in {samples.total() - samples[stored, of]} more pairs"
+    for (stored, of), count in samples.most_common(1):
+        others = samples.total() - count
         texts.append(
-            f"sampled: {stored} of {of} tokens in {samples[stored, of]} of {len(rows)} pairs"
-            f"{others if len(samples) > 1 else ''}; their metrics hold for those"
+            f"sampled: {stored} of {of} tokens in {count} of {len(rows)} pairs"
+            f"{f', other numbers in {others}' if others else ''}; metrics are of those tokens"
         )
     for why in (STATISTICS_ONLY, PRIVATE):
         without = [row for row in rows if row.undefined.get("max_abs_error") == why]

@@ -14,6 +14,7 @@ from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
+from qvtrace.comparison.portions import portion_texts
 from qvtrace.comparison.rows import PARTS, Place, Row, Status
 from qvtrace.comparison.scored_tokens import TokenPlace
 from qvtrace.comparison.verdict import Verdict
@@ -120,6 +121,7 @@ def _comparison(fields: Fields) -> Comparison:
         floor=_side(fields.section("floor")) if "floor" in fields.json else None,
         local=_side(fields.section("local")) if "local" in fields.json else None,
         logits=_logits(fields.optional_section("logits")),
+        portions=portion_texts(rows),
     )
 
 

@@ -57,13 +57,13 @@ def merge(
         raise UsageError("merge: no file; name the files of all ranks, such as fp.rank0-of-2.st")
     with ExitStack() as opened:
         archives = [opened.enter_context(Archive.open(file)) for file in files]
-        archives = in_order(archives)
         for archive in archives:
             if archive.manifest.portions:
                 raise UsageError(
                     f"{archive.file}: does not hold its tensors whole, and parts cannot be joined; "
                     "record the ranks without --sample-tokens, --stats-only and --private"
                 )
+        archives = in_order(archives)
         target = _target(archives[0].file, output)
         if any(target.exists() and target.samefile(archive.file) for archive in archives):
             raise UsageError(f"--output {target}: is one of the files to merge; name another")
