@@ -582,3 +582,19 @@ def test_without_elements_the_verdict_says_that_logits_were_not_compared(compare
 
     assert comparison.logits.tokens == 0
     assert "logits not compared: 36 not stored" in comparison.verdict.text
+
+
+def test_an_id_that_one_side_alone_rules_out_counts_by_which_side_that_is():
+    reference, candidate = logits_like(), near(logits_like())
+    without = reference.clone(), candidate.clone()
+    for side in without:
+        side[..., 5] = -math.inf
+    pairs = (without[0], candidate), (reference, without[1])
+
+    less, more = compare_logits([LogitsPair(one.numpy(), other.numpy()) for one, other in pairs])
+
+    log_p, log_q = (functional.log_softmax(side.double(), -1) for side in pairs[0])
+    likely = torch.arange(VOCABULARY) != 5
+    expected = (log_p.exp() * (log_p - log_q))[..., likely].sum(-1)
+    np.testing.assert_allclose(less.divergence, expected.reshape(-1), rtol=1e-5)
+    assert (more.divergence == math.inf).all()

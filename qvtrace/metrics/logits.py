@@ -101,13 +101,16 @@ class _Comparison:
         rows = np.arange(block.rows)
         # Of likely ids the difference is exact, as that of two log-probabilities would not be.
         np.subtract(reference, candidate, out=work)
-        peak, total = _softmax(reference, tops[0], weights)
+        shift, total = _softmax(reference, tops[0], weights)
         difference = row_products(weights, work) / total
-        other_peak, other_total = _softmax(candidate, tops[1], work)
-        ends = peak + np.log(total), other_peak + np.log(other_total)
-        divergence = np.maximum(difference - (ends[0] - ends[1]), 0.0)
-        for row in np.flatnonzero(~np.isfinite(divergence)):
-            divergence[row] = _careful_divergence(reference[row], candidate[row])
+        other_shift, other_total = _softmax(candidate, tops[1], work)
+        ends = shift + np.log(total), other_shift + np.log(other_total)
+        divergence = difference - (ends[0] - ends[1])
+        if not np.isfinite(divergence).all():
+            np.subtract(reference, candidate, out=work)
+            np.copyto(work, 0.0, where=weights == 0.0)  # ruled out, whatever the candidate says
+            divergence = row_products(weights, work) / total - (ends[0] - ends[1])
+        divergence = np.maximum(divergence, 0.0)
         first = block.start // self._vocabulary
         targets = self._targets[first : first + block.rows]
         surprisals = [
@@ -149,16 +152,3 @@ def _softmax(logits: Floats, tops: NDArray[np.intp], out: Floats) -> tuple[Float
     np.subtract(logits, shift[:, np.newaxis], out=out)
     np.exp(out, out=out)
     return shift.astype(np.float64), row_sums(out)
-
-
-def _careful_divergence(reference: Floats, candidate: Floats) -> float:
-    """Of one token some of whose ids are ruled out, or where something is not finite at all."""
-    sides = []
-    for logits in (reference.astype(np.float64), candidate.astype(np.float64)):
-        shifted = logits - logits.max()  # NaN where that is not finite
-        sides.append(shifted - np.log(np.exp(shifted).sum()))
-    if any(np.isnan(side).any() for side in sides):
-        return float("nan")
-    probable = sides[0] > -np.inf
-    log_p, log_q = sides[0][probable], sides[1][probable]
-    return max(0.0, float(np.exp(log_p) @ (log_p - log_q)))
