@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qvtrace.recording.recorder import Recording, record
     from qvtrace.recording.steps import TokenSteps
     from qvtrace.replayer import ReplayReport, replay
+    from qvtrace.suggesting import Suggestion, suggest
 
 _HOMES = {
     "Archive": "qvtrace.archive",
@@ -56,6 +57,7 @@ _HOMES = {
     "ResultError": "qvtrace.errors",
     "ReplayReport": "qvtrace.replayer",
     "Row": "qvtrace.comparison.rows",
+    "Suggestion": "qvtrace.suggesting",
     "TokenSteps": "qvtrace.recording.steps",
     "UsageError": "qvtrace.errors",
     "cached_tensor": "qvtrace.cached",
@@ -68,6 +70,7 @@ _HOMES = {
     "quantizers": "qvtrace.models.quantizers.listing",
     "record": "qvtrace.recording.recorder",
     "replay": "qvtrace.replayer",
+    "suggest": "qvtrace.suggesting",
 }
 
 __all__ = [
@@ -87,6 +90,7 @@ __all__ = [
     "ReplayReport",
     "ResultError",
     "Row",
+    "Suggestion",
     "TokenSteps",
     "UsageError",
     "__version__",
@@ -100,6 +104,7 @@ __all__ = [
     "quantizers",
     "record",
     "replay",
+    "suggest",
 ]
 
 

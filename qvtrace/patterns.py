@@ -4,7 +4,7 @@ Exact names come first so that a name with `[0]` in it matches itself. The root,
 empty, is `(root)` in a pattern as it is on screen.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -16,6 +16,13 @@ ROOT = "(root)"
 def shown(name: str) -> str:
     """The name of a module as people see it."""
     return name or ROOT
+
+
+def above(name: str) -> Iterator[str]:
+    """The names of the modules that one is in, the nearest first and the root last."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def folded(names: Iterable[str]) -> list[str]:

@@ -135,7 +135,7 @@ class Replay:
         started = time.perf_counter()
         manifest = self._archive.manifest
         chosen = _chosen(manifest.calls, self._options)
-        modules = _by_reference_name(self._model)
+        modules = by_reference_name(self._model)
         self._writer = ArchiveWriter(
             self._path, self._beginning(chosen, modules), overwrite=self._options.overwrite
         )
@@ -329,7 +329,7 @@ def _depth(name: str) -> int:
     return name.count(".") + bool(name)
 
 
-def _by_reference_name(model: nn.Module) -> dict[str, nn.Module]:
+def by_reference_name(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by the names that the float original has for them: the outermost wrapper first."""
     named: dict[str, nn.Module] = {}
     walked = walk_modules(model)

@@ -62,6 +62,7 @@ def run_without(modules, *arguments):
         ("merge", "--help"),
         ("--help",),
         ("record", "--help"),
+        ("suggest", "--help"),
         ("--version",),
     ],
     ids=lambda arguments: " ".join(arguments),

@@ -16,6 +16,7 @@ from qvtrace.cli.recover import recover
 from qvtrace.cli.replay import replay
 from qvtrace.cli.run import run
 from qvtrace.cli.show import show
+from qvtrace.cli.suggest import suggest
 from qvtrace.cli.verify import verify
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ for command in (
     diff,
     gate,
     replay,
+    suggest,
     show,
     verify,
     recover,

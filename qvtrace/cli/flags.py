@@ -188,7 +188,7 @@ class ModelFlags:
         str | None,
         option(
             MODEL,
-            "File of such patterns: one a line, or a JSON list.",
+            "File of such patterns, one a line, or what `suggest` wrote as JSON.",
             metavar="FILE",
         ),
     ] = None

@@ -68,9 +68,7 @@ def replay(
     The error that is left is the module's own: compare with --local, or as any other archive.
     """
     file = output or TRACES / "local.st"
-    for name in _SAMPLE:
-        if getattr(model, name, None):
-            raise UsageError(f"--{name}: the inputs are those of {archive}; leave it out")
+    refuse_samples(model, archive)
     if not file.name or file.is_dir():
         raise UsageError(f"--output {file}: is a folder; name a file in it, such as local.st")
     report = _replay(archive, variant, model, patterns, share, depth, file, overwrite=force)
@@ -78,6 +76,13 @@ def replay(
 
     print_lines(replay_lines(report, error_width()), sys.stderr)
     print_next(_next_command(Path(archive), variant, report.file))
+
+
+def refuse_samples(model: ModelFlags, archive: str) -> None:
+    """Raise `UsageError` for options that say what the archive says."""
+    for name in _SAMPLE:
+        if getattr(model, name, None):
+            raise UsageError(f"--{name}: the inputs are those of {archive}; leave it out")
 
 
 def _next_command(archive: Path, variant: Variant, file: Path) -> str:

@@ -20,7 +20,7 @@ _ARCHIVE_SUFFIXES = (".st", ".safetensors", ".partial")
 def write_comparison(comparison: "Comparison", report: ReportFlags, *, rows: bool = True) -> None:
     """Write a report to its file, or to standard output; without rows, what came of the gates."""
     if report.output is not None:
-        _write_file(_text(comparison, report, rows=rows), report.output)
+        write_file(_text(comparison, report, rows=rows), report.output)
         print(f"qvtrace: wrote {report.output}", file=sys.stderr)
     elif report.format is Format.TABLE:
         print_lines(_lines(comparison, report, rows=rows, terminal=True))
@@ -49,16 +49,20 @@ def _tell_github(comparison: "Comparison", report: ReportFlags) -> None:
 
 def refuse_archive_name(report: ReportFlags, *archives: str) -> None:
     """Raise `UsageError` where a report would be written over one of these or another archive."""
-    if report.output is not None and report.output.exists():
+    refuse_name_of_archive(report.output, *archives)
+
+
+def refuse_name_of_archive(output: Path | None, *archives: str) -> None:
+    """Raise `UsageError` where what is no archive would be written over one, or be named as one."""
+    if output is not None and output.exists():
         for archive in map(Path, archives):
-            if archive.exists() and report.output.samefile(archive):
+            if archive.exists() and output.samefile(archive):
                 raise UsageError(
-                    f"--output {report.output}: is {archive}, which is compared; "
-                    "choose another name"
+                    f"--output {output}: is {archive}, which is compared; choose another name"
                 )
-    if report.output is not None and report.output.suffix in _ARCHIVE_SUFFIXES:
+    if output is not None and output.suffix in _ARCHIVE_SUFFIXES:
         raise UsageError(
-            f"--output {report.output}: is the name of an archive, and this writes a report; "
+            f"--output {output}: is the name of an archive, and this writes a report; "
             "choose another name"
         )
 
@@ -128,6 +132,7 @@ def _lines(
     return comparison_lines(comparison, options)
 
 
-def _write_file(text: str, output: Path) -> None:
+def write_file(text: str, output: Path) -> None:
+    """Write text, and make the folder where there is none."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")

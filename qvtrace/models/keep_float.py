@@ -16,7 +16,7 @@ _OPTION = "--keep-float-file"
 
 
 def read_keep_float(file: str) -> tuple[str, ...]:
-    """The patterns in a file: one a line, or JSON: a list, or an object with it as `keep_float`.
+    """The patterns in a file: one a line, a JSON list, or what `qvtrace suggest` wrote as JSON.
 
     Raises `UsageError` for a file that cannot be read or names nothing.
     """
@@ -44,8 +44,8 @@ def _from_json(file: str, text: str) -> list[str]:
     names = value.get("keep_float") if isinstance(value, dict) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(
-            f"{_OPTION} {file}: holds no list of module names; give one, or an object with "
-            "it as keep_float"
+            f"{_OPTION} {file}: holds no list of module names; give one, or what "
+            "`qvtrace suggest --format json` wrote"
         )
     return [name for name in names if name]
 

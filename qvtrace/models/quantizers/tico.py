@@ -11,6 +11,7 @@ from qvtrace.errors import ModelError, UsageError
 from qvtrace.models.keep_float import KEPT
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
 from qvtrace.models.quantizers.packages import extra
+from qvtrace.patterns import above
 from qvtrace.trees import Json
 
 _FAMILIES = "TICO has wrappers for Llama and Qwen3-VL"
@@ -94,18 +95,12 @@ def _switch_off(model: nn.Module, keep_float: frozenset[str]) -> list[str]:
     from tico.quantization.wrapq.control import set_fake_quant_enabled
 
     def is_kept(name: str) -> bool:
-        return not keep_float.isdisjoint(_name_and_above(unwrapped(name)))
+        # TICO puts modules into its wrappers that the float model does not have.
+        name = unwrapped(name)
+        return name in keep_float or not keep_float.isdisjoint(above(name))
 
     set_fake_quant_enabled(model, lambda site: is_kept(site.module_path), False)
     return [name for name in _quantizing(model) if is_kept(name)]
-
-
-def _name_and_above(name: str) -> Iterator[str]:
-    """TICO puts modules into its wrappers that the float model does not have."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield name
 
 
 def _vision(config: Any, inputs: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""`qvtrace suggest`: which modules to keep float, so that a quantized model reaches a target."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvtrace.cli.flags import (
+    MODEL,
+    OUTPUT,
+    ModelFlags,
+    ModulePatterns,
+    Traceback,
+    Variant,
+    option,
+    with_flags,
+)
+from qvtrace.cli.recording import TRACES
+from qvtrace.cli.replay import refuse_samples
+from qvtrace.cli.reporting import refuse_name_of_archive, write_file
+from qvtrace.cli.terminal import output_width, print_lines, print_next
+from qvtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvtrace.suggesting import Suggestion
+    from qvtrace.suggesting.suggestion import Step
+    from qvtrace.suggesting.targets import Target
+
+SEARCH = "The search"
+# What is typed again to record with the modules kept; a token never is.
+_REPEATED = (
+    "model",
+    "quantizer",
+    "calibration",
+    "from_config",
+    "num_layers",
+    "dtype",
+    "device",
+    "device_map",
+    "attn",
+    "seed",
+    "revision",
+    "cache_dir",
+    "trust_remote_code",
+    "use_cache",
+    "attention_maps",
+)
+
+
+class SuggestionFormat(StrEnum):
+    """How a suggestion is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@with_flags
+def suggest(
+    *,
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="A recording of the float variant.")
+    ],
+    target: Annotated[
+        str,
+        option(
+            SEARCH,
+            "What to reach: 'peir 0.02 @ lm_head' (at most), 'sqnr 30' (at least), any metric of "
+            "outputs, 'kl 0.01', 'top1 0.99'. Without @ PATTERN: the model's output.",
+            metavar="'METRIC NUMBER [@ PATTERN]'",
+        ),
+    ],
+    max_runs: Annotated[
+        int, option(SEARCH, "Run the model at most N times.", metavar="N", min=1)
+    ] = 16,
+    budget: Annotated[
+        str | None,
+        option(
+            SEARCH,
+            "Bytes that modules kept float may take beyond what they take quantized: 20MB.",
+            metavar="SIZE",
+        ),
+    ] = None,
+    variant: Annotated[Variant, option(MODEL, "Which variant runs.")] = Variant.QUANT,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+    format: Annotated[
+        SuggestionFormat, option(OUTPUT, "How the result is written.", "--format")
+    ] = SuggestionFormat.TABLE,
+    output: Annotated[
+        Path | None,
+        option(OUTPUT, "Write the result to a file.", "--output", "-o", metavar="FILE"),
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Find few modules to keep float, so that the quantized model reaches a target.
+
+    Candidates are ordered by their local error, as `replay` has it; each set is then really run.
+    --include and --exclude narrow which modules may be kept.
+    """
+    from qvtrace.suggesting.targets import Target
+
+    if variant is Variant.FP:
+        raise UsageError("--variant fp: is not quantized; leave the option out")
+    refuse_samples(model, archive)
+    refuse_name_of_archive(output, archive)
+    found = _suggest(archive, Target.parse(target), max_runs, budget, model, patterns)
+    command = _next_command(found, archive, model, output if format == "json" else None)
+    _write(found, format, output, command)
+    if command is not None:
+        print_next(command)
+    raise typer.Exit(0 if found.reached else 1)
+
+
+def _suggest(
+    archive: str,
+    target: "Target",
+    max_runs: int,
+    budget: str | None,
+    model: ModelFlags,
+    patterns: ModulePatterns,
+) -> "Suggestion":
+    with redirect_stdout(sys.stderr):  # what a user's code prints is not what was asked for
+        from qvtrace.reports.suggestion import step_text
+        from qvtrace.suggesting import suggest
+
+        def tell(step: "Step") -> None:
+            print(step_text(step, target, max_runs), file=sys.stderr, flush=True)
+
+        print(f"looking for {target.described}, in at most {max_runs} runs", file=sys.stderr)
+        return suggest(
+            archive,
+            target,
+            model.request(Variant.QUANT),
+            max_runs=max_runs,
+            budget=budget,
+            include=patterns.include,
+            exclude=patterns.exclude,
+            tell=tell,
+        )
+
+
+def _write(
+    found: "Suggestion", format: SuggestionFormat, output: Path | None, command: str | None
+) -> None:
+    from qvtrace.reports.suggestion import suggestion_lines, suggestion_text
+
+    if format is SuggestionFormat.JSON:
+        from importlib.metadata import version
+
+        text = suggestion_text(found, version("qvtrace"), command)
+    elif output is None:
+        print_lines(suggestion_lines(found, output_width()))
+        return
+    else:
+        text = "".join(f"{line.plain}\n" for line in suggestion_lines(found, None))
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_file(text, output)
+        print(f"qvtrace: wrote {output}", file=sys.stderr)
+
+
+def _next_command(
+    found: "Suggestion", archive: str, model: ModelFlags, result: Path | None
+) -> str | None:
+    """What to type to record the model with these modules kept; None where there are none."""
+    if not found.keep_float:
+        return None
+    words = ["qvtrace", "record", "--variant", "quant", "--like", archive, *_repeated(model)]
+    if result is not None:
+        words += ["--keep-float-file", str(result)]
+    else:
+        words += [word for name in found.keep_float for word in ("--keep-float", name)]
+    return shlex.join([*words, "-o", str(TRACES / "kept.st")])
+
+
+def _repeated(model: ModelFlags) -> Iterator[str]:
+    for name in _REPEATED:
+        value = getattr(model, name)
+        if value is not None and value is not False:
+            yield f"--{name.replace('_', '-')}"
+            yield from () if value is True else (str(value),)
