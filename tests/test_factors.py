@@ -311,7 +311,10 @@ def test_what_is_around_is_looked_at_even_where_it_has_no_rows(against, options)
 def test_where_everything_is_equal_up_to_factors_the_verdict_says_so(against):
     text = against(fold_norm, include=["1.norm"]).verdict.text
 
-    assert text.startswith("no difference between floating-point values beyond factors; no NaN")
+    assert text.startswith(
+        "equal after transform: 2 rows equal up to a factor; "
+        "no difference between floating-point values beyond factors; no NaN"
+    )
 
 
 def test_an_output_that_nothing_is_around_has_its_factor_for_a_fault(against):

@@ -554,6 +554,15 @@ class RowFlags:
             metavar="ARCHIVE",
         ),
     ] = None
+    transform: Annotated[
+        str | None,
+        option(
+            ROWS,
+            "The rotation of the candidate's residual stream, an orthogonal matrix. "
+            "(default: found)",
+            metavar="SAFETENSORS",
+        ),
+    ] = None
     metrics: Annotated[
         list[str],
         option(
@@ -588,6 +597,7 @@ class RowFlags:
             fail_on=gates.gates(),
             values=tuple(elements.values),
             values_limit=limit,
+            transform=self.transform,
         )
 
 

@@ -14,6 +14,13 @@ from qvtrace.comparison.outcomes import (
     unlike,
 )
 from qvtrace.comparison.portions import Portions
+from qvtrace.comparison.rotating import (
+    LITTLE,
+    Rotations,
+    find_rotations,
+    is_like_a_turned_one,
+    may_be_turned,
+)
 from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.surroundings import Output
 from qvtrace.metrics import differences as metrics
@@ -23,6 +30,7 @@ from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
+from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
@@ -31,6 +39,7 @@ from qvtrace.trees import Node, TensorLeaf, ValueLeaf
 
 # Below, in dB, elements of equal shapes may be in other places.
 _UNLIKE = 3.0
+_LEFT = 0.5  # of the error's energy, that a rotation leaves at most
 _TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
@@ -51,6 +60,7 @@ class ContentPairs:
         self._shown: dict[Contents, _Leaves] = {}  # in detail
         self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
+        self.rotations = Rotations()
 
     def want(self, reference: Node | None, candidate: Node | None) -> None:
         """Compare two leaves with all others, if they are tensors that differ."""
@@ -75,6 +85,16 @@ class ContentPairs:
         for start in range(0, len(wanted), _TOGETHER):
             self._compare(wanted[start : start + _TOGETHER])
         self._look_apart()
+
+    def turn_back(self, declared: Sequence[Rotation] = ()) -> None:
+        """Explain what was looked at by rotations: those declared, and those found in all of it."""
+        outcomes = self._outcomes
+        wanted = {key: leaves for key, leaves in self._wanted.items() if key in outcomes}
+        unlike = [
+            leaves for key, leaves in wanted.items() if is_like_a_turned_one(outcomes[key], *leaves)
+        ]
+        self.rotations = find_rotations(unlike, self._untouched, declared)
+        self._turn(wanted)
 
     def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
         """What was found between two leaves; None where nothing was to be."""
@@ -136,11 +156,12 @@ class ContentPairs:
         return Output(
             (reference, candidate),
             outcome.status,
-            outcome.metrics,
+            outcome.metrics if outcome.rest is None else outcome.rest.metrics,
             max(format_of(dtype).epsilon for dtype in dtypes),
             shape,
             any(dtype.kind == "c" for dtype in dtypes),
             outcome.layout,
+            outcome.rotation,
             outcome.scaling,
         )
 
@@ -188,14 +209,13 @@ class ContentPairs:
         """What is left of a difference after a factor, if that explains it."""
         contents = contents_of(reference, candidate)
         outcome = self._outcomes[contents]
-        difference = outcome.difference
+        difference = outcome.rest or outcome.difference
         if difference is None:
             return None
+        how = outcome.layout, outcome.rotation
         return self._once(
             ("scaled", factor, contents),
-            lambda: scaling_like(
-                factor, *self._readable(reference, candidate, outcome.layout), difference
-            ),
+            lambda: scaling_like(factor, *self._readable(reference, candidate, *how), difference),
         )
 
     def _candidate_vectors(self, leaf: TensorLeaf) -> list[str]:
@@ -203,12 +223,21 @@ class ContentPairs:
         return self._once(key, lambda: vector_digests(self.candidate.array(leaf)))
 
     def _sides(self, output: Output) -> Sides:
-        return self._readable(*output.leaves, output.layout)
+        return self._readable(*output.leaves, output.layout, output.rotation)
 
     def _readable(
-        self, reference: TensorLeaf, candidate: TensorLeaf, layout: Layout | None
+        self,
+        reference: TensorLeaf,
+        candidate: TensorLeaf,
+        layout: Layout | None,
+        rotation: Rotation | None = None,
     ) -> tuple[Readable, Readable]:
-        return _in_layout(self._arrays(reference, candidate), layout)
+        one, other = _in_layout(self._arrays(reference, candidate), layout)
+        return one, other if rotation is None else rotation.of(other)
+
+    def _untouched(self, reference: TensorLeaf, candidate: TensorLeaf) -> Sides:
+        outcome = self._outcomes[contents_of(reference, candidate)]
+        return self._readable(reference, candidate, outcome.layout)
 
     def _not_read(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
         if reference.shape == candidate.shape:
@@ -248,6 +277,24 @@ class ContentPairs:
         }
         transposed = dict(self._transposed(same_shape))
         self._measure({contents: sides[contents] for contents in transposed}, transposed)
+        if self.rotations.known:
+            self._turn({contents: leaves for contents, leaves in wanted if contents in sides})
+
+    def _turn(self, wanted: dict[Contents, _Leaves]) -> None:
+        """Set the outcomes of pairs that a known rotation explains."""
+        back = {}
+        for contents, leaves in wanted.items() if self.rotations.known else ():
+            rotation = self.rotations.of(leaves[1].shape)
+            if rotation and may_be_turned(self._outcomes[contents], *leaves, limit=LITTLE):
+                layout = self._outcomes[contents].layout
+                back[contents] = rotation, self._readable(*leaves, layout, rotation)
+        rests = metrics.compare_all(sides for _, sides in back.values())
+        for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
+            outcome = self._outcomes[contents]
+            scaling = find_scaling(*sides, rest)
+            if scaling is not None or _is_better(rest, outcome.difference):
+                explained = replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
+                self._outcomes[contents] = explained
 
     def _measure(
         self, sides: dict[Contents, tuple[Array, Array]], layouts: dict[Contents, Layout]
@@ -334,6 +381,14 @@ def _layout(contents: Contents, reference: Array, candidate: Array) -> Layout | 
     if contents[0] == contents[1] and reference.dtype == candidate.dtype:
         return reshaped(reference.shape, candidate.shape)
     return find_layout(reference, candidate)
+
+
+def _is_better(rest: Difference, difference: Difference | None) -> bool:
+    """Whether a rotation leaves less than half of the error's energy: one that is known is not to
+    be doubted where a fault is in the same vectors."""
+    if difference is None or difference.sums is None or rest.sums is None:
+        return False
+    return rest.sums.error_norm**2 <= _LEFT * difference.sums.error_norm**2
 
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:

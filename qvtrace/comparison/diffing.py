@@ -22,6 +22,7 @@ from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origins import find_origins
 from qvtrace.comparison.portions import portion_texts
+from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Row
 from qvtrace.comparison.tokens import compare_tokens
@@ -90,6 +91,7 @@ def compare_archives(
     """The same for archives that are open; `contents` may have been looked at before."""
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
+    rotations = () if options.transform is None else load_rotations(options.transform)
     everything = align(reference.manifest, candidate.manifest, options.maps)
     weights = _weights(reference, candidate, everything, options)
     valued = _valued(everything, weights, options)
@@ -101,6 +103,7 @@ def compare_archives(
         everything.pairs,
         details=options.details,
         contents=contents,
+        rotations=rotations,
     )
     if options.path != WEIGHTS:
         _add_calls(built, alignment)
@@ -118,10 +121,11 @@ def compare_archives(
     noises = call_noises(of_calls, reference.manifest.calls, replayed)
     executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
     narrowed = bool(options.include or options.exclude)
-    measured = measure_floor({row.module for row in of_calls}, reference, floor, options.path)
+    modules = {row.module for row in of_calls}
+    measured = measure_floor(modules, reference, floor, options.path, rotations)
     origins = find_origins(
         noises,
-        rounding_noise(of_calls),
+        max(rounding_noise(of_calls), built.contents.rotations.noise),
         narrowed=narrowed,
         floor=None if measured is None else measured.levels,
     )
@@ -136,6 +140,7 @@ def compare_archives(
         options.gates,
         findings[1],
         logits,
+        built.contents.rotations,
     )
     if measured is not None:
         executed = measured.on(executed)

@@ -12,6 +12,7 @@ from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.errors import UsageError
 from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.rotations import Rotation
 
 _MEASURED = ("ok", "identical")
 
@@ -35,7 +36,11 @@ class Measured:
 
 
 def measure_floor(
-    modules: set[str], reference: Archive, floor: Archive | None, path: str
+    modules: set[str],
+    reference: Archive,
+    floor: Archive | None,
+    path: str,
+    rotations: Sequence[Rotation] = (),
 ) -> Measured | None:
     """What `floor` differs from the reference by in these modules, where that could be compared and
     is finite; None without a floor.
@@ -50,7 +55,7 @@ def measure_floor(
             f"{reference.file}; record it --like that"
         )
     pairs = align(reference.manifest, floor.manifest, ()).pairs
-    built = RowBuilder(reference, floor, path, pairs)
+    built = RowBuilder(reference, floor, path, pairs, rotations=rotations)
     for pair in pairs:
         if pair.reference.module in modules:
             built.add(pair)

@@ -7,13 +7,13 @@ error beside the interval, or sums over all tokens, say little of what happens t
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qvtrace.comparison.rows import COMPARED, Row
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Undefined
+from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Metrics, Undefined
 
 CallKey = tuple[str, int]  # module and index, of the reference
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -48,17 +48,23 @@ def noise(row: Row) -> float | None:
     """The noise-to-signal ratio of one pair; None where it has none or cannot be known.
 
     Of a pair that is equal up to a factor that is made up for, it is that of what the factor
-    leaves, over all tokens together.
+    leaves, over all tokens together; of one whose vectors are turned, of what that leaves.
     """
     if row.status == "identical":
         return 0.0
+    if row.transform is not None and row.residual is not None:
+        return _of_metrics(row.residual.metrics, row.residual.undefined)
     if row.is_made_up_for:
         return 10.0 ** (-row.residual_sqnr / 10.0) if row.residual_sqnr is not None else 0.0
+    return _of_metrics(row.metrics, row.undefined)
+
+
+def _of_metrics(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
     for metric in ("token_sqnr_p50", "sqnr"):
-        value = getattr(row.metrics, metric)
+        value = getattr(metrics, metric)
         if value is not None:
             return float(10.0 ** (-value / 10.0))
-        if row.undefined.get(metric) == Undefined.IDENTICAL:
+        if undefined.get(metric) == Undefined.IDENTICAL:
             return 0.0
     return None
 

@@ -1,5 +1,6 @@
 """What may be asked of a comparison."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -29,6 +30,7 @@ class DiffKeywords(TypedDict, total=False):
     values_limit: int | None
     details: bool
     group_by: str | None
+    transform: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class DiffOptions:
     values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
     details: bool = False  # each row's statistics and histograms
     group_by: str | None = None  # or `block`, `kind`: rows rolled up, of which `top` then is
+    transform: str | os.PathLike[str] | None = None  # file of the rotation that the candidate has
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):

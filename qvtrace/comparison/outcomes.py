@@ -20,6 +20,7 @@ from qvtrace.comparison.rows import (
 from qvtrace.metrics.differences import METRICS, Difference, Metrics, Nonfinite, Peak
 from qvtrace.metrics.elements import Array
 from qvtrace.metrics.layouts import Layout
+from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.privacy import same_key
 from qvtrace.trees import Container, Node, OpaqueLeaf, Original, PlainValue, TensorLeaf, ValueLeaf
@@ -41,6 +42,8 @@ class Outcome:
     layout: Layout | None = None
     scaling: Scaling | None = None
     nonfinite: Nonfinite | None = None  # where that is known from more than the difference
+    rotation: Rotation | None = None  # the candidate is turned by it, a factor comes after it
+    rest: Difference | None = None  # what is left when it is turned back
 
 
 def measured(

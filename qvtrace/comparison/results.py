@@ -261,6 +261,7 @@ def _row(fields: Fields) -> Row:
         undefined=_reasons(fields.section("undefined")),
         layout=fields.optional_text("layout"),
         scale_factor=_scale_factor(fields),
+        transform=fields.optional_text("transform") if "transform" in fields.json else None,
         residual_peir=fields.optional_number("residual_peir"),
         residual_sqnr=fields.optional_number("residual_sqnr"),
         worst_token=_optional_index(fields, "worst_token"),

@@ -29,15 +29,16 @@ from qvtrace.comparison.outcomes import (
 )
 from qvtrace.comparison.portions import Sample
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
-from qvtrace.comparison.rows import COMPARED, PARTS, FailedCall, Place, Row
+from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.details import Details
-from qvtrace.metrics.differences import Sums
+from qvtrace.metrics.differences import Difference, Sums
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import reshaped
+from qvtrace.metrics.rotations import Rotation
 from qvtrace.trees import (
     Container,
     Node,
@@ -67,9 +68,11 @@ class RowBuilder:
         *,
         details: bool = False,
         contents: ContentPairs | None = None,
+        rotations: Sequence[Rotation] = (),
     ) -> None:
         """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
-        `details`, rows of two tensors have them. `contents` may have been looked at before."""
+        `details`, rows of two tensors have them. `contents` may have been looked at before,
+        `rotations` are declared to be in the candidate."""
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -84,6 +87,7 @@ class RowBuilder:
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._with_details = details
         self.contents = contents or ContentPairs(reference, candidate)
+        self._rotations = rotations
         self._first: dict[tuple[object, ...], Place] = {}
         self._surroundings = Surroundings(
             reference.manifest.calls,
@@ -131,6 +135,7 @@ class RowBuilder:
         Raises `DamagedArchiveError` for contents that are missing.
         """
         self.contents.compare()
+        self.contents.turn_back(self._rotations)
         self._lend_factors()
         self._find_experts()
         self.rows = [
@@ -262,6 +267,7 @@ class RowBuilder:
         if sample is not None:
             peak = None if peak is None else sample.peak(peak)
             worst_token = None if worst_token is None else sample.index(worst_token)
+        residual = _residual(outcome, judgement)
         return Row(
             module=call.module,
             call=call.index,
@@ -283,14 +289,16 @@ class RowBuilder:
             peak=peak,
             layout=_layout_text(leaves, outcome, sample),
             scale_factor=None if scaling is None else scaling.factor,
-            residual_peir=None if scaling is None else scaling.residual.metrics.peir,
-            residual_sqnr=None if scaling is None else scaling.residual.metrics.sqnr,
             worst_token=worst_token,
+            transform=None if outcome.rotation is None else ROTATION,
+            residual_peir=None if residual is None else residual.metrics.peir,
+            residual_sqnr=None if residual is None else residual.metrics.sqnr,
             zero_tokens=difference.zero_tokens if difference else 0,
             nonfinite=outcome.nonfinite or (difference.nonfinite if difference else None),
             same_as=same_as,
             judgement=judgement,
             sampled=None if sample is None else sample.counts,
+            residual=residual,
             details=self._details_of(leaves),
         )
 
@@ -351,6 +359,15 @@ def _layout_text(leaves: LeafPair, outcome: Outcome, sample: Sample | None) -> s
         shapes = _shapes(*tensors)
         return None if shapes[0] == shapes[1] else str(reshaped(*shapes))
     return None if outcome.layout is None else str(outcome.layout)
+
+
+def _residual(outcome: Outcome, judgement: Judgement | None) -> Difference | None:
+    """What is left after all that explains a difference; a factor that is a fault is no excuse
+    where vectors are turned as well."""
+    if outcome.scaling is None:
+        return outcome.rest
+    is_fault = judgement is None or not judgement.agrees
+    return outcome.rest if outcome.rest and is_fault else outcome.scaling.residual
 
 
 def _shapes(

@@ -7,7 +7,7 @@ from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.surroundings import Judgement
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.details import Details
-from qvtrace.metrics.differences import Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Difference, Metrics, Nonfinite, Peak
 from qvtrace.metrics.elements import format_of
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor
 
@@ -43,6 +43,7 @@ STRUCTURE_DIFFERS = "structure differs"
 ROUTING_DIFFERS = "routing differs"
 
 ON_BOTH_SIDES = " on both sides"
+ROTATION = "rotation"  # what gives the candidate the vectors of the reference
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Row:
     scale_factor: ScaleFactor | ListedFactors | None = (
         None  # the candidate is the reference times this,
     )
-    residual_peir: float | None = None  # up to what is left when it is divided by that
+    transform: str | None = None  # `rotation` where its vectors are turned, before any factor
+    residual_peir: float | None = None  # what is left after the transform and the factor
     residual_sqnr: float | None = None
     worst_token: tuple[int, ...] | None = None
     zero_tokens: int = 0
@@ -111,6 +113,7 @@ class Row:
     groups: Groups | None = None  # of a weight that is quantized in groups
     same_as: Place | None = None  # the earlier row, by order, that has both digests of this one
     judgement: Judgement | None = None  # of the scale factor
+    residual: Difference | None = field(default=None, repr=False)  # after all that explains it
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
     sampled: tuple[int, int] | None = None  # vectors that were compared, and that there are
     details: Details | None = field(default=None, repr=False, compare=False)  # where asked for
@@ -142,5 +145,8 @@ class Row:
 
     @property
     def is_made_up_for(self) -> bool:
-        """Whether the row is equal up to a factor that nothing around it shows."""
-        return self.judgement is not None and self.judgement.agrees
+        """Whether the row is equal up to a rotation, or to a factor that nothing around it shows:
+        what is left is all of the error."""
+        if self.judgement is not None:
+            return self.judgement.agrees
+        return self.transform is not None

@@ -15,6 +15,7 @@ from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.differences import Metrics
 from qvtrace.metrics.layouts import Layout
+from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.patterns import shown
 from qvtrace.trees import TensorLeaf
@@ -39,6 +40,7 @@ class Output:
     shape: tuple[int, ...]  # of the reference's elements
     is_complex: bool
     layout: Layout | None = None  # that the candidate is to be read in
+    rotation: Rotation | None = None  # that it is to be turned back by, then
     scaling: Scaling | None = None
 
     @property
@@ -91,7 +93,13 @@ class Surroundings:
         self._takers: dict[tuple[str, str], list[Pair]] | None = None
 
     def judge(self, pair: Pair, path: str, scaled: Output) -> Judgement:
-        """Whether the nearest output around a place agrees that is not scaled itself."""
+        """Whether the nearest output around a place agrees that is not scaled itself; where it does
+        not, whether what is computed from the scaled one does: the fault is another, then."""
+        judgement = self._judge_by_around(pair, path, scaled)
+        taker = None if judgement.agrees else self._taken_out_by(scaled)
+        return judgement if taker is None else Judgement(True, taker.reference.module)
+
+    def _judge_by_around(self, pair: Pair, path: str, scaled: Output) -> Judgement:
         for around in self._around(pair, path):
             found = self._outputs(around)
             rest = [other for other in found if not is_scaled(other, scaled)]
@@ -121,16 +129,23 @@ class Surroundings:
             return other.metrics.max_abs_error == 0
         if may_hold(other, scaled) and self._is_summand(scaled, other):
             return False
-        enough = min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
-        rest = scaled.scaling.residual.metrics
-        if all(
-            _is_as_good(getattr(other.metrics, metric), getattr(rest, metric), enough)
-            for metric in _JUDGED_BY
-        ):
+        if _is_like(other, scaled.scaling.residual.metrics):
             return True
         # What comes before a model's first quantized weight is exact, what comes after is not.
         noise = self._noise_after(scaled)
-        return noise is not None and _is_as_good(other.metrics.sqnr, noise, enough)
+        return noise is not None and _is_as_good(other.metrics.sqnr, noise, _enough(other))
+
+    def _taken_out_by(self, scaled: Output) -> Pair | None:
+        """A call that is given the scaled output and agrees all the same, where the factor is gone
+        from whatever is computed from that."""
+        if scaled.scaling is None or self._noise_after(scaled) is None:
+            return None
+        rest = scaled.scaling.residual.metrics
+        for taker in self._taking(scaled.digests):
+            found = [other for other in self._outputs(taker) if other.digests != scaled.digests]
+            if found and all(other.scaling is None and _is_like(other, rest) for other in found):
+                return taker
+        return None
 
     def _noise_after(self, scaled: Output) -> float | None:
         """The worst SQNR of what is computed from a scaled output; None unless the factor is gone
@@ -189,6 +204,19 @@ def _have_one_factor(one: Output, other: Output) -> bool:
     if not (isinstance(factor, float) and isinstance(its, float)):
         return False
     return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+
+
+def _is_like(other: Output, rest: Metrics) -> bool:
+    """Whether an output agrees as well as a scaled one does after its factor."""
+    return all(
+        _is_as_good(getattr(other.metrics, metric), getattr(rest, metric), _enough(other))
+        for metric in _JUDGED_BY
+    )
+
+
+def _enough(other: Output) -> float:
+    """The SQNR from which on an output agrees, whatever the rest does."""
+    return min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
 
 
 def _is_as_good(found: float | None, rest: float | None, enough: float) -> bool:

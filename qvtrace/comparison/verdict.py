@@ -2,7 +2,7 @@
 finite, and how much was compared."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qvtrace.comparison.answer import answer
 from qvtrace.comparison.comparability import Comparable
@@ -10,9 +10,11 @@ from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.logits import Logits, logits_text
 from qvtrace.comparison.noise import is_output
 from qvtrace.comparison.origins import Origin, Origins
+from qvtrace.comparison.rotating import Rotations
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import COMPARED, FailedCall, Row
 from qvtrace.comparison.tokens import Tokens
+from qvtrace.comparison.transforms import transforms_text
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, GateResult, Scope
 from qvtrace.manifest import Manifest, VariantInfo
@@ -52,6 +54,7 @@ class Evidence:
     gates: Sequence[Gate] = ()
     findings: Sequence[Finding] = ()  # of the candidate's quantization parameters
     logits: Logits | None = None  # of a language model
+    rotations: Rotations = field(default_factory=Rotations)  # of the candidate's vectors
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -87,6 +90,7 @@ def _findings(evidence: Evidence, first: Sequence[str]) -> list[str]:
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
         *first,
+        *transforms_text(evidence.rows, evidence.rotations),
         *_factor_faults(evidence.rows, name),
         *_worst(evidence.rows, name),
         *([logits_text(evidence.logits)] if evidence.logits else []),
@@ -98,8 +102,6 @@ def _findings(evidence: Evidence, first: Sequence[str]) -> list[str]:
         *_not_comparable(evidence.rows, name),
         *_without_elements(evidence.rows, name),
         *_failed(evidence.coverage.failed, name),
-        *_layouts(evidence.rows),
-        *_made_up_for(evidence.rows),
         _modules(evidence),
     ]
 
@@ -314,12 +316,6 @@ def _failed(calls: Sequence[FailedCall], name: RowNames) -> Iterator[str]:
             yield f"{number} without an output {where}, first {name(first.place)} ({fate})"
 
 
-def _layouts(rows: Sequence[Row]) -> Iterator[str]:
-    count = sum(row.layout is not None for row in rows)
-    if count:
-        yield f"{_counted(count, 'row')} compared in another layout"
-
-
 def _factor_faults(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Where a factor comes in that nothing takes out again, and in how many rows it shows."""
     found = [row for row in rows if row.scale_factor is not None and not row.is_made_up_for]
@@ -327,12 +323,6 @@ def _factor_faults(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
         factor = factor_text(found[0].scale_factor)
         more = f", {_counted(len(found), 'row')} scaled so" if len(found) > 1 else ""
         yield f"a factor is the fault: {name(found[0])} is the reference times {factor}{more}"
-
-
-def _made_up_for(rows: Sequence[Row]) -> Iterator[str]:
-    count = sum(row.is_made_up_for for row in rows)
-    if count:
-        yield f"{_counted(count, 'row')} equal up to a factor"
 
 
 def _modules(evidence: Evidence) -> str:

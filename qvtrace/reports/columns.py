@@ -182,6 +182,8 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
         lines.append(styled(f"dtypes {_against(row.dtype)}", "dim"))
     if row.layout is not None:
         lines.append(styled(printable(f"compared with candidate.{row.layout}"), "dim"))
+    if row.transform is not None:
+        lines.append(styled(_after_transform(row, row.transform), "dim"))
     if row.scale_factor is not None:
         style = "dim" if row.is_made_up_for else "bold red"
         lines += [styled(text, style) for text in _factor(row, row.scale_factor)]
@@ -285,13 +287,21 @@ def _all_undefined(row: Row) -> Styled | None:
     return styled(f"- {printable(row.undefined.get('max_abs_error', 'undefined'))}", "dim")
 
 
-def _factor(row: Row, factor: ScaleFactor | ListedFactors) -> tuple[str, str]:
+def _after_transform(row: Row, transform: str) -> str:
+    name = printable(transform)
+    return f"after a {name}: {_left(row)}" if row.scale_factor is None else f"a {name}, and then"
+
+
+def _left(row: Row) -> str:
     rest = [
         f"PEIR {number(row.residual_peir)}" if row.residual_peir is not None else "",
         f"SQNR {number(row.residual_sqnr)} dB" if row.residual_sqnr is not None else "exact",
     ]
-    after = ", ".join(filter(None, rest))
-    return f"the reference times {factor_text(factor)}", f"without the factor: {after}"
+    return ", ".join(filter(None, rest))
+
+
+def _factor(row: Row, factor: ScaleFactor | ListedFactors) -> tuple[str, str]:
+    return f"the reference times {factor_text(factor)}", f"without the factor: {_left(row)}"
 
 
 def _mismatch(row: Row) -> str:

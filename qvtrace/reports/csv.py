@@ -20,6 +20,7 @@ _SIDES = ("type", "dtype", "shape")
 _FURTHER = (
     "layout",
     "scale_factor",
+    "transform",
     "residual_peir",
     "residual_sqnr",
     "worst_token",

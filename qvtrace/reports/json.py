@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the
 # reason, and details are for people.
-_NO_KEYS = frozenset({"same_as", "judgement", "floor", "groups", "details", "sampled"})
+_NO_KEYS = frozenset({"same_as", "judgement", "residual", "floor", "groups", "details", "sampled"})
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _GROUP_KEYS = tuple(field.name for field in fields(Group))
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1

@@ -173,6 +173,7 @@ def _further(row: Row) -> dict[str, str] | None:
     noise = times_floor(row, "peir")
     texts = {
         "layout": row.layout and printable(row.layout),
+        "transform": row.transform and printable(row.transform),
         "scale factor": None if factor is None else factor_text(factor),
         "residual PEIR": None if peir is None else number(peir),
         "residual SQNR": None if sqnr is None else f"{number(sqnr)} dB",

@@ -1,0 +1,106 @@
+"""Pairs whose vectors are turned: which rotation explains them, given or found from all of them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qvtrace.archive.layout import DTYPES
+from qvtrace.comparison.outcomes import Outcome
+from qvtrace.metrics.elements import format_of
+from qvtrace.metrics.rotations import (
+    FEWEST_CHANNELS,
+    Rotation,
+    Sides,
+    TooFewTokens,
+    best_turned,
+    find_rotation,
+    is_turned,
+)
+from qvtrace.trees import TensorLeaf
+
+LITTLE = 20.0  # dB, from which on a difference is none that a rotation makes
+_UNLIKE = 3.0  # dB, below which most vectors are when all are turned
+_SAME_NORM = 0.8, 1.25
+_FEWEST_ALIKE = 3  # pairs that look turned: what is turned is a stream
+_LOOKED_AT = 16  # arrays by which the direction of a rotation is told
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Those that are known: of vectors of each length one at most."""
+
+    known: tuple[Rotation, ...] = ()
+    too_few: tuple[TooFewTokens, ...] = ()  # vectors that are turned, nobody knows how
+
+    @property
+    def noise(self) -> float:
+        """What comes with them, since they were found in noise."""
+        return max((rotation.noise for rotation in self.known), default=0.0)
+
+    def of(self, shape: Sequence[int]) -> Rotation | None:
+        """The one for vectors along the last dimension."""
+        channels = shape[-1] if shape else 0
+        return next((known for known in self.known if known.channels == channels), None)
+
+
+def find_rotations(
+    alike: Sequence[tuple[TensorLeaf, TensorLeaf]],
+    read: Callable[[TensorLeaf, TensorLeaf], Sides],
+    declared: Sequence[Rotation] = (),
+) -> Rotations:
+    """The rotations of pairs that look turned; where fewer than three of one length do, none is
+    looked for and nothing is read."""
+    by_length: dict[int, list[tuple[TensorLeaf, TensorLeaf]]] = defaultdict(list)
+    for leaves in alike:
+        by_length[leaves[0].shape[-1]].append(leaves)
+    known = []
+    for given in declared:
+        looked_at = by_length.pop(given.channels, [])[:_LOOKED_AT]
+        known.append(best_turned(given, [read(*leaves) for leaves in looked_at]))
+    too_few = []
+    for _, pairs in sorted(by_length.items()):
+        if len(pairs) < _FEWEST_ALIKE:
+            continue
+        found = _found([read(*leaves) for leaves in pairs])
+        if isinstance(found, Rotation):
+            known.append(found)
+        elif found is not None:
+            too_few.append(found)
+    return Rotations(tuple(known), tuple(too_few))
+
+
+def is_like_a_turned_one(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+    """Whether vectors differ as if they had nothing to do with each other, but are as long."""
+    sums = None if outcome.difference is None else outcome.difference.sums
+    if sums is None or not sums.reference_norm or sums.candidate_norm is None:
+        return False
+    has_same_norm = _SAME_NORM[0] <= sums.candidate_norm / sums.reference_norm <= _SAME_NORM[1]
+    return has_same_norm and may_be_turned(outcome, reference, candidate)
+
+
+def may_be_turned(
+    outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf, *, limit: float = _UNLIKE
+) -> bool:
+    """Whether vectors may be turned, by an SQNR under `limit`, in dB."""
+    sqnr = outcome.metrics.sqnr
+    return (
+        outcome.status == "ok"
+        and outcome.scaling is None
+        and sqnr is not None
+        and sqnr < limit
+        and len(reference.shape) >= 2
+        and reference.shape[-1] == candidate.shape[-1] >= FEWEST_CHANNELS
+        and all(_is_float(leaf) for leaf in (reference, candidate))
+    )
+
+
+def _is_float(leaf: TensorLeaf) -> bool:
+    dtype = DTYPES.get(leaf.dtype)
+    return dtype is not None and format_of(dtype.numpy).kind == "float"
+
+
+def _found(alike: Sequence[Sides]) -> Rotation | TooFewTokens | None:
+    turned = [sides for sides in alike if is_turned([sides])]
+    if not turned and is_turned(alike):  # of few tokens each
+        turned = list(alike)
+    return find_rotation(turned) if turned else None

@@ -1,0 +1,78 @@
+"""Rotations that are declared: orthogonal matrices in a safetensors file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvtrace.archive.layout import DTYPES, NAME_OF_CODE
+from qvtrace.errors import UsageError
+from qvtrace.metrics.elements import Array, format_of
+from qvtrace.metrics.rotations import FEWEST_CHANNELS, Rotation, deviation
+
+_LARGEST = 4 << 30  # bytes
+_ORTHOGONAL = 0.05  # what rounding to bfloat16 leaves is far less
+
+
+def load_rotations(file: str | os.PathLike[str]) -> tuple[Rotation, ...]:
+    """The rotations in a file: each tensor is one, square, `candidate = reference @ rotation` or
+    its inverse, and is for vectors of its size.
+
+    Raises `UsageError`, which names the file, for one that cannot be read or holds anything else.
+    """
+    path = Path(file)
+    rotations: dict[int, Rotation] = {}
+    for name, matrix in _tensors(path).items():
+        _check(f"--transform {path}: {name}", matrix)
+        if len(matrix) in rotations:
+            raise UsageError(
+                f"--transform {path}: holds several rotations of {len(matrix)} channels; keep that "
+                "of the residual stream"
+            )
+        rotations[len(matrix)] = Rotation(matrix)
+    if not rotations:
+        raise UsageError(f"--transform {path}: holds no tensor; store the rotation in it")
+    return tuple(rotations.values())
+
+
+def _check(what: str, matrix: Array) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise UsageError(
+            f"{what} has the shape {list(matrix.shape)}; a rotation is square: [channels, channels]"
+        )
+    if len(matrix) < FEWEST_CHANNELS:
+        raise UsageError(
+            f"{what} turns {len(matrix)} channels; give one of {FEWEST_CHANNELS} or more"
+        )
+    error = deviation(matrix)
+    if error > _ORTHOGONAL:
+        raise UsageError(
+            f"{what} is no rotation: M^T M differs from 1 by {error:.2g}; give an orthogonal matrix"
+        )
+
+
+def _tensors(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"--transform {path}: is larger than 4 GiB; store the rotation alone")
+        stored = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        fault = error.strerror or str(error)
+        raise UsageError(f"--transform {path}: cannot be read: {fault}; check the path") from error
+    except SafetensorError as error:
+        raise UsageError(
+            f"--transform {path}: is no whole safetensors file ({error}); write it again"
+        ) from error
+    return {name: _matrix(f"--transform {path}: {name}", entry) for name, entry in stored.items()}
+
+
+def _matrix(what: str, entry: dict[str, Any]) -> Array:
+    dtype = DTYPES.get(NAME_OF_CODE.get(str(entry["dtype"]), ""))
+    if dtype is None or format_of(dtype.numpy).kind != "float" or dtype.bits < 16:
+        raise UsageError(f"{what} has the dtype {entry['dtype']}; store it as float32")
+    elements = np.frombuffer(entry["data"], dtype.numpy)
+    matrix: Array = elements.astype(np.float64).reshape(entry["shape"])
+    return matrix

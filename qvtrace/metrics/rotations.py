@@ -1,0 +1,256 @@
+"""Orthogonal matrices that turn the vectors of one array into those of another.
+
+Turning a residual stream, as QuaRot and SpinQuant do, leaves what a model computes as it is:
+`candidate = reference @ rotation` for every vector of the stream. Inner products of vectors tell
+whether there is one; which it is, the vectors of all arrays together do (the orthogonal Procrustes
+problem: Schoenemann, Psychometrika 31, 1966).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qvtrace.metrics.elements import Floats, Readable, format_of, reader
+
+Sides: TypeAlias = tuple[Readable, Readable]
+
+FEWEST_CHANNELS = 8
+_MOST_CHANNELS = 8192  # beyond, finding one takes too long
+_GLANCE = 64  # tokens of one array whose inner products are looked at
+_FEWEST_TOKENS = 8
+_UNEXPLAINED = 0.25  # share of the variance of inner products, and of the energy of held-out tokens
+_PER_CHANNEL = 8  # tokens that a rotation is found by, where there are so many
+_HELD_OUT = 5  # one token in so many is held out
+_ROUNDS = 4  # of weighting arrays by how well they fit
+_ALIKE = 4.0  # times the noise of the best array: no reason to weight
+_UNSURE = 4.0  # times that noise, which other arrays may have by it
+_ROUNDING = 1e-11  # noise that is none
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """`candidate = reference @ matrix`, for vectors of so many channels."""
+
+    matrix: Floats = field(repr=False)  # [channels, channels], float64
+    tokens: int = 0  # that it was found by; 0: it was declared
+    held_out: int = 0  # that it was verified on
+    noise: float = 0.0  # of the vectors that it was found by: it is known no better than these
+
+    @property
+    def channels(self) -> int:
+        """The length of a vector."""
+        return len(self.matrix)
+
+    @property
+    def turned(self) -> "Rotation":
+        """The other way round."""
+        return replace(self, matrix=self._back)
+
+    def of(self, candidate: Readable) -> "Unrotated":
+        """The candidate turned back; it is not copied."""
+        fits_float32 = format_of(candidate.dtype).fits_float32
+        return Unrotated(candidate, self._back_in_float32 if fits_float32 else self._back)
+
+    @cached_property
+    def _back(self) -> Floats:
+        return np.ascontiguousarray(self.matrix.T)
+
+    @cached_property
+    def _back_in_float32(self) -> Floats:
+        return np.ascontiguousarray(self.matrix.T, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class TooFewTokens:
+    """Vectors that are turned, and that are too few to tell how."""
+
+    channels: int
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Unrotated:
+    """An array whose vectors are turned back, read without a copy of the whole."""
+
+    array: Readable
+    back: Floats = field(repr=False)  # the transposed rotation, in the dtype of what is read
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read."""
+        return self.back.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array."""
+        return self.array.shape
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    def read(self, start: int, stop: int) -> Floats:
+        """The elements from one flat index to another."""
+        channels = len(self.back)
+        first = start // channels * channels
+        last = -(-stop // channels) * channels
+        tokens = reader(self.array)(first, last).astype(self.dtype).reshape(-1, channels)
+        turned: Floats = (tokens @ self.back).reshape(-1)[start - first : stop - first]
+        return turned
+
+
+def is_turned(arrays: Sequence[Sides]) -> bool:
+    """Whether the vectors of these arrays have the inner products of the other side's: then an
+    orthogonal matrix makes the one of the other, whichever it is. False where they are too few."""
+    share = -(-_GLANCE // len(arrays))
+    tokens = [_unit_tokens(sides, share) for sides in arrays]
+    one, other = (np.concatenate(side) for side in zip(*tokens, strict=True))
+    if len(one) < _FEWEST_TOKENS:
+        return False
+    pairs = np.triu_indices(len(one), 1)
+    products, its = (one @ one.T)[pairs], (other @ other.T)[pairs]
+    variance = float(np.square(products - products.mean()).sum())
+    return float(np.square(its - products).sum()) <= _UNEXPLAINED * variance
+
+
+def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
+    """The one rotation of all these arrays, of vectors of one length.
+
+    Every vector counts as much as any other (its norm is made 1): an attention sink would decide
+    alone. It is found by four tokens in five and verified on the others; None where it does not
+    explain these.
+    """
+    channels = arrays[0][0].shape[-1]
+    if channels > _MOST_CHANNELS:
+        return None
+    share = max(_FEWEST_TOKENS, -(-_PER_CHANNEL * channels // len(arrays)))
+    parts = [_Part.of(sides, share, number) for number, sides in enumerate(arrays)]
+    found_by = sum(len(part.one) for part in parts)
+    if found_by < channels:
+        return TooFewTokens(channels, found_by)
+    matrix = _nearest(_products(parts))
+    errors = np.concatenate([part.held_out_errors(matrix) for part in parts])
+    if not errors.size or float(np.median(errors)) > _UNEXPLAINED:
+        return None
+    parts = [part.whole for part in parts]
+    matrix, noise = _refined(parts, matrix)
+    return Rotation(matrix, found_by, errors.size, _UNSURE * noise)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """The vectors of one array on both sides, of norm 1."""
+
+    one: Floats
+    other: Floats
+    held_out: tuple[Floats, Floats]
+
+    @classmethod
+    def of(cls, sides: Sides, most: int, number: int) -> "_Part":
+        """One in five is held out by its position: what a token is in one layer, it is in the
+        next. Of shorter arrays, such as those of a generation's steps, it is one array in five."""
+        one, other = _unit_tokens(sides, most)
+        positions = np.arange(len(one)) if len(one) >= _HELD_OUT else np.full(len(one), number)
+        is_held_out = positions % _HELD_OUT == _HELD_OUT - 1
+        kept = ~is_held_out
+        return cls(one[kept], other[kept], (one[is_held_out], other[is_held_out]))
+
+    @property
+    def whole(self) -> "_Part":
+        """With those that were held out: directions that only these have are known then as well."""
+        one, other = (
+            np.concatenate(both) for both in zip((self.one, self.other), self.held_out, strict=True)
+        )
+        return _Part(one, other, (one[:0], other[:0]))
+
+    def held_out_errors(self, matrix: Floats) -> Floats:
+        """The energy that a rotation leaves of each vector held out."""
+        return _errors(*self.held_out, matrix)
+
+    def noise(self, matrix: Floats) -> float:
+        """What a rotation leaves of a vector, the median."""
+        return float(np.median(_errors(self.one, self.other, matrix))) if len(self.one) else 0.0
+
+
+def _refined(parts: Sequence[_Part], matrix: Floats) -> tuple[Floats, float]:
+    """The rotation with each array weighted by how well it fits, and the noise it is found in.
+
+    Behind a fault all vectors are noisy: those before it know better.
+    """
+    noises = [part.noise(matrix) for part in parts]
+    for _ in range(_ROUNDS):
+        if max(noises) <= _ALIKE * max(min(noises), _ROUNDING):
+            break
+        weights = [1.0 / max(noise, _ROUNDING) for noise in noises]
+        matrix = _nearest(_products(parts, weights))
+        noises = [part.noise(matrix) for part in parts]
+    return matrix, 1.0 / float(np.mean([1.0 / max(noise, _ROUNDING) for noise in noises]))
+
+
+def _products(parts: Sequence[_Part], weights: Sequence[float] | None = None) -> Floats:
+    channels = parts[0].one.shape[-1]
+    products = np.zeros((channels, channels))
+    for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
+        products += weight * (part.one.T @ part.other)
+    return products
+
+
+def _nearest(products: Floats) -> Floats:
+    """The orthogonal matrix that makes the most of the one side's vectors the other's."""
+    left, _, right = np.linalg.svd(products)
+    nearest: Floats = left @ right
+    return nearest
+
+
+def _errors(one: Floats, other: Floats, matrix: Floats) -> Floats:
+    errors: Floats = np.square(other @ matrix.T - one).sum(axis=1)
+    return errors
+
+
+def best_turned(rotation: Rotation, arrays: Sequence[Sides]) -> Rotation:
+    """A rotation or its inverse, whichever leaves less of these arrays' differences."""
+    left = [0.0, 0.0]
+    for sides in arrays:
+        one, other = _unit_tokens(sides, _GLANCE)
+        for way, matrix in enumerate((rotation.matrix.T, rotation.matrix)):
+            left[way] += float(np.square(other @ matrix - one).sum())
+    return rotation if left[0] <= left[1] else rotation.turned
+
+
+def _unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
+    """At most so many vectors from all over two arrays, as float64 of norm 1; those that are zero
+    or not finite are left out, and so are repeated ones, which say nothing new."""
+    channels = sides[0].shape[-1]
+    tokens = sides[0].size // channels
+    count = min(tokens, most)
+    places = [(2 * number + 1) * tokens // (2 * count) for number in range(count)]
+    one, other = (_tokens(side, places, channels) for side in sides)
+    norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    counted = (norms[0] > 0) & (norms[1] > 0) & np.isfinite(norms[0]) & np.isfinite(norms[1])
+    kept = np.flatnonzero(counted)
+    _, first = np.unique(one[kept] @ np.sqrt(np.arange(1.0, channels + 1.0)), return_index=True)
+    kept = kept[np.sort(first)]
+    return one[kept] / norms[0][kept, None], other[kept] / norms[1][kept, None]
+
+
+def _tokens(side: Readable, places: Sequence[int], channels: int) -> Floats:
+    read = reader(side)
+    if len(places) * channels == side.size:
+        joined = read(0, side.size)
+    else:
+        joined = np.concatenate([read(at * channels, (at + 1) * channels) for at in places])
+    with np.errstate(all="ignore"):
+        tokens: Floats = joined.astype(np.float64).reshape(-1, channels)
+    return tokens
+
+
+def deviation(matrix: Floats) -> float:
+    """By how much a square matrix is not orthogonal: the largest element of |M^T M - 1|."""
+    if not np.isfinite(matrix).all():
+        return math.inf
+    return float(np.abs(matrix.T @ matrix - np.eye(len(matrix))).max())

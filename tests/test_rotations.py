@@ -1,0 +1,381 @@
+"""A residual stream that is rotated, as QuaRot and SpinQuant do it: equal after the rotation."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_origins import (
+    Fault,
+    channels_swapped,
+    int4_where_int8_was_meant,
+    quantized,
+    recorded,
+    scale_doubled,
+    slightly_noisy,
+)
+from tiny_models import transformers
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from qvtrace import diff, load_result
+from qvtrace.cli import app
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.errors import UsageError
+from qvtrace.metrics.rotations import Rotation, TooFewTokens, find_rotation, is_turned
+from qvtrace.reports.json import comparison_text
+
+CHANNELS = 32
+TOKENS = 128
+
+
+def orthogonal(channels: int = CHANNELS, seed: int = 7) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(channels, channels, generator=generator).double())[0]
+
+
+def rotated(original: nn.Module, rotation: Tensor) -> nn.Module:
+    """The same function: norms are folded into what they feed, then the stream is turned."""
+    model = copy.deepcopy(original)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        fold(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
+        fold(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
+        for reader in (attention.q_proj, attention.k_proj, attention.v_proj):
+            turn(reader.weight, rotation)
+        for reader in (mlp.gate_proj, mlp.up_proj):
+            turn(reader.weight, rotation)
+        for writer in (attention.o_proj, mlp.down_proj):
+            writer.weight.data = (rotation.T @ writer.weight.data.double()).float()
+    fold(model.model.norm, model.lm_head)
+    turn(model.lm_head.weight, rotation)
+    turn(model.model.embed_tokens.weight, rotation)
+    return model
+
+
+def fold(norm: nn.Module, *readers: nn.Module) -> None:
+    for reader in readers:
+        reader.weight.data *= norm.weight.data
+    norm.weight.data = torch.ones_like(norm.weight)
+
+
+def turn(weight: Tensor, rotation: Tensor) -> None:
+    weight.data = (weight.data.double() @ rotation).float()
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=CHANNELS,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=256,
+        attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(parameter.data, 0.4, 3.0)
+        else:
+            parameter.data *= 2  # so that layers say something beside the embedding
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(original, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rotations")
+    recorded(original, folder / "fp.st", tokens())
+    recorded(rotated(original, orthogonal()), folder / "rotated.st", tokens())
+    recorded(original, folder / "fp_short.st", tokens(2))
+    recorded(rotated(original, orthogonal()), folder / "rotated_short.st", tokens(2))
+    save_file({"R1": orthogonal().float().contiguous()}, folder / "rotation.safetensors")
+    return folder
+
+
+def tokens(count: int = TOKENS) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, 256, (1, count), generator=generator)
+
+
+def candidate(original: nn.Module, file: Path, *faults: tuple[Fault, str]) -> Path:
+    model = rotated(original, orthogonal())
+    for fault, name in faults:
+        fault(model, f"model.{name}")
+    return recorded(model, file, tokens())
+
+
+def in_stream(comparison: Comparison) -> set[str]:
+    return {row.module for row in comparison.rows if row.transform == "rotation"}
+
+
+def test_a_rotated_model_is_equal_after_the_rotation_and_nothing_is_blamed(folder):
+    comparison = diff(folder / "fp.st", folder / "rotated.st")
+
+    assert comparison.verdict.origins == ()
+    # The embedding, the last norm and the model itself; of a layer two norms, attention (its
+    # output projection as well), the MLP (its own as well) and the layer.
+    assert len(in_stream(comparison)) == 3 + 4 * 7
+    assert "equal after transform: 31 rows equal after a rotation of 32 channels (found)" in (
+        comparison.verdict.text
+    )
+    turned = [row for row in comparison.rows if row.transform]
+    assert all(row.is_made_up_for and row.metrics.peir > 0.05 for row in turned)
+    assert all(row.residual_sqnr > 90 and row.residual_peir < 1e-4 for row in turned)
+
+
+def test_a_norm_whose_weight_was_folded_is_scaled_after_the_rotation(folder):
+    rows = diff(folder / "fp.st", folder / "rotated.st", include=["*norm", "*.layers.?"]).rows
+
+    norms = [row for row in rows if row.module.endswith("norm")]
+    assert len(norms) == 9
+    assert all(row.transform == "rotation" and row.scale_factor is not None for row in norms)
+    assert all(row.is_made_up_for for row in norms)
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (scale_doubled, "layers.1.mlp.down_proj"),
+        (scale_doubled, "layers.0.self_attn.q_proj"),
+        (channels_swapped, "layers.2.self_attn.o_proj"),
+        (int4_where_int8_was_meant, "layers.3.mlp.up_proj"),
+        (slightly_noisy, "layers.2.self_attn.v_proj"),
+        (slightly_noisy, "layers.1.mlp.down_proj"),
+    ],
+)
+def test_a_fault_in_a_rotated_model_comes_first(original, folder, tmp_path, fault, name):
+    file = candidate(original, tmp_path / "faulty.st", (fault, name))
+
+    verdict = diff(folder / "fp.st", file).verdict
+
+    assert verdict.origins[0].module == f"model.{name}"
+    assert "equal after transform" not in verdict.text
+
+
+def test_a_norm_with_a_wrong_weight_in_a_rotated_model_comes_first(original, folder, tmp_path):
+    file = candidate(
+        original,
+        tmp_path / "faulty.st",
+        (
+            lambda model, name: model.get_submodule(name).weight.data.mul_(torch.arange(1, 33) / 9),
+            "layers.2.post_attention_layernorm",
+        ),
+    )
+    origins = diff(folder / "fp.st", file).verdict.origins
+    assert origins[0].module == "model.layers.2.post_attention_layernorm"
+
+
+def test_a_rotated_and_quantized_model_is_compared_after_the_rotation(original, folder, tmp_path):
+    model = quantized(rotated(original, orthogonal()))
+    file = recorded(model, tmp_path / "quant.st", tokens())
+
+    verdict = diff(folder / "fp.st", file).verdict
+
+    assert verdict.origins == ()
+    assert "31 rows compared after a rotation of 32 channels (found)" in verdict.text
+    assert "equal after transform" not in verdict.text
+
+
+def test_a_smoothed_model_is_equal_after_transform(original, folder, tmp_path):
+    model = copy.deepcopy(original)
+    factors = torch.linspace(0.25, 4, CHANNELS)
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data *= factors
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(layer.self_attn, name).weight.data /= factors
+    file = recorded(model, tmp_path / "smoothed.st", tokens())
+
+    verdict = diff(folder / "fp.st", file).verdict
+
+    assert verdict.origins == ()
+    assert verdict.text.startswith("equal after transform: 4 rows equal up to a factor; ")
+
+
+def test_another_model_is_no_rotated_one(original, folder, tmp_path):
+    model = copy.deepcopy(original)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data[torch.randperm(len(parameter), generator=generator)]
+    comparison = diff(folder / "fp.st", recorded(model, tmp_path / "other.st", tokens()))
+    assert in_stream(comparison) == set()
+    assert "rotation" not in comparison.verdict.text
+
+
+def test_of_too_few_tokens_a_rotation_is_not_found_but_declared(folder):
+    files = folder / "fp_short.st", folder / "rotated_short.st"
+    found = diff(*files)
+    declared = diff(*files, transform=folder / "rotation.safetensors")
+
+    assert in_stream(found) == set()
+    assert (
+        "vectors of 32 channels look rotated: too few tokens to find a rotation ("
+        in found.verdict.text
+    )
+    assert "of 32), give it with --transform" in found.verdict.text
+    assert len(in_stream(declared)) == 31
+    assert declared.verdict.origins == ()
+    assert "after a rotation of 32 channels (declared)" in declared.verdict.text
+
+
+def test_a_rotation_is_declared_either_way_round_and_in_any_float_dtype(folder, tmp_path):
+    for number, tensor in enumerate((orthogonal().T, orthogonal().bfloat16(), orthogonal())):
+        file = tmp_path / f"{number}.safetensors"
+        save_file({"rotation": tensor.contiguous()}, file)
+        comparison = diff(folder / "fp.st", folder / "rotated.st", transform=file)
+        assert len(in_stream(comparison)) == 31
+
+
+def test_a_rotation_that_is_declared_in_vain_is_told(folder):
+    comparison = diff(folder / "fp.st", folder / "fp.st", transform=folder / "rotation.safetensors")
+    assert "a rotation of 32 channels that was declared explains no row" in comparison.verdict.text
+
+
+def write(tensors: dict[str, Tensor]) -> Callable[[Path], object]:
+    return lambda file: save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: None, "cannot be read: No such file or directory; check the path"),
+        (lambda file: file.mkdir(), "cannot be read: "),
+        (lambda file: file.write_bytes(b"no tensors"), "is no whole safetensors file ("),
+        (write({}), "holds no tensor; store the rotation in it"),
+        (
+            write({"q": torch.zeros(32, 16)}),
+            "q has the shape [32, 16]; a rotation is square: [channels, channels]",
+        ),
+        (write({"q": torch.ones(32)}), "q has the shape [32]; a rotation is square"),
+        (
+            write({"q": torch.ones(32, 32)}),
+            "q is no rotation: M^T M differs from 1 by 32; give an orthogonal matrix",
+        ),
+        (write({"q": torch.full((32, 32), float("nan"))}), "q is no rotation: "),
+        (
+            write({"q": torch.eye(32, dtype=torch.int64)}),
+            "q has the dtype I64; store it as float32",
+        ),
+        (write({"q": torch.eye(4)}), "q turns 4 channels; give one of 8 or more"),
+        (
+            write({"a": torch.eye(32), "b": torch.eye(32)}),
+            "holds several rotations of 32 channels; keep that of the residual stream",
+        ),
+    ],
+)
+def test_a_file_that_is_no_rotation_is_refused_in_one_line(folder, tmp_path, make, message):
+    file = tmp_path / "bad.safetensors"
+    make(file)
+    archives = str(folder / "fp.st"), str(folder / "rotated.st")
+
+    with pytest.raises(UsageError) as raised:
+        diff(*archives, transform=file)
+
+    assert f"--transform {file}: {message}" in str(raised.value)
+    result = CliRunner().invoke(app, ["diff", *archives, "--transform", str(file)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"qvtrace: --transform {file}: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_row_tells_its_transform_in_every_format(folder):
+    files = [str(folder / "fp.st"), str(folder / "rotated.st")]
+
+    table = CliRunner().invoke(app, ["diff", *files]).stdout
+    csv = CliRunner().invoke(app, ["diff", *files, "--format", "csv"]).stdout
+
+    assert "after a rotation: PEIR " in table
+    assert "transform" in csv.splitlines()[0].split(",")
+    assert sum(",rotation," in line for line in csv.splitlines()) == 31
+
+
+def test_a_result_with_a_rotation_is_read_back(folder, tmp_path):
+    comparison = diff(folder / "fp.st", folder / "rotated.st")
+    file = tmp_path / "result.json"
+    file.write_text(comparison_text(comparison, "1"))
+
+    rows = {row["module"]: row for row in json.loads(file.read_text())["rows"]}
+    assert rows["model.embed_tokens"]["transform"] == "rotation"
+    assert rows["model.layers.0.self_attn.q_proj"]["transform"] is None
+    assert in_stream(load_result(file)) == in_stream(comparison)
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(50, 12))
+
+
+@pytest.fixture
+def matrix() -> np.ndarray:
+    return orthogonal(12).numpy()
+
+
+def test_a_rotation_is_found_to_rounding_and_verified_on_others(vectors, matrix):
+    found = find_rotation([(vectors, vectors @ matrix)])
+    assert isinstance(found, Rotation)
+    assert (found.tokens, found.held_out) == (40, 10)
+    assert np.abs(found.matrix - matrix).max() < 1e-9
+
+
+def test_vectors_of_many_short_arrays_are_pooled(vectors, matrix):
+    arrays = [(vector[None], vector[None] @ matrix) for vector in vectors]
+    found = find_rotation(arrays)
+    assert is_turned(arrays)
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-9
+
+
+def test_a_large_vector_counts_as_much_as_any_other(vectors, matrix):
+    sizes = np.where(np.arange(50) == 3, 1e4, 1.0)[:, None]
+    noise = np.random.default_rng(1).normal(size=vectors.shape)
+    noisy = sizes * (vectors @ matrix + 0.05 * noise * (sizes > 1))
+    found = find_rotation([(sizes * vectors, noisy)])
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 0.05
+
+
+def test_arrays_behind_a_fault_hardly_move_the_rotation(vectors, matrix):
+    noise = np.random.default_rng(1).normal(size=vectors.shape)
+    found = find_rotation(
+        [(vectors, vectors @ matrix), (vectors[::-1], (vectors @ matrix + 0.1 * noise)[::-1])]
+    )
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-6
+
+
+def test_fewer_tokens_than_channels_tell_no_rotation(vectors, matrix):
+    few = vectors[:10]
+    assert find_rotation([(few, few @ matrix)]) == TooFewTokens(12, 8)
+
+
+def test_unlike_vectors_have_no_rotation(vectors):
+    others = np.random.default_rng(1).normal(size=vectors.shape)
+    assert find_rotation([(vectors, others)]) is None
+    assert not is_turned([(vectors, others)])
+
+
+def test_repeated_vectors_count_once(vectors, matrix):
+    repeated = np.repeat(vectors[:10], 5, axis=0)
+    assert find_rotation([(repeated, repeated @ matrix)]) == TooFewTokens(12, 8)
+
+
+def test_zeros_and_what_is_not_finite_have_no_say(vectors, matrix):
+    turned = vectors @ matrix
+    vectors[3], turned[4] = 0, np.inf
+    turned[5] = np.nan
+    found = find_rotation([(vectors, turned)])
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-9
+
+
+def test_turned_vectors_are_read_back_in_any_range(vectors, matrix):
+    back = Rotation(matrix).of(vectors @ matrix)
+    assert back.shape == vectors.shape
+    for start, stop in ((0, 600), (0, 1), (5, 31), (12, 24), (599, 600)):
+        assert np.allclose(back.read(start, stop), vectors.reshape(-1)[start:stop])
