@@ -129,6 +129,8 @@ def compare_archives(
         narrowed=narrowed,
         floor=None if measured is None else measured.levels,
     )
+    if measured is not None:
+        executed = measured.on(executed)
     evidence = Evidence(
         executed,
         coverage,
@@ -142,8 +144,6 @@ def compare_archives(
         logits,
         built.contents.rotations,
     )
-    if measured is not None:
-        executed = measured.on(executed)
     ordered = in_order(executed, options.sort_by)
     rows = ordered if options.top is None or options.group_by else top(ordered, options)
     groups = roll_up(executed, built.sums(), options) if options.group_by else []
