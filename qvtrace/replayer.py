@@ -19,6 +19,7 @@ from torch import nn
 
 from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
+from qvtrace.archive.dry_run import DryWriter
 from qvtrace.archive.writer import Tensor
 from qvtrace.comparison.alignment import unwrapped
 from qvtrace.errors import DamagedArchiveError, UsageError
@@ -34,6 +35,7 @@ from qvtrace.manifest import (
 from qvtrace.models.rebuilding import NotRebuiltError, rebuild
 from qvtrace.models.request import map_tensors
 from qvtrace.patterns import require_matches, select, shown
+from qvtrace.recording.budget import Fixed, parse_size, tokens_within
 from qvtrace.recording.compilation import eager_stance
 from qvtrace.recording.identity import Questions, describe_environment, describe_model, version
 from qvtrace.recording.keeping import Keeper, Share
@@ -56,6 +58,7 @@ class ReplayOptions:
     depth: int | None = None  # blocks with so many components in their names, not leaves
     overwrite: bool = False
     share: Share = field(default_factory=Share)
+    max_bytes: int | None = None  # of the file
     model: ModelInfo | None = None
     variant: VariantInfo = field(default_factory=VariantInfo)
     environment: Json = field(default_factory=dict)
@@ -87,13 +90,15 @@ def replay(
     overwrite: bool = False,
     sample_tokens: int | None = None,
     stats_only: bool = False,
+    max_bytes: int | str | None = None,
 ) -> ReplayReport:
     """Run modules of `model` on the inputs and kwargs that `archive` holds for them.
 
     Modules without calls of others in them, unless `include` names others or `depth` says how many
     components the names of blocks have. What cannot be replayed is counted with its reason. One
-    call is in memory at a time. `sample_tokens` and `stats_only` are those of `record`: of the
-    archive that is written. A module of whose inputs `archive` has only a part is not replayed.
+    call is in memory at a time. `sample_tokens`, `stats_only` and `max_bytes` are those of
+    `record`, of the archive that is written; for a budget everything is replayed twice. A module of
+    whose inputs `archive` has only a part is not replayed.
 
     Raises `UsageError` for a pattern that fits no module, `ExistingFileError` when there is such a
     file and `overwrite` is not set, and children of `ArchiveError` for files that cannot be used.
@@ -104,6 +109,7 @@ def replay(
         depth=depth,
         overwrite=overwrite,
         share=Share(sample_tokens, stats_only),
+        max_bytes=None if max_bytes is None else parse_size(max_bytes, "max_bytes"),
         variant=VariantInfo(name=variant),
     )
     if isinstance(archive, Archive):
@@ -136,31 +142,54 @@ class Replay:
         manifest = self._archive.manifest
         chosen = _chosen(manifest.calls, self._options)
         modules = by_reference_name(self._model)
-        self._writer = ArchiveWriter(
+        if self._options.max_bytes is not None:
+            self._rehearse(self._options.max_bytes, chosen, modules)
+        writer = ArchiveWriter(
             self._path, self._beginning(chosen, modules), overwrite=self._options.overwrite
         )
-        self._keeper = Keeper(self._writer, self._options.share)
-        self._snapshots = Snapshots(self._keeper.keep, caches=True)
         try:
-            self._copy_root_calls()
-            with torch.no_grad(), eager_stance():
-                for call in manifest.calls:
-                    if call.module in chosen:
-                        self._replay(call, modules.get(call.module))
-                        self._show_progress(len(chosen))
+            self._replay_all(writer, Keeper(writer, self._options.share), chosen, modules)
         except BaseException as error:
-            self._writer.close(self._ending(chosen, modules, error_line(error)))
+            writer.close(self._ending(chosen, modules, error_line(error)))
             raise
-        ending = self._writer.close(self._ending(chosen, modules, None))
+        ending = writer.close(self._ending(chosen, modules, None))
         return ReplayReport(
             file=ending.file or self._path,
-            size=self._writer.size,
+            size=writer.size,
             modules=len(self._calls),
             calls=sum(self._calls.values()),
             chosen=len(chosen),
             skipped={reason: tuple(names) for reason, names in self._skipped.items()},
             seconds=time.perf_counter() - started,
         )
+
+    def _rehearse(self, budget: int, chosen: set[str], modules: dict[str, nn.Module]) -> None:
+        """Replay everything once to count, and settle how many vectors there is room for."""
+        writer = DryWriter(self._beginning(chosen, modules))
+        keeper = Keeper(writer, self._options.share, counts_only=True)
+        self._replay_all(writer, keeper, chosen, modules)
+        writer.close(self._ending(chosen, modules, None))
+        fixed = Fixed(sum(self._calls.values()), writer.size_with)
+        share = self._options.share.at_most(tokens_within(budget, keeper.listed, fixed))
+        self._options = replace(self._options, share=share)
+        self._skipped.clear()
+        self._calls.clear()
+
+    def _replay_all(
+        self,
+        writer: ArchiveWriter | DryWriter,
+        keeper: Keeper,
+        chosen: set[str],
+        modules: dict[str, nn.Module],
+    ) -> None:
+        self._writer = writer
+        self._snapshots = Snapshots(keeper.keep, caches=True)
+        self._copy_root_calls()
+        with torch.no_grad(), eager_stance():
+            for call in self._archive.manifest.calls:
+                if call.module in chosen:
+                    self._replay(call, modules.get(call.module))
+                    self._show_progress(len(chosen))
 
     def _replay(self, call: CallEntry, module: nn.Module | None) -> None:
         if module is None:

@@ -322,7 +322,7 @@ def test_without_elements_no_metric_is_to_be_had_and_none_is_made_up(sides: Side
     assert comparison.coverage.not_comparable == 4
     assert "statistics only: 4 of 4 pairs differ" in text_of(comparison)
     assert "peir" in comparison.portions[0]
-    assert "4 pairs differ, by how much is not known" in comparison.verdict.text
+    assert "4 pairs without elements, how far apart is not known" in comparison.verdict.text
     assert "none of which can be compared, no elements were stored" in comparison.verdict.text
 
 
@@ -553,6 +553,17 @@ def test_a_replay_can_be_small_as_well(tmp_path: Path) -> None:
     row = row_of(diff(tmp_path / "fp.st", tmp_path / "local.st"), "layer")
 
     assert row.sampled == (6, TOKENS)
+
+
+def test_a_replay_keeps_a_budget_too(tmp_path: Path) -> None:
+    given = hidden().repeat(1, 50, 1)
+    archive_of(Model(), tmp_path / "fp.st", given)
+    whole = replay(noisy(), tmp_path / "fp.st", tmp_path / "whole.st")
+    budget = whole.size * 3 // 4
+    report = replay(noisy(), tmp_path / "fp.st", tmp_path / "local.st", max_bytes=budget)
+
+    assert budget * 0.8 < report.size <= budget
+    assert (report.calls, report.modules) == (whole.calls, whole.modules)
 
 
 def test_the_command_line_takes_the_sampling_of_the_archive_that_it_follows(

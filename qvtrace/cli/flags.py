@@ -341,6 +341,22 @@ class ShareFlags:
         bool, flag(STORED, "Statistics and digests instead of elements.", "--stats-only")
     ] = False
 
+    max_bytes: Annotated[
+        str | None,
+        option(
+            STORED,
+            "Budget for the archive, such as 200MB: a first forward counts, then tokens are "
+            "sampled until every module fits.",
+            metavar="SIZE",
+        ),
+    ] = None
+
+    def budget(self) -> int | None:
+        """Bytes; raises `UsageError` for what is no size."""
+        from qvtrace.recording.budget import parse_size
+
+        return None if self.max_bytes is None else parse_size(self.max_bytes)
+
     def share(self, like: "Share | None" = None) -> "Share":
         """What is asked for, else what the archive has that is followed."""
         from qvtrace.recording.keeping import Share
@@ -373,16 +389,6 @@ class StorageFlags:
     weights: Annotated[
         bool, flag(STORED, "Also the dequantized weights, once each.", "--weights")
     ] = False
-    max_bytes: Annotated[
-        str | None,
-        option(
-            STORED,
-            "Budget for the archive, such as 200MB: a first forward counts, then tokens are "
-            "sampled until every module fits.",
-            metavar="SIZE",
-        ),
-    ] = None
-
     private: Annotated[
         bool,
         flag(
@@ -410,12 +416,6 @@ class StorageFlags:
         if self.private_key is not None:
             raise UsageError("--private-key: is the key of --private; add that, or leave it out")
         return None
-
-    def budget(self) -> int | None:
-        """Bytes; raises `UsageError` for what is no size."""
-        from qvtrace.recording.budget import parse_size
-
-        return None if self.max_bytes is None else parse_size(self.max_bytes)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def run_in_flight(asked: InFlight) -> None:
     for name, value in (
         ("--sample-tokens", job.share.sample_tokens),
         ("--stats-only", job.share.stats_only or None),
-        ("--max-bytes", job.storage.max_bytes),
+        ("--max-bytes", job.share.max_bytes),
     ):
         if value is not None:
             raise UsageError(f"{name}: nothing is stored in flight; leave it out")

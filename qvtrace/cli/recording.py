@@ -71,6 +71,7 @@ def run_job(job: Job) -> "Outcome":
         raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
     check_watching(job.watch, job.elements)
     job.share.share()  # what is wrong is said before a model is loaded
+    job.share.budget()
     if job.dry_run:
         outcome = _record(job)
         width = error_width() if job.messages_only else output_width()
@@ -152,7 +153,7 @@ def _options(
         weights=job.storage.weights,
         share=job.share.share(),
         privacy=job.storage.privacy(is_like_private=like is not None and like.is_private),
-        max_bytes=job.storage.budget(),
+        max_bytes=job.share.budget(),
         rehearse=prepared.run,
         dry_run=job.dry_run,
         recorded_by=job.recorded_by,

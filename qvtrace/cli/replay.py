@@ -127,6 +127,7 @@ def _replay(
             depth=depth,
             overwrite=overwrite,
             share=share.share(),
+            max_bytes=share.budget(),
             model=prepared.info,
             variant=prepared.variant,
             environment=prepared.environment,

@@ -185,8 +185,9 @@ def portion_texts(rows: Iterable[Row]) -> tuple[str, ...]:
         without = [row for row in rows if row.undefined.get("max_abs_error") == why]
         if without:
             missing = (name for name in PAIR_METRICS if without[0].undefined.get(name) == why)
+            differ = "differ" if why == STATISTICS_ONLY else "are not known to be equal"
             texts.append(
-                f"{why}: {len(without)} of {len(rows)} pairs differ, and of these are not to be "
+                f"{why}: {len(without)} of {len(rows)} pairs {differ}, and of these are not to be "
                 f"had: {', '.join(missing)}"
             )
     return tuple(texts)

@@ -297,7 +297,7 @@ def _without_elements(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Differences of which nobody knows how large they are."""
     found = [row for row in rows if _is_unknown(row)]
     if found:
-        differ = f"{_counted(len(found), 'pair')} differ, by how much is not known"
+        differ = f"{_counted(len(found), 'pair')} without elements, how far apart is not known"
         yield f"{differ}, first {name(found[0])} ({found[0].undefined['max_abs_error']})"
 
 

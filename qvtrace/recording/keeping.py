@@ -1,7 +1,7 @@
 """What of a tensor that a call was given, or gave, goes into the archive: all of it, a sample of
 its vectors, or its statistics. Whatever it is, places name the whole content by its digest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -40,6 +40,11 @@ class Share:
     def is_whole(self) -> bool:
         """Whether every element is stored."""
         return self.tokens is None and not self.statistics_only
+
+    def at_most(self, tokens: int | None) -> "Share":
+        """The same, and no more vectors than this; None: as many as there are."""
+        known = [number for number in (tokens, self.tokens) if number is not None]
+        return replace(self, tokens=min(known, default=None))
 
     def to_json(self) -> Json:
         """What the manifest says of it among the settings: nothing where everything is stored."""

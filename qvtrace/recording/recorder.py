@@ -293,9 +293,7 @@ class Recording(AbstractContextManager["Recording"]):
         assert isinstance(writer, DryWriter)
         fixed = Fixed(rehearsal._counted.calls, writer.size_with)
         tokens = tokens_within(budget, rehearsal._keeper.listed, fixed)
-        asked = options.share.tokens
-        if tokens is not None and (asked is None or tokens < asked):
-            self._options = replace(options, share=replace(options.share, tokens=tokens))
+        self._options = replace(options, share=options.share.at_most(tokens))
 
     def __exit__(
         self,
