@@ -93,18 +93,19 @@ class Privacy:
                 quantizer=None if variant.quantizer is None else self._text(variant.quantizer),
                 settings=self._scrubbed(variant.settings, self._text),
             ),
-            inputs=replace(
-                manifest.inputs,
-                source={
-                    name: value if name == "kind" else self._scrubbed(value, self.label)
-                    for name, value in manifest.inputs.source.items()
-                },
-            ),
+            inputs=replace(manifest.inputs, source=self.source(manifest.inputs.source)),
             environment=self._scrubbed(manifest.environment, self._text),
             settings=self._scrubbed(manifest.settings, self._text),
             steps=(),
             skipped=self._skipped(manifest.skipped),
         )
+
+    def source(self, source: Json) -> Json:
+        """How inputs were made, without a word of them."""
+        return {
+            name: value if name == "kind" else self._scrubbed(value, self.label)
+            for name, value in source.items()
+        }
 
     def _skipped(self, skipped: Skipped) -> Skipped:
         opaque: dict[str, int] = {}

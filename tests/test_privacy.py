@@ -260,11 +260,49 @@ def test_a_recording_like_a_private_one_needs_its_inputs_again(tmp_path: Path) -
 
     assert (first.exit_code, again.exit_code) == (0, 0), again.stderr
     assert refused.exit_code == 2
-    assert "is private and holds no inputs; give the inputs with" in refused.stderr
+    assert "is private and its inputs were named; give the same with" in refused.stderr
+    assert not (tmp_path / "quant.st.partial").exists()
     assert files_with(tmp_path, PROMPT) == []
     with Archive.open(quant) as archive:
         assert archive.is_private
     assert diff(fp, quant).comparable.ok
+
+
+def test_inputs_that_nobody_named_are_made_again(tmp_path: Path) -> None:
+    fp, quant = tmp_path / "fp.st", tmp_path / "quant.st"
+    first = invoke("record", "--private", "-o", fp, "--include", "*.mlp*")
+    second = invoke("record", "--variant", "quant", "--like", fp, "-o", quant)
+
+    assert (first.exit_code, second.exit_code) == (0, 0), second.stderr
+    assert diff(fp, quant).comparable.ok
+
+
+def test_a_file_of_inputs_has_to_be_named_again(tmp_path: Path) -> None:
+    source = tmp_path / "models.py"
+    source.write_text("import torch\ndef model():\n    return torch.nn.Linear(2, 2)\n")
+    given, fp = tmp_path / "given.json", tmp_path / "fp.st"
+    given.write_text(json.dumps({"input": [[1.0, 2.0]]}))
+    model = ["--model", f"{source}:model"]
+    first = invoke("record", "--private", *model, "--inputs", given, "-o", fp)
+    refused = invoke("record", "--like", fp, *model, "-o", tmp_path / "other.st")
+    second = invoke("record", "--like", fp, *model, "--inputs", given, "-o", tmp_path / "o.st")
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.stderr + second.stderr
+    assert refused.exit_code == 2
+    assert "is private and holds no inputs; give the inputs with" in refused.stderr
+    assert diff(fp, tmp_path / "o.st").comparable.ok
+
+
+def test_an_archive_in_flight_is_compared_by_keyed_digests(tmp_path: Path) -> None:
+    fp, report = tmp_path / "fp.st", tmp_path / "report.json"
+    narrow = ["--include", "*.mlp*"]
+    invoke("record", "--private", "--prompt", PROMPT, "-o", fp, *narrow)
+    arguments = ["--variant", "quant", "--prompt", PROMPT, "--format", "json", "-o", report]
+    result = invoke("run", "--in-flight", fp, *arguments)
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(report.read_text())["comparable"]["ok"]
+    assert files_with(tmp_path, PROMPT, str(tmp_path)) == []
 
 
 def test_no_command_tells_prompt_home_or_token(

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from qvtrace.archive import Archive
     from qvtrace.manifest import Manifest
     from qvtrace.models import PreparedModel
+    from qvtrace.privacy import Privacy
     from qvtrace.recording.options import RecordOptions
     from qvtrace.recording.recorder import Recording, Writer
     from qvtrace.reports.recording import Outcome
+    from qvtrace.trees import Json
 
 TRACES = Path("traces")  # where archives go unless a name is given
 
@@ -115,6 +117,8 @@ def _record(job: Job) -> "Outcome":
         if job.watch.print_inputs:
             print_inputs(prepared, sys.stderr if job.messages_only else output)
         options = _options(job, prepared, like, progress)
+        if like is not None and options.privacy is not None:
+            _refuse_other_inputs(job.model, like, options.privacy, prepared.source)
         recording = Recording(
             prepared.model,
             job.file if job.open_writer is None else None,
@@ -168,6 +172,21 @@ def _options(
         options = options_like(like.manifest, options)
     # Weights are compared between archives.
     return options if job.open_writer is None else replace(options, weights=False)
+
+
+def _refuse_other_inputs(
+    asked: ModelFlags, like: "Archive", privacy: "Privacy", source: "Json"
+) -> None:
+    """Raise `UsageError` where none were named and those of a private archive were named."""
+    if asked.prompt is not None or asked.image or asked.inputs is not None:
+        return
+    if like.key_digest == privacy.key_digest and privacy.source(source) != (
+        like.manifest.inputs.source
+    ):
+        raise UsageError(
+            f"--like {like.file}: is private and its inputs were named; "
+            "give the same with --inputs, --prompt or --image"
+        )
 
 
 def _name_remains(error: BaseException, recording: "Recording") -> None:

@@ -20,6 +20,8 @@ from qvtrace.models.samples import SampleMaker
 from qvtrace.models.signatures import is_transformers_model, uses_cache
 from qvtrace.recording.identity import model_dtype
 
+_MADE = ("crafted", "processed", "function")  # kinds of samples that nobody has to give
+
 
 def make_inputs(
     origin: Origin, loaded: Loaded, request: ModelRequest, like: Archive | None
@@ -29,7 +31,7 @@ def make_inputs(
     Raises `UsageError` where nothing is named and nothing can be guessed.
     """
     model, asked = loaded.model, request.prompt is not None or bool(request.images)
-    recorded = like is not None and takes_inputs_of_archive(request)
+    recorded = like is not None and takes_inputs_of_archive(request) and not can_be_made_again(like)
     if request.inputs_file is not None:
         sample = read_inputs(request.inputs_file, model)
     elif like is not None and recorded:
@@ -42,6 +44,12 @@ def make_inputs(
         sample = _craft(origin, model, request)
     sample = _with_options(sample, model, request, recorded=recorded)
     return _placed(sample, origin, model, request)
+
+
+def can_be_made_again(like: Archive) -> bool:
+    """Whether an archive holds no inputs, but those that its model is given where none are named
+    may be the same."""
+    return like.is_private and like.manifest.inputs.source.get("kind") in _MADE
 
 
 def takes_inputs_of_archive(request: ModelRequest) -> bool:
