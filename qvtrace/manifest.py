@@ -61,6 +61,7 @@ class RootCall:
     inputs: Json
     kwargs: Json
     digest: str
+    sample: int = 0
 
     def input_trees(self) -> tuple[Node, Node]:
         """The trees of the positional and of the keyword inputs."""
@@ -273,6 +274,7 @@ def root_call_to_json(call: RootCall) -> Json:
         "inputs": call.inputs,
         "kwargs": call.kwargs,
         "digest": call.digest,
+        "sample": call.sample,
     }
 
 
@@ -346,6 +348,7 @@ def _root_call_from_json(json: object) -> RootCall:
         fields.object("inputs"),
         fields.object("kwargs"),
         fields.text("digest"),
+        fields.count("sample") if "sample" in fields.json else 0,
     )
 
 

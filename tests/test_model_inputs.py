@@ -382,7 +382,7 @@ def rebuilt(tmp_path: Path) -> Callable[..., tuple[tuple[Any, ...], dict[str, An
         with record_model(model, file):
             model(*args, **kwargs)
         with Archive.open(file) as archive:
-            sample = rebuild_inputs(archive)
+            (sample,) = rebuild_inputs(archive)
         return sample.args, dict(sample.kwargs)
 
     return rebuild
@@ -461,7 +461,7 @@ def built_again(file: Path, given: torch.Tensor) -> torch.Tensor:
     with record_model(model := Passing(), file):
         model(given)
     with Archive.open(file) as archive:
-        (tensor,) = rebuild_inputs(archive).args
+        (tensor,) = rebuild_inputs(archive)[0].args
     assert isinstance(tensor, torch.Tensor)
     return tensor
 
@@ -509,7 +509,7 @@ def test_an_input_that_was_quantized_is_told_to_be_given_as_plain_numbers(tmp_pa
         model(quantized(torch.ones(3), 0.5, 0))
 
     with Archive.open(file) as archive:
-        sample = rebuild_inputs(archive)
+        (sample,) = rebuild_inputs(archive)
 
     assert sample.warnings == ("inputs.0 was a quint8; it is given as plain numbers",)
     assert sample.args[0].tolist() == [1, 1, 1]

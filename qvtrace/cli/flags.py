@@ -256,7 +256,21 @@ class ModelFlags:
     )
     inputs: Annotated[
         str | None,
-        option(SAMPLE, "Ready tensors: .safetensors or .json.", "--inputs", metavar="FILE"),
+        option(
+            SAMPLE,
+            "Ready tensors: .safetensors or .json; several samples: .jsonl.",
+            "--inputs",
+            metavar="FILE",
+        ),
+    ] = None
+    samples: Annotated[
+        int | None,
+        option(
+            SAMPLE,
+            "The first N samples of a file of several. (default: all)",
+            metavar="N",
+            min=1,
+        ),
     ] = None
     generate: Annotated[
         int | None,

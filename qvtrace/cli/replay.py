@@ -28,7 +28,7 @@ from qvtrace.errors import UsageError
 if TYPE_CHECKING:
     from qvtrace.replayer import ReplayReport
 
-_SAMPLE = ("prompt", "image", "inputs", "like", "generate")  # which the archive gives
+_SAMPLE = ("prompt", "image", "inputs", "samples", "like", "generate")  # which the archive gives
 
 
 @with_flags

@@ -148,7 +148,7 @@ def _record_both(job: Job, candidate: Path) -> None:
     like = job.model
     if not _is_private(job.file):
         # The sample comes from the archive, and with it the tokens of a generation.
-        like = replace(like, like=str(job.file), prompt=None, image=[], inputs=None)
+        like = replace(like, like=str(job.file), prompt=None, image=[], inputs=None, samples=None)
     watch = replace(job.watch, print_inputs=False)  # they are the same
     run_job(replace(job, model=like, variant=Variant.QUANT, file=candidate, watch=watch))
     print(file=sys.stderr)

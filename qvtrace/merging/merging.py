@@ -213,7 +213,7 @@ class _Merging:
                 joined.append(trees.to_json(self._together(nodes, place, part, None)))
             inputs, kwargs = joined
             digest = digest_json([inputs, kwargs])
-            call = RootCall(first.module, first.index, inputs, kwargs, digest)
+            call = RootCall(first.module, first.index, inputs, kwargs, digest, first.sample)
             self._writer.add_root_call(call)
 
     def _add_calls(self) -> int:

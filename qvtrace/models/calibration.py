@@ -47,28 +47,34 @@ class Calibration:
         return {"source": "file", "file": relative(self.file), "digest": digest, **settings}
 
     def _is_recorded(self, sample: Sample) -> bool:
-        recorded = self.prepared.args, self.prepared.kwargs
-        return _equal((sample.args, dict(sample.kwargs)), recorded)
+        given = sample.args, dict(sample.kwargs)
+        recorded = recorded_samples(self.prepared)
+        return any(_equal(given, (one.args, dict(one.kwargs))) for one in recorded)
 
 
 def make_calibration(
     origin: Origin, loaded: Loaded, request: ModelRequest, prepared: PreparedModel
 ) -> Calibration:
-    """The inputs of `--calibration`, by default the sample that is recorded.
+    """The inputs of `--calibration`, by default the samples that are recorded.
 
     Raises `UsageError` for a file that does not fit the model.
     """
     if request.calibration is None:
-        return Calibration(prepared, (Sample(prepared.args, prepared.kwargs, {}),))
+        return Calibration(prepared, recorded_samples(prepared))
     samples = calibration_inputs(request.calibration, origin, loaded.model, request)
     return Calibration(prepared, samples, request.calibration)
+
+
+def recorded_samples(prepared: PreparedModel) -> tuple[Sample, ...]:
+    """All that a prepared model runs on."""
+    return Sample(prepared.args, prepared.kwargs, {}), *prepared.more
 
 
 def run_once(prepared: PreparedModel, sample: Sample) -> None:
     """One forward on copies of a sample, so that a model cannot change what is run later."""
     args, kwargs = map_tensors((sample.args, dict(sample.kwargs)), Tensor.clone)
     with torch.compiler.set_stance("force_eager"):
-        replace(prepared, args=args, kwargs=kwargs).run()
+        replace(prepared, args=args, kwargs=kwargs, more=()).run()
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -19,6 +19,9 @@ class Listener(Stepping, Protocol):
     def given(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """What the generation starts from."""
 
+    def next_sample(self) -> None:
+        """What comes now is of the next sample."""
+
 
 @dataclass(frozen=True)
 class Generation:

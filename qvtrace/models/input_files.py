@@ -1,4 +1,4 @@
-"""Ready inputs from a `.safetensors` or `.json` file."""
+"""Ready inputs from a `.safetensors`, `.json` or `.jsonl` file."""
 
 import json
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ def read_inputs(file: str, model: nn.Module, option: str = "--inputs") -> Sample
     In JSON, a list is a tensor (integers int64, others float32) and anything else is itself.
     Raises `UsageError`, naming `option` and the first name that is unknown or missing.
     """
-    return _sample(_read(file, option), file, option, model)
+    return as_sample(_read(file, option), file, option, model)
 
 
 def read_samples(file: str, model: nn.Module, option: str) -> tuple[Sample, ...]:
@@ -30,10 +30,45 @@ def read_samples(file: str, model: nn.Module, option: str) -> tuple[Sample, ...]
     several = values if isinstance(values, list) else [values]
     if not several:
         raise UsageError(f"{option} {file}: is empty; it must hold what the model is called with")
-    return tuple(_sample(value, file, option, model) for value in several)
+    return tuple(as_sample(value, file, option, model) for value in several)
 
 
-def _sample(values: Any, file: str, option: str, model: nn.Module) -> Sample:
+def read_lines(file: str, option: str = "--inputs") -> list[Any]:
+    """The samples in a `.jsonl` file, or in a `.json` file that holds a list: what each is.
+
+    Raises `UsageError`, naming the first line that is no JSON object.
+    """
+    path = _existing(file, option)
+    if path.suffix == ".json":
+        items = [(f"sample {number}", item) for number, item in enumerate(_read_json(path, option))]
+    else:
+        lines = enumerate(_text(path, option).splitlines(), start=1)
+        items = [
+            (f"line {number}", _line(line, number, path, option))
+            for number, line in lines
+            if line.strip()
+        ]
+    if not items:
+        raise UsageError(f"{option} {file}: is empty; write one JSON object a line")
+    for place, item in items:
+        if not isinstance(item, dict):
+            raise UsageError(
+                f'{option} {file}: {place} is no object; write {{"prompt": "..."}} or '
+                '{"input_ids": [[1, 2, 3]]}'
+            )
+    return [item for _, item in items]
+
+
+def holds_several(file: str) -> bool:
+    """Whether a file of inputs holds samples one after the other."""
+    path = Path(file)
+    if path.suffix == ".json" and path.is_file():
+        return isinstance(_read_json(path, "--inputs"), list)
+    return path.suffix == ".jsonl"
+
+
+def as_sample(values: Any, file: str, option: str, model: nn.Module) -> Sample:
+    """What one sample of a file says, checked as `read_inputs` does."""
     if not isinstance(values, dict):
         raise UsageError(f'{option} {file}: is no object; write {{"input_ids": [[1, 2, 3]]}}')
     label = f"{option} {file}"
@@ -43,17 +78,38 @@ def _sample(values: Any, file: str, option: str, model: nn.Module) -> Sample:
 
 
 def _read(file: str, option: str) -> Any:
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"{option} {file}: there is no such file; check the path")
+    path = _existing(file, option)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, option)
     if path.suffix == ".json":
         return _read_json(path, option)
     raise UsageError(
-        f"{option} {file}: is neither .safetensors nor .json; "
+        f"{option} {file}: is neither .safetensors nor .json nor .jsonl; "
         "convert it (the inputs of an archive come with --like)"
     )
+
+
+def _existing(file: str, option: str) -> Path:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{option} {file}: there is no such file; check the path")
+    return path
+
+
+def _line(line: str, number: int, path: Path, option: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{option} {path}: line {number} is no JSON ({error}); correct it"
+        ) from error
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{option} {path}: cannot be read ({error}); check it") from error
 
 
 def _read_safetensors(path: Path, option: str) -> dict[str, Any]:

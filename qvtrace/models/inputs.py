@@ -1,6 +1,7 @@
 """The inputs of a model: from a file, an archive, its function, or the sample that suits it."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,10 +10,16 @@ from qvtrace.errors import UsageError
 from qvtrace.models.embedded import embedded_sample
 from qvtrace.models.functions import FunctionName
 from qvtrace.models.generation import starting_point
-from qvtrace.models.input_files import read_inputs, read_samples
+from qvtrace.models.input_files import (
+    as_sample,
+    holds_several,
+    read_inputs,
+    read_lines,
+    read_samples,
+)
 from qvtrace.models.likeness import rebuild_inputs
 from qvtrace.models.loading import Loaded
-from qvtrace.models.origins import Checkpoint, Embedded, Origin
+from qvtrace.models.origins import Checkpoint, Embedded, Origin, relative
 from qvtrace.models.placement import DTYPES
 from qvtrace.models.processors import Processors
 from qvtrace.models.request import ModelRequest, Sample, map_tensors
@@ -21,29 +28,84 @@ from qvtrace.models.signatures import is_transformers_model, uses_cache
 from qvtrace.recording.identity import model_dtype
 
 _MADE = ("crafted", "processed", "function")  # kinds of samples that nobody has to give
+_PROMPT_KEYS = frozenset({"prompt", "image"})  # of a sample that is no ready tensors
 
 
 def make_inputs(
     origin: Origin, loaded: Loaded, request: ModelRequest, like: Archive | None
-) -> Sample:
-    """What the request names, else what `like` holds, else what suits the model.
+) -> tuple[Sample, ...]:
+    """What the request names, else what `like` holds, else what suits the model: one sample or
+    more.
 
     Raises `UsageError` where nothing is named and nothing can be guessed.
     """
-    model, asked = loaded.model, request.prompt is not None or bool(request.images)
+    model, file = loaded.model, request.inputs_file
+    asked = request.prompt is not None or bool(request.images)
     recorded = like is not None and takes_inputs_of_archive(request) and not can_be_made_again(like)
-    if request.inputs_file is not None:
-        sample = read_inputs(request.inputs_file, model)
+    samples: tuple[Sample, ...]
+    if file is not None and holds_several(file):
+        samples = _from_lines(file, origin, model, request)
+    elif request.samples is not None:
+        raise UsageError(
+            f"--samples {request.samples}: is of a file of several samples; give one with "
+            "--inputs FILE.jsonl"
+        )
+    elif file is not None:
+        samples = (read_inputs(file, model),)
     elif like is not None and recorded:
-        sample = rebuild_inputs(like)
-    elif isinstance(origin, Embedded):
-        sample = embedded_sample(model, request)
+        samples = rebuild_inputs(like)
     elif loaded.given is not None and not asked:
-        sample = loaded.given
+        samples = (loaded.given,)
     else:
-        sample = _craft(origin, model, request)
-    sample = _with_options(sample, model, request, recorded=recorded)
-    return _placed(sample, origin, model, request)
+        samples = (_suitable(origin, model, request),)
+    if request.generate is not None and len(samples) > 1:
+        raise UsageError(
+            f"--generate {request.generate}: starts from one sample, there are {len(samples)}; "
+            "record each on its own"
+        )
+    return tuple(
+        _placed(_with_options(sample, model, request, recorded=recorded), origin, model, request)
+        for sample in samples
+    )
+
+
+def _from_lines(
+    file: str, origin: Origin, model: nn.Module, request: ModelRequest
+) -> tuple[Sample, ...]:
+    """The first so many samples of a file, each ready tensors, or a prompt and pictures."""
+    lines = read_lines(file)
+    wanted = len(lines) if request.samples is None else request.samples
+    if not 1 <= wanted <= len(lines):
+        raise UsageError(
+            f"--samples {wanted}: {file} has {len(lines)} samples; give 1 to {len(lines)}"
+        )
+    source = {"kind": "file", "file": relative(file), "samples": wanted}
+    found = []
+    for number, line in enumerate(lines[:wanted]):
+        if _PROMPT_KEYS.issuperset(line):
+            sample = _from_prompt(line, f"--inputs {file}: sample {number}", origin, model, request)
+        else:
+            sample = as_sample(line, file, "--inputs", model)
+        found.append(replace(sample, source=source))
+    return tuple(found)
+
+
+def _from_prompt(
+    line: dict[str, Any], label: str, origin: Origin, model: nn.Module, request: ModelRequest
+) -> Sample:
+    prompt, images = line.get("prompt"), line.get("image", [])
+    images = [images] if isinstance(images, str) else images
+    texts = [*([] if prompt is None else [prompt]), *(images if isinstance(images, list) else [0])]
+    if prompt == "" or not texts or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f'{label} has no text; write {{"prompt": "..."}}, and "image" as a path')
+    asked = replace(request, prompt=prompt, images=tuple(images), inputs_file=None)
+    return _suitable(origin, model, asked)
+
+
+def _suitable(origin: Origin, model: nn.Module, request: ModelRequest) -> Sample:
+    if isinstance(origin, Embedded):
+        return embedded_sample(model, request)
+    return _craft(origin, model, request)
 
 
 def can_be_made_again(like: Archive) -> bool:

@@ -10,6 +10,7 @@ from itertools import chain
 
 from qvtrace.archive import Archive
 from qvtrace.errors import DamagedArchiveError, UsageError
+from qvtrace.manifest import GivenInputs, RootCall
 from qvtrace.models.functions import FunctionName
 from qvtrace.models.origins import parse_origin
 from qvtrace.models.placement import ATTENTIONS, DTYPES
@@ -50,18 +51,29 @@ def resembling(request: ModelRequest, archive: Archive) -> ModelRequest:
     )
 
 
-def rebuild_inputs(archive: Archive) -> Sample:
-    """What the archive's generation was given, or else the inputs of its first root call.
+def rebuild_inputs(archive: Archive) -> tuple[Sample, ...]:
+    """What the archive's generation was given, or else the inputs of the first root call of each
+    sample.
 
     Raises `UsageError` for inputs that the archive could not store.
     """
     if archive.is_private:
         raise _cannot(archive, "it is private and holds no inputs")
     given = archive.manifest.inputs.given
-    first = next((call for call in archive.manifest.inputs.root_calls if call.module == ""), None)
-    root = given or first
-    if root is None:
+    if given is not None:
+        return (_rebuilt(archive, given),)
+    calls = [call for call in archive.manifest.inputs.root_calls if call.module == ""]
+    firsts = {call.sample: call for call in reversed(calls)}
+    if not firsts:
         raise _cannot(archive, "it holds no inputs of the whole model")
+    first, *others = (_rebuilt(archive, firsts[sample]) for sample in sorted(firsts))
+    if len(calls) > len(firsts):
+        more = f"{archive.file.name} has {len(calls)} root calls; its first is repeated"
+        first = replace(first, warnings=(more, *first.warnings))
+    return first, *others
+
+
+def _rebuilt(archive: Archive, root: RootCall | GivenInputs) -> Sample:
     inputs, kwargs = archive.input_trees(root)
     try:
         args, named = rebuild(inputs, archive, "inputs"), rebuild(kwargs, archive, "kwargs")
@@ -72,9 +84,8 @@ def rebuild_inputs(archive: Archive) -> Sample:
             f"{archive.file}: its inputs are no arguments of a call; record it again"
         )
     source = {**archive.manifest.inputs.source, "like": archive.file.name}
-    more = () if given is not None else _more_calls(archive)
-    told = *more, *_dequantized((inputs, "inputs"), (kwargs, "kwargs"))
-    return Sample(tuple(args), named, source, told)
+    told = _dequantized((inputs, "inputs"), (kwargs, "kwargs"))
+    return Sample(tuple(args), named, source, tuple(told))
 
 
 def _trusted_name(archive: Archive) -> str:
@@ -110,11 +121,6 @@ def _steps(archive: Archive) -> int | None:
     if archive.manifest.inputs.given is None:
         return None
     return sum(entry.sample == 0 for entry in archive.manifest.steps) or None
-
-
-def _more_calls(archive: Archive) -> list[str]:
-    calls = len(archive.manifest.inputs.root_calls)
-    return [f"{archive.file.name} has {calls} root calls; its first is repeated"] * (calls > 1)
 
 
 def _dequantized(*trees: tuple[Node, str]) -> Iterator[str]:

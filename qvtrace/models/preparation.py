@@ -1,6 +1,6 @@
 """From a request to a model that is ready to run: load, describe, quantize."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -59,11 +59,11 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         with seeded(seed):
             loaded = load_model(origin, request)
         generation = _generation(loaded.model, request, origin, like)
-        sample = make_inputs(origin, loaded, request, like)
+        samples = make_inputs(origin, loaded, request, like)
         questions = Questions()
         modifications = _modifications(asked, request, like)
         info = _info(origin, loaded, request, modifications, questions)
-        prepared = _unquantized(loaded, sample, info, request)
+        prepared = _unquantized(loaded, samples, info, request)
         prepared.warnings += tuple(questions.warnings)
         prepared = replace(prepared, generation=generation)
         if like is not None and generation is not None and generation.feed is None:
@@ -152,8 +152,10 @@ def _info(
 
 
 def _unquantized(
-    loaded: Loaded, sample: Sample, info: ModelInfo, request: ModelRequest
+    loaded: Loaded, samples: Sequence[Sample], info: ModelInfo, request: ModelRequest
 ) -> PreparedModel:
+    sample, *more = samples
+    told = dict.fromkeys(warning for each in samples for warning in each.warnings)
     return PreparedModel(
         model=loaded.model,
         args=sample.args,
@@ -162,8 +164,9 @@ def _unquantized(
         variant=VariantInfo(name=request.variant),
         source=sample.source,
         environment=_environment(loaded.model, request),
-        warnings=(*loaded.warnings, *sample.warnings),
+        warnings=(*loaded.warnings, *told),
         hint=_HINT_IF_GUESSED if sample.guessed else _HINT,
+        more=tuple(more),
     )
 
 

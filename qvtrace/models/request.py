@@ -31,6 +31,7 @@ class ModelRequest:
     prompt: str | None = None
     images: tuple[str, ...] = ()
     inputs_file: str | None = None
+    samples: int | None = None  # the first so many of a file of several; None: all
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None  # a name, or a JSON object of module and device
@@ -70,10 +71,11 @@ class PreparedModel:
     warnings: tuple[str, ...] = ()
     hint: str = "--traceback shows where"  # what may help when the forward raises
     generation: Generation | None = None
+    more: tuple[Sample, ...] = ()  # samples that are run after the first
 
     def run(self, listener: Listener | None = None) -> None:
-        """One forward, without gradients, from the seed; with a `listener`, which is told of the
-        steps, the generation that was asked for.
+        """One forward for each sample, without gradients, from the seed; with a `listener`, which
+        is told of the steps and samples, the generation that was asked for.
 
         Raises `ModelError` with the exception of the model as its cause, `KeyboardInterrupt` where
         a debugger was quit.
@@ -81,10 +83,15 @@ class PreparedModel:
         seed = DEFAULT_SEED if self.info.seed is None else self.info.seed
         try:
             with quiet(), seeded(seed), torch.no_grad():
-                if self.generation is None or listener is None:
-                    self.model(*self.args, **self.kwargs)
-                else:
+                if self.generation is not None and listener is not None:
                     self.generation.run(self.model, self.kwargs, listener)
+                    return
+                self.model(*self.args, **self.kwargs)
+            for sample in self.more:
+                if listener is not None:
+                    listener.next_sample()
+                with quiet(), seeded(seed), torch.no_grad():
+                    self.model(*sample.args, **sample.kwargs)
         except QvtraceError:
             raise
         except BdbQuit:  # somebody has had enough in a debugger

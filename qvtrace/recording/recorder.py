@@ -230,6 +230,12 @@ class Recording(AbstractContextManager["Recording"]):
             self._writer.describe(self._described())
         self.step += 1
 
+    def next_sample(self) -> None:
+        """Later calls are of the next sample, a `diff` pools those of all samples."""
+        if self._active:
+            self.sample += 1
+            self.step = 0
+
     def _moment(self) -> tuple[int, int]:
         return self.sample, self.step
 
@@ -500,7 +506,7 @@ class Recording(AbstractContextManager["Recording"]):
         place = f"{trees.key_name(hooked.module.name)}#{index}/"
         taken = self._take_inputs(hooked, place, args, kwargs, is_root=caller.is_root)
         if caller.is_root:
-            self._add_root_call(_root_call(hooked.module.name, index, *taken))
+            self._add_root_call(_root_call(hooked.module.name, index, *taken, self.sample))
         call = OpenCall(hooked, index, None, caller.call, frame, Handled.now())
         if hooked.recorded:
             call.number = self._begin_call(call, taken, args)
@@ -853,11 +859,13 @@ def _holds_text(tree: Json) -> bool:
     return tree.get("class") == "str" and bool(str(tree.get("value")).strip())
 
 
-def _root_call(module: str, index: int, inputs: Node | None, kwargs: Node | None) -> RootCall:
+def _root_call(
+    module: str, index: int, inputs: Node | None, kwargs: Node | None, sample: int
+) -> RootCall:
     assert inputs is not None
     assert kwargs is not None
     given, named = trees.to_json(inputs), trees.to_json(kwargs)
-    return RootCall(module, index, given, named, digest_json([given, named]))
+    return RootCall(module, index, given, named, digest_json([given, named]), sample)
 
 
 def _json(node: Node | None) -> Json | None:
