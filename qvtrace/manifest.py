@@ -266,6 +266,13 @@ def portion_to_json(entry: PortionEntry) -> Json:
     return json
 
 
+def has_several_samples(manifest: Manifest) -> bool:
+    """Whether calls are of more than one sample."""
+    samples = (call.sample for call in manifest.calls)
+    first = next(samples, None)
+    return any(sample != first for sample in samples)
+
+
 def root_call_to_json(call: RootCall) -> Json:
     """One root call's inputs as they stand in the manifest."""
     return {

@@ -577,6 +577,10 @@ class RowFlags:
             metavar="SAFETENSORS",
         ),
     ] = None
+    per_sample: Annotated[
+        bool,
+        flag(ROWS, "A row for each sample, where a recording has several.", "--per-sample"),
+    ] = False
     metrics: Annotated[
         list[str],
         option(
@@ -608,6 +612,7 @@ class RowFlags:
             group_by=self.group_by and self.group_by.value,
             maps=(*_read_maps(self.map_file), *self.maps),
             metrics=self.metric_names(),
+            per_sample=self.per_sample,
             fail_on=gates.gates(),
             values=tuple(elements.values),
             values_limit=limit,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from qvtrace.archive import Archive
@@ -13,6 +14,7 @@ from qvtrace.comparison.outcomes import (
     shapes_differ,
     unlike,
 )
+from qvtrace.comparison.padding import Padding
 from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import (
     LITTLE,
@@ -23,6 +25,7 @@ from qvtrace.comparison.rotating import (
 )
 from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.surroundings import Output
+from qvtrace.manifest import has_several_samples
 from qvtrace.metrics import differences as metrics
 from qvtrace.metrics.details import Details, compare_in_detail, details_all
 from qvtrace.metrics.differences import Difference
@@ -55,6 +58,7 @@ class ContentPairs:
         self.reference = reference
         self.candidate = candidate
         self.portions = Portions(reference, candidate)
+        self.padding = Padding(reference)
         self._wanted: dict[Contents, _Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
         self._shown: dict[Contents, _Leaves] = {}  # in detail
@@ -99,6 +103,11 @@ class ContentPairs:
     def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
         """What was found between two leaves; None where nothing was to be."""
         return self._outcomes.get(contents_of(reference, candidate))
+
+    def alike(self, leaf: TensorLeaf) -> Difference:
+        """The difference of a tensor and its equal, from a look at its elements."""
+        array = self.reference.array(leaf)
+        return metrics.compare_all([(array, array)], tokens=True)[0]
 
     def details(self, reference: TensorLeaf, candidate: TensorLeaf) -> Details | None:
         """The details of two leaves that are shown."""
@@ -239,6 +248,11 @@ class ContentPairs:
         outcome = self._outcomes[contents_of(reference, candidate)]
         return self._readable(reference, candidate, outcome.layout)
 
+    @cached_property
+    def _keeps_tokens(self) -> bool:
+        """Whether token figures will be taken again: over some tokens, or those of all samples."""
+        return self.padding.is_any or has_several_samples(self.reference.manifest)
+
     def _not_read(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
         if reference.shape == candidate.shape:
             return self.portions.without_elements(reference, candidate)
@@ -311,10 +325,14 @@ class ContentPairs:
         pairs = dict(zip(sides, readable, strict=True))
         shown = [contents for contents in pairs if contents in self._shown]
         others = [contents for contents in pairs if contents not in self._shown]
-        found = compare_in_detail([pairs[contents] for contents in shown])
+        found = compare_in_detail(
+            [pairs[contents] for contents in shown], tokens=self._keeps_tokens
+        )
         self._details.update(zip(shown, (details for _, details in found), strict=True))
         differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
-        compared = metrics.compare_all(pairs[contents] for contents in others)
+        compared = metrics.compare_all(
+            (pairs[contents] for contents in others), tokens=self._keeps_tokens
+        )
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
 

@@ -24,11 +24,11 @@ from qvtrace.comparison.origins import find_origins
 from qvtrace.comparison.portions import portion_texts
 from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder
-from qvtrace.comparison.rows import Row
+from qvtrace.comparison.rows import WEIGHTS, Row, is_weight
 from qvtrace.comparison.tokens import compare_tokens
 from qvtrace.comparison.verdict import Evidence, judge
 from qvtrace.comparison.weight_pairs import WeightPairs, pair_weights
-from qvtrace.comparison.weight_rows import WEIGHTS, WeightRows, is_weight, require_weights
+from qvtrace.comparison.weight_rows import WeightRows, require_weights
 from qvtrace.errors import UsageError
 from qvtrace.failures import failure_warnings
 from qvtrace.manifest import CallEntry, head_to_json
@@ -104,6 +104,7 @@ def compare_archives(
         details=options.details,
         contents=contents,
         rotations=rotations,
+        per_sample=options.per_sample,
     )
     if options.path != WEIGHTS:
         _add_calls(built, alignment)
@@ -118,11 +119,11 @@ def compare_archives(
     parameters = parameters_of(reference), parameters_of(candidate)
     findings = _findings(built.contents, alignment, parameters)
     of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
-    noises = call_noises(of_calls, reference.manifest.calls, replayed)
+    noises = call_noises(of_calls, built.calls, replayed)
     executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
     narrowed = bool(options.include or options.exclude)
     modules = {row.module for row in of_calls}
-    measured = measure_floor(modules, reference, floor, options.path, rotations)
+    measured = measure_floor(modules, reference, floor, options, rotations)
     origins = find_origins(
         noises,
         max(rounding_noise(of_calls), built.contents.rotations.noise),
@@ -187,7 +188,7 @@ def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -
     if local is None:
         return ()
     pairs = align(reference.manifest, local.manifest).pairs
-    built = RowBuilder(reference, local, "output", pairs)
+    built = RowBuilder(reference, local, "output", pairs, per_sample=options.per_sample)
     for pair in pairs:
         built.add(pair)
     built.compare()

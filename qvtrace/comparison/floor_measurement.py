@@ -7,6 +7,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import align
 from qvtrace.comparison.comparability import inputs_agree
 from qvtrace.comparison.noise import CallNoise, call_noises
+from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Floor
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Place, Row
@@ -39,7 +40,7 @@ def measure_floor(
     modules: set[str],
     reference: Archive,
     floor: Archive | None,
-    path: str,
+    options: DiffOptions,
     rotations: Sequence[Rotation] = (),
 ) -> Measured | None:
     """What `floor` differs from the reference by in these modules, where that could be compared and
@@ -55,7 +56,14 @@ def measure_floor(
             f"{reference.file}; record it --like that"
         )
     pairs = align(reference.manifest, floor.manifest, ()).pairs
-    built = RowBuilder(reference, floor, path, pairs, rotations=rotations)
+    built = RowBuilder(
+        reference,
+        floor,
+        options.path,
+        pairs,
+        rotations=rotations,
+        per_sample=options.per_sample,
+    )
     for pair in pairs:
         if pair.reference.module in modules:
             built.add(pair)
@@ -65,6 +73,6 @@ def measure_floor(
     replayed = rows if floor.manifest.recorded_by == "replay" else ()
     return Measured(
         {row.place: row.metrics for row in built.rows if row.status in _MEASURED},
-        call_noises(rows, reference.manifest.calls, replayed),
+        call_noises(rows, built.calls, replayed),
         floor.label,
     )

@@ -28,6 +28,7 @@ class DiffKeywords(TypedDict, total=False):
     fail_on: Sequence[str | Gate]
     values: Sequence[str]
     values_limit: int | None
+    per_sample: bool
     details: bool
     group_by: str | None
     transform: str | os.PathLike[str] | None
@@ -47,6 +48,7 @@ class DiffOptions:
     fail_on: tuple[str | Gate, ...] = ()  # parsed once given
     values: tuple[str, ...] = ()  # patterns on modules of which elements are wanted
     values_limit: int | None = ELEMENTS_LIMIT  # of one tensor; None: all
+    per_sample: bool = False  # a row for each of several samples, not one for all
     details: bool = False  # each row's statistics and histograms
     group_by: str | None = None  # or `block`, `kind`: rows rolled up, of which `top` then is
     transform: str | os.PathLike[str] | None = None  # file of the rotation that the candidate has

@@ -15,7 +15,7 @@ from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.portions import portion_texts
-from qvtrace.comparison.rows import PARTS, Place, Row, Status
+from qvtrace.comparison.rows import PARTS, Place, Row, SampleFigures, Samples, Status
 from qvtrace.comparison.scored_tokens import TokenPlace
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError
@@ -247,7 +247,7 @@ def _row(fields: Fields) -> Row:
     return Row(
         place.module,
         place.call,
-        fields.count("sample"),
+        None if fields.json.get("sample") is None else fields.count("sample"),
         fields.count("step"),
         place.path,
         fields.count("order"),
@@ -266,10 +266,36 @@ def _row(fields: Fields) -> Row:
         residual_sqnr=fields.optional_number("residual_sqnr"),
         worst_token=_optional_index(fields, "worst_token"),
         zero_tokens=fields.count("zero_tokens"),
+        padding_tokens=fields.count("padding_tokens") if "padding_tokens" in fields.json else 0,
+        samples=_samples(fields.optional_section("samples")),
         peak=_peak(fields),
         nonfinite=_nonfinite(fields),
         sampled=_sampled(fields),
         floor=_metrics(fields.section("floor")) if fields.json.get("floor") is not None else None,
+    )
+
+
+def _samples(fields: Fields | None) -> Samples | None:
+    if fields is None:
+        return None
+    figures = fields.section("figures")
+    return Samples(
+        fields.count("count"),
+        {metric: _sample_figures(figures.section(metric)) for metric in figures.json},
+        *(
+            None if fields.json.get(name) is None else fields.count(name)
+            for name in ("peak", "token")
+        ),
+    )
+
+
+def _sample_figures(fields: Fields) -> SampleFigures:
+    return SampleFigures(
+        fields.optional_number("median"),
+        fields.optional_number("p99"),
+        fields.optional_number("worst"),
+        fields.count("worst_sample"),
+        fields.optional_text("undefined"),
     )
 
 

@@ -1,6 +1,7 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from qvtrace.archive import Archive
@@ -30,9 +31,11 @@ from qvtrace.comparison.outcomes import (
 from qvtrace.comparison.portions import Sample
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
 from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row
+from qvtrace.comparison.sample_pooling import SamplePool
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
 from qvtrace.manifest import CallEntry
+from qvtrace.metrics.chosen_tokens import over_tokens
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference, Sums
 from qvtrace.metrics.elements import ElementsJson
@@ -67,12 +70,14 @@ class RowBuilder:
         pairs: Sequence[Pair],
         *,
         details: bool = False,
+        per_sample: bool = False,
         contents: ContentPairs | None = None,
         rotations: Sequence[Rotation] = (),
     ) -> None:
         """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
-        `details`, rows of two tensors have them. `contents` may have been looked at before,
-        `rotations` are declared to be in the candidate."""
+        `details`, rows of two tensors have them; `per_sample`: those of several samples stay apart.
+        `contents` may have been looked at before, `rotations` are declared to be in the
+        candidate."""
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
@@ -83,6 +88,11 @@ class RowBuilder:
         self._classes = _classes(reference), _classes(candidate)
         self.rows: list[Row] = []
         self.aside: list[Row] = []  # of the places that `path` leaves out
+        self.calls: Sequence[CallEntry] = reference.manifest.calls  # that rows stand for
+        self._each: list[Row] = []  # before samples are pooled
+        self._differences: dict[Place, Difference] = {}
+        pool = SamplePool(self.calls)
+        self._pool = pool if pool.is_of_several and not per_sample else None
         self._planned: list[tuple[Pair, LeafPair]] = []
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._with_details = details
@@ -142,23 +152,25 @@ class RowBuilder:
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
         self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
+        self._each = self.rows
+        if self._pool is not None:
+            self._pool_samples(self._pool)
 
     def sums(self) -> dict[Place, Sums]:
         """What rows are pooled from, of those whose elements were read."""
-        found = {}
-        for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
-            tensors = tensors_of(leaves)
-            outcome = None if tensors is None else self.contents.found(*tensors)
-            if outcome is not None and outcome.difference and outcome.difference.sums:
-                found[row.place] = outcome.difference.sums
-        return found
+        found = {row.place: self._differences.get(row.place) for row in self.rows}
+        return {
+            place: difference.sums
+            for place, difference in found.items()
+            if difference is not None and difference.sums is not None
+        }
 
     def elements(
         self, modules: Collection[str], limit: int | None
     ) -> Iterator[tuple[Place, ElementsJson]]:
         """The elements of candidate minus reference in the compared rows of these modules, of each
         at most `limit`; those of another layout in the reference's."""
-        for row, (_, leaves) in zip(self.rows, self._planned, strict=True):
+        for row, (_, leaves) in zip(self._each, self._planned, strict=True):
             reference, candidate = leaves.reference, leaves.candidate
             if (
                 row.module in modules
@@ -178,6 +190,21 @@ class RowBuilder:
         else:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)
+
+    def _pool_samples(self, pool: SamplePool) -> None:
+        leaves = {
+            Place.of(pair.reference, stored.path): _tensor(stored.reference)
+            for pair, stored in (*self._planned, *self._planned_aside)
+        }
+
+        def alike(row: Row) -> Difference | None:
+            leaf = leaves[row.place]
+            return None if leaf is None else self.contents.alike(leaf)
+
+        self.rows, pooled = pool.pool(self.rows, self._differences, alike)
+        self.aside, _ = pool.pool(self.aside, self._differences, alike)
+        self._differences.update(pooled)
+        self.calls = pool.firsts(self.calls)
 
     def _lend_factors(self) -> None:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
@@ -259,10 +286,13 @@ class RowBuilder:
         tensors = _tensor(reference), _tensor(candidate)
         routed = self._routed(pair, leaves)
         outcome = routing_differs(routed) if routed else self._outcome(leaves)
-        difference, scaling = outcome.difference, outcome.scaling
         call = pair.reference
         judgement = self._judgement(pair, leaves, outcome)
         sample = self._sample(leaves, outcome)
+        outcome, padding = self._without_padding(pair, leaves, outcome, sample)
+        difference, scaling = outcome.difference, outcome.scaling
+        if difference is not None:
+            self._differences[Place.of(call, leaves.path)] = difference
         peak, worst_token = outcome.peak, difference.worst_token if difference else None
         if sample is not None:
             peak = None if peak is None else sample.peak(peak)
@@ -294,6 +324,7 @@ class RowBuilder:
             residual_peir=None if residual is None else residual.metrics.peir,
             residual_sqnr=None if residual is None else residual.metrics.sqnr,
             zero_tokens=difference.zero_tokens if difference else 0,
+            padding_tokens=padding,
             nonfinite=outcome.nonfinite or (difference.nonfinite if difference else None),
             same_as=same_as,
             judgement=judgement,
@@ -308,6 +339,26 @@ class RowBuilder:
         if tensors is None or outcome.difference is None or same_contents(*tensors):
             return None
         return self.contents.portions.sample(*tensors)
+
+    def _without_padding(
+        self, pair: Pair, leaves: LeafPair, outcome: Outcome, sample: Sample | None
+    ) -> tuple[Outcome, int]:
+        """The outcome with token figures without those of padding, and how many tokens that are."""
+        leaf, difference = _tensor(leaves.reference), outcome.difference
+        if leaf is None or difference is None or difference.tokens is None:
+            return outcome, 0
+        kept = self.contents.padding.kept(pair.reference, leaf.shape)
+        if kept is None:
+            return outcome, 0
+        shape = leaf.shape
+        if sample is not None:
+            kept = kept[sample.places]
+            shape = (len(kept), leaf.shape[-1])
+        if kept.all():
+            return outcome, 0
+        found = over_tokens(difference, kept, shape)
+        told = replace(outcome, difference=found, metrics=found.metrics, undefined=found.undefined)
+        return told, int(kept.size - kept.sum())
 
     def _details_of(self, leaves: LeafPair) -> Details | None:
         tensors = tensors_of(leaves)

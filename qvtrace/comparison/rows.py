@@ -42,6 +42,7 @@ SHAPES_DIFFER = "shapes differ"
 STRUCTURE_DIFFERS = "structure differs"
 ROUTING_DIFFERS = "routing differs"
 
+WEIGHTS = "weights"  # the part of a path
 ON_BOTH_SIDES = " on both sides"
 ROTATION = "rotation"  # what gives the candidate the vectors of the reference
 
@@ -82,12 +83,33 @@ class FailedCall:
 
 
 @dataclass(frozen=True)
+class SampleFigures:
+    """One metric over the samples; None where the sample in question has none."""
+
+    median: float | int | None
+    p99: float | int | None  # no worse than this are 99 of 100 samples, by nearest rank
+    worst: float | int | None
+    worst_sample: int
+    undefined: str | None = None  # why the worst has no number
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How the samples that were pooled differ."""
+
+    count: int
+    figures: dict[str, SampleFigures] = field(default_factory=dict)  # by metric
+    peak: int | None = None  # the sample that has the largest error
+    token: int | None = None  # the sample that has the worst token
+
+
+@dataclass(frozen=True)
 class Row:
     """One pair of leaves, compared. Every metric is relative to the reference."""
 
     module: str
     call: int
-    sample: int
+    sample: int | None  # None: all samples, pooled
     step: int
     path: str  # `output`, `output.0`, `kwargs.attention_mask`
     order: int  # of the call, among all of the reference in order of execution
@@ -108,6 +130,7 @@ class Row:
     residual_sqnr: float | None = None
     worst_token: tuple[int, ...] | None = None
     zero_tokens: int = 0
+    padding_tokens: int = 0  # left out of the figures of tokens
     peak: Peak | None = None
     nonfinite: Nonfinite | None = None
     groups: Groups | None = None  # of a weight that is quantized in groups
@@ -116,6 +139,7 @@ class Row:
     residual: Difference | None = field(default=None, repr=False)  # after all that explains it
     floor: Metrics | None = None  # of the same place in an archive that differs by noise alone
     sampled: tuple[int, int] | None = None  # vectors that were compared, and that there are
+    samples: Samples | None = None  # what stands behind pooled figures
     details: Details | None = field(default=None, repr=False, compare=False)  # where asked for
 
     @property
@@ -150,3 +174,8 @@ class Row:
         if self.judgement is not None:
             return self.judgement.agrees
         return self.transform is not None
+
+
+def is_weight(row: Row) -> bool:
+    """Whether a row is of a weight, not of a call."""
+    return row.path.startswith(f"{WEIGHTS}.")

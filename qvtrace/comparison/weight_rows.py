@@ -9,7 +9,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Alignment, Pair
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.row_building import RowBuilder
-from qvtrace.comparison.rows import Groups, Place, Row
+from qvtrace.comparison.rows import WEIGHTS, Groups, Place, Row, is_weight
 from qvtrace.comparison.weight_pairs import WeightPair, WeightPairs
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import CallEntry, WeightEntry
@@ -17,8 +17,6 @@ from qvtrace.metrics.differences import NOISE_METRICS
 from qvtrace.patterns import shown
 from qvtrace.qparams.findings import parameters_of
 from qvtrace.trees import Node, TensorLeaf, join_path
-
-WEIGHTS = "weights"
 
 
 def require_weights(*archives: Archive) -> None:
@@ -114,11 +112,6 @@ class WeightRows:
                 found.worst_token,
             ),
         )
-
-
-def is_weight(row: Row) -> bool:
-    """Whether a row is of a weight, not of a call."""
-    return row.path.startswith(f"{WEIGHTS}.")
 
 
 def _without_noise(row: Row) -> Row:

@@ -19,7 +19,7 @@ from qvtrace.comparison.diffing import (
     open_source,
 )
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
-from qvtrace.comparison.weight_rows import WEIGHTS
+from qvtrace.comparison.rows import WEIGHTS
 from qvtrace.errors import UsageError
 from qvtrace.inflight.looking import Looking
 from qvtrace.manifest import Manifest, VariantInfo

@@ -26,7 +26,10 @@ _NUMBERED = (*METRICS, *END_TO_END)
 _HIGHER_IS_BETTER = HIGHER_IS_BETTER | HIGHER_END_TO_END
 _LOGITS = Place("", 0, "output.logits")
 
-_CONDITION = re.compile(r"(?P<subject>[A-Za-z]\w*)\s*(?:(?P<operator>[<>]=?)\s*(?P<limit>\S+))?")
+_CONDITION = re.compile(
+    r"(?:(?P<worst>worst)\(\s*)?(?P<subject>[A-Za-z]\w*)(?(worst)\s*\))\s*"
+    r"(?:(?P<operator>[<>]=?)\s*(?P<limit>\S+))?"
+)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FLIPPED = re.compile(r"(?P<limit>[^\s<>]+)\s*(?P<operator>[<>]=?)\s*(?P<subject>[A-Za-z]\w*)")
 _MIRRORED = {">": "<", ">=": "<=", "<": ">", "<=": ">="}
@@ -42,10 +45,12 @@ class Gate:
     limit: float = 0.0
     pattern: str | None = None  # on module names; None: all of them
     option: str = field(default="--fail-on", compare=False)  # where it was given, for errors
+    of_worst_sample: bool = False  # where samples are pooled
 
     @classmethod
     def parse(cls, text: str, option: str = "--fail-on") -> "Gate":
-        """From `METRIC OP NUMBER [@ PATTERN]`, or a finding in place of the condition.
+        """From `METRIC OP NUMBER [@ PATTERN]`, with `worst(METRIC)` of the worst sample, or a
+        finding in place of the condition.
 
         Raises `UsageError` for what is no gate, for a limit that is not finite, and for an operator
         that would let bad rows pass and fail good ones.
@@ -61,6 +66,8 @@ class Gate:
         if subject not in (*_NUMBERED, *FINDINGS):
             known = ", ".join((*_NUMBERED, *FINDINGS))
             raise faulty(f"{subject!r} is not known; choose one of {known}")
+        if parsed["worst"] and subject not in METRICS:
+            raise faulty(f"{subject} is of no sample; leave 'worst()' out")
         if subject in FINDINGS and operator is not None:
             raise faulty(f"{subject} takes no number; write {subject!r}")
         if subject in END_TO_END and pattern:
@@ -70,7 +77,8 @@ class Gate:
         if operator is not None and operator[0] != _failing(subject):
             raise faulty(_why_wrong_way(subject, operator))
         limit = 0.0 if operator is None else _limit(parsed["limit"], faulty)
-        return cls(text.strip(), subject, operator, limit, pattern or None, option)
+        worst = parsed["worst"] is not None
+        return cls(text.strip(), subject, operator, limit, pattern or None, option, worst)
 
     def excess(self, value: float | int) -> float:
         """How far a metric is beyond the limit; negative where it is on the good side of it."""
@@ -158,12 +166,12 @@ def judge_gates(gates: Sequence[Gate], scope: Scope) -> tuple[GateResult, ...]:
     Of several gates on one metric, the first whose pattern matches a row decides for it. Raises
     `UsageError` for a pattern that matches nothing.
     """
-    decided: dict[str, set[str]] = {}
+    decided: dict[tuple[str, bool], set[str]] = {}
     results = []
     for gate in gates:
         names = _matching(gate, scope.names(gate.subject))
         if gate.subject in METRICS:
-            earlier = decided.setdefault(gate.subject, set())
+            earlier = decided.setdefault((gate.subject, gate.of_worst_sample), set())
             names, all_names = names - earlier, names
             earlier |= names
             if all_names and not names:
@@ -294,14 +302,14 @@ def _missing(places: Iterable[Place], names: set[str], status: str) -> Iterator[
 
 def _metric_finding(gate: Gate, row: Row) -> Finding | None:
     """A row under a gate on a metric; None where that is not about it."""
-    found = measure(row, gate.subject)
+    found = measure(row, gate.subject, of_worst_sample=gate.of_worst_sample)
     if found is None:
         return None
     if found.value is None:
         return Finding(row.place, row.status, ok=found.fault is None, reason=found.fault)
     value, ok = found.value, gate.is_within(found.value)
     scaled = row.reason if not ok and row.scale_factor is not None else None
-    return Finding(row.place, row.status, ok, value, gate.excess(value), scaled)
+    return Finding(row.place, row.status, ok, value, gate.excess(value), found.where or scaled)
 
 
 def _nonfinite_finding(row: Row) -> Finding:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qvtrace.comparison.rows import COMPARED, NOT_STORED, Row
+from qvtrace.comparison.rows import COMPARED, NOT_STORED, Row, Samples
 from qvtrace.metrics.differences import Undefined
 
 Number: TypeAlias = float | int
@@ -15,14 +15,18 @@ class Measure:
 
     value: Number | None = None
     fault: str | None = None  # why the row is within no limit
+    where: str | None = None  # in which sample
 
 
 BEST = Measure()
 
 
-def measure(row: Row, metric: str) -> Measure | None:
+def measure(row: Row, metric: str, *, of_worst_sample: bool = False) -> Measure | None:
     """What the row has of a metric; None where nothing could be said: the metric is about integers
-    and this is none, or both sides are objects of one type, which nobody could have stored."""
+    and this is none, or both sides are objects of one type, which nobody could have stored.
+
+    `of_worst_sample`: of the worst of the samples that the row pools.
+    """
     value = getattr(row.metrics, metric)
     undefined = row.undefined.get(metric)
     if is_unjudged(row) or undefined == Undefined.FLOATING_POINT:
@@ -35,9 +39,22 @@ def measure(row: Row, metric: str) -> Measure | None:
         return BEST
     if row.status == "mismatch" and metric != "mismatches":
         return Measure(fault=row.reason or "values differ")
+    if of_worst_sample and row.samples is not None:
+        return _of_worst_sample(row.samples, metric)
     if value is None:
         return Measure(fault=f"undefined: {undefined or 'unknown'}")
     return Measure(value)
+
+
+def _of_worst_sample(samples: Samples, metric: str) -> Measure:
+    figures = samples.figures.get(metric)
+    if figures is None:
+        return Measure(fault="undefined: unknown in every sample")
+    where = f"in sample {figures.worst_sample}"
+    if figures.worst is None:
+        is_best = figures.undefined in (Undefined.IDENTICAL, "identical")
+        return BEST if is_best else Measure(fault=f"undefined {where}: {figures.undefined}")
+    return Measure(figures.worst, where=where)
 
 
 def is_unjudged(row: Row) -> bool:

@@ -23,10 +23,10 @@ class Details:
 
 
 def compare_in_detail(
-    pairs: Sequence[tuple[Readable, Readable]],
+    pairs: Sequence[tuple[Readable, Readable]], *, tokens: bool = False
 ) -> list[tuple[Difference, Details]]:
     """The difference of each pair of one shape, as `compare_all` has it, and its details."""
-    return run([_Detailed(*pair) for pair in pairs])
+    return run([_Detailed(*pair, tokens=tokens) for pair in pairs])
 
 
 def details_all(pairs: Sequence[tuple[Readable, Readable]]) -> list[Details]:
@@ -37,9 +37,9 @@ def details_all(pairs: Sequence[tuple[Readable, Readable]]) -> list[Details]:
 class _Detailed:
     """A comparison, and both statistics from the same blocks while these are in the cache."""
 
-    def __init__(self, reference: Readable, candidate: Readable) -> None:
+    def __init__(self, reference: Readable, candidate: Readable, *, tokens: bool) -> None:
         self._arrays = reference, candidate
-        self._comparison = comparison_job(reference, candidate)
+        self._comparison = comparison_job(reference, candidate, tokens=tokens)
         self._sides = StatisticsJob(reference), StatisticsJob(candidate)
         self.blocks = self._comparison.blocks
         # The blocks of a complex array and of a real one do not have the same indices.

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qvtrace.metrics.blocks import Job, run
-from qvtrace.metrics.elements import Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Flags, Floats, Readable, format_of, reader
 from qvtrace.metrics.floats import FloatPair
 from qvtrace.metrics.integers import IntegerPair, IntegerSums
 from qvtrace.metrics.nonfinite import NOTHING_FOUND, Nonfinite
@@ -32,13 +32,18 @@ __all__ = [
     "Nonfinite",
     "Peak",
     "Sums",
+    "TokenNorms",
     "Undefined",
     "badness",
     "compare",
     "compare_all",
     "comparison_job",
+    "difference_of",
     "identical",
     "pool",
+    "pooled_means",
+    "pooled_norms",
+    "position",
 ]
 
 SHORTEST_TOKEN = 8  # a shorter last dimension is no token's vector
@@ -62,6 +67,7 @@ class Undefined(StrEnum):
     INPUT = "input"  # does not apply
     NO_NOISE_IN = "no noise in"
     NOT_REPLAYED = "not replayed"
+    PADDING = "padding"  # every token is
     NOISE_NOT_KNOWN = "noise not known"  # a place was not stored, or could not be compared
 
 
@@ -136,12 +142,27 @@ class Sums:
     error_norm: float
     reference_norm: float | None
     candidate_norm: float | None
+    interval: tuple[float, float] | None = None  # smallest and largest value of the reference
 
     @classmethod
     def of(cls, sums: FloatSums) -> "Sums":
         """From everything that was found."""
         norms = (sums.error_norm, sums.reference_norm, sums.candidate_norm)
-        return cls(sums.count, *(size * sums.norm_unit for size in norms))
+        error, reference, candidate = (size * sums.norm_unit for size in norms)
+        interval = sums.interval.low, sums.interval.high
+        return cls(sums.count, error, reference, candidate, interval)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenNorms:
+    """The norm of each vector along the last dimension, and that of its error, in one unit."""
+
+    reference: Floats
+    error: Floats
+
+    def of(self, kept: Flags) -> "TokenNorms":
+        """Those of some vectors."""
+        return TokenNorms(self.reference[kept], self.error[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +177,7 @@ class Difference:
     worst_token: tuple[int, ...] | None = None
     zero_tokens: int = 0
     sums: Sums | None = None
+    tokens: TokenNorms | None = field(default=None, repr=False, compare=False)  # where asked for
 
 
 def compare(reference: Readable, candidate: Readable) -> Difference:
@@ -168,18 +190,26 @@ def compare(reference: Readable, candidate: Readable) -> Difference:
     return compare_all([(reference, candidate)])[0]
 
 
-def compare_all(pairs: Iterable[tuple[Readable, Readable]]) -> list[Difference]:
-    """The difference of each pair, as `compare` says it; faster than one by one."""
-    return run([comparison_job(reference, candidate) for reference, candidate in pairs])
+def compare_all(
+    pairs: Iterable[tuple[Readable, Readable]], *, tokens: bool = False
+) -> list[Difference]:
+    """The difference of each pair, as `compare` says it; faster than one by one.
+
+    With `tokens`, differences of floats keep the norms of their tokens.
+    """
+    return run([comparison_job(*pair, tokens=tokens) for pair in pairs])
 
 
-def comparison_job(reference: Readable, candidate: Readable) -> Job[Difference]:
+def comparison_job(
+    reference: Readable, candidate: Readable, *, tokens: bool = False
+) -> Job[Difference]:
     """`compare`, to be run with others; raises what that raises."""
     if reference.shape != candidate.shape:
         raise ValueError(f"shapes {reference.shape} and {candidate.shape} differ")
     kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
-    kind = _IntegerComparison if kinds == {"integer"} else _FloatComparison
-    return kind(reference, candidate)
+    if kinds == {"integer"}:
+        return _IntegerComparison(reference, candidate)
+    return _FloatComparison(reference, candidate, keeps_tokens=tokens)
 
 
 def identical(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Difference:
@@ -188,12 +218,12 @@ def identical(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Difference:
     This comes before every other rule: empty arrays and those with NaN are identical too.
     """
     if format_of(dtype).kind == "integer":
-        return _difference("identical", {"max_abs_error": 0, "mismatches": 0}, Undefined.INTEGER)
+        return difference_of("identical", {"max_abs_error": 0, "mismatches": 0}, Undefined.INTEGER)
     zero = ("mean_abs_error", "min_abs_error", "stddev_abs_error", "mean_error", "peir")
     outcomes: dict[str, Outcome] = dict.fromkeys(("max_abs_error", *zero, "relative_l2"), 0.0)
     outcomes["mismatches"] = Undefined.FLOATING_POINT
     sums = Sums(math.prod(shape), 0.0, None, None)
-    return _difference("identical", outcomes, Undefined.IDENTICAL, sums=sums)
+    return difference_of("identical", outcomes, Undefined.IDENTICAL, sums=sums)
 
 
 def peir(peak_error: float, interval: float) -> Outcome:
@@ -288,14 +318,14 @@ class _IntegerComparison:
     def result(self, parts: Sequence[IntegerSums]) -> Difference:
         if not parts:
             outcomes: dict[str, Outcome] = {"max_abs_error": Undefined.EMPTY, "mismatches": 0}
-            return _difference("exact", outcomes, Undefined.INTEGER)
+            return difference_of("exact", outcomes, Undefined.INTEGER)
         sums = self._pair.sums(parts)
         values = (_integer(_element(side, sums.peak_index)) for side in self._sides)
-        return _difference(
+        return difference_of(
             "mismatch" if sums.mismatches else "exact",
             {"max_abs_error": sums.peak_error, "mismatches": sums.mismatches},
             Undefined.INTEGER,
-            peak=Peak(_position(sums.peak_index, self._sides[0].shape), *values),
+            peak=Peak(position(sums.peak_index, self._sides[0].shape), *values),
         )
 
 
@@ -310,8 +340,9 @@ def _integer(element: Any) -> int | bool:
 class _FloatComparison:
     """The difference of two arrays of which one at least is no integer."""
 
-    def __init__(self, reference: Readable, candidate: Readable) -> None:
+    def __init__(self, reference: Readable, candidate: Readable, *, keeps_tokens: bool) -> None:
         self._sides = reference, candidate
+        self._keeps_tokens = keeps_tokens
         self._shape = reference.shape
         self._by_token = len(self._shape) >= 2 and self._shape[-1] >= SHORTEST_TOKEN
         self._pair = FloatPair(reference, candidate, by_token=self._by_token)
@@ -320,7 +351,7 @@ class _FloatComparison:
 
     def result(self, parts: Sequence[FloatSums]) -> Difference:
         if not parts:
-            return _difference("ok", {}, Undefined.EMPTY, nonfinite=NOTHING_FOUND)
+            return difference_of("ok", {}, Undefined.EMPTY, nonfinite=NOTHING_FOUND)
         sums = self._pair.sums(parts)
         difference = self._difference(sums)
         if sums.in_float32 and _is_near_zero_decibels(difference.metrics):
@@ -330,30 +361,32 @@ class _FloatComparison:
     def _difference(self, sums: FloatSums) -> Difference:
         status: Status = "nonfinite" if sums.nonfinite.is_finding else "ok"
         if not sums.count:
-            return _difference(status, {}, Undefined.NO_FINITE_POSITION, nonfinite=sums.nonfinite)
+            return difference_of(status, {}, Undefined.NO_FINITE_POSITION, nonfinite=sums.nonfinite)
         peak = self._peak(sums.peak_index)
         outcomes = _float_outcomes(sums, abs(peak.candidate - peak.reference))
-        tokens = NO_TOKENS
+        tokens, norms = NO_TOKENS, None
         if self._by_token:
             tokens = TokenSqnr.of(sums.reference_norms, sums.error_norms)
+            norms = TokenNorms(sums.reference_norms, sums.error_norms)
         worst = tokens.worst
-        return _difference(
+        return difference_of(
             status,
             outcomes | tokens.outcomes,
             Undefined.NO_TOKEN_AXIS,
             peak=peak,
             nonfinite=sums.nonfinite,
-            worst_token=None if worst is None else _position(worst, self._shape[:-1]),
+            worst_token=None if worst is None else position(worst, self._shape[:-1]),
             zero_tokens=tokens.zeros,
             sums=Sums.of(sums),
+            tokens=norms if self._keeps_tokens else None,
         )
 
     def _peak(self, flat: int) -> Peak:
         """`flat` counts reals: two to an element of a complex pair."""
         if not self._pair.is_complex:
-            index = _position(flat, self._shape)
+            index = position(flat, self._shape)
             return Peak(index, *(float(_element(side, flat)) for side in self._sides))
-        index = _position(flat // 2, self._shape)
+        index = position(flat // 2, self._shape)
         part = np.imag if flat % 2 else np.real
         return Peak(index, *(float(part(_element(side, flat // 2))) for side in self._sides))
 
@@ -380,7 +413,8 @@ def _float_outcomes(sums: FloatSums, peak_error: float) -> dict[str, Outcome]:
     }
 
 
-def _position(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def position(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The multi-index of a flat one."""
     index: list[int] = []
     for size in reversed(shape):
         flat, position = divmod(flat, size)
@@ -388,7 +422,7 @@ def _position(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(index)
 
 
-def _difference(
+def difference_of(
     status: Status, outcomes: dict[str, Outcome], otherwise: Undefined, **rest: Any
 ) -> Difference:
     """Each outcome under its metric, or its reason; `otherwise` is the reason of all the others."""
@@ -422,11 +456,11 @@ def pool(differences: Iterable[Difference]) -> Metrics:
         if difference.sums is not None and difference.sums.count
     ]
     if pairs:
-        outcomes |= _pooled_means(pairs) | _pooled_norms(pairs)
-    return _difference("ok", outcomes, Undefined.EMPTY).metrics
+        outcomes |= pooled_means(pairs) | pooled_norms(pairs)
+    return difference_of("ok", outcomes, Undefined.EMPTY).metrics
 
 
-_Pairs: TypeAlias = list[tuple[Metrics, Sums]]
+Pairs: TypeAlias = list[tuple[Metrics, Sums]]
 
 
 def _pooled_extremes(differences: tuple[Difference, ...]) -> dict[str, Outcome]:
@@ -447,7 +481,8 @@ def _pooled_extremes(differences: tuple[Difference, ...]) -> dict[str, Outcome]:
     return outcomes
 
 
-def _pooled_means(pairs: _Pairs) -> dict[str, Outcome]:
+def pooled_means(pairs: Pairs) -> dict[str, Outcome]:
+    """The means and the deviation of absolute errors over all pairs."""
     counts = [sums.count for _, sums in pairs]
     means = [metrics.mean_abs_error or 0.0 for metrics, _ in pairs]
     deviations = [
@@ -461,7 +496,8 @@ def _pooled_means(pairs: _Pairs) -> dict[str, Outcome]:
     }
 
 
-def _pooled_norms(pairs: _Pairs) -> dict[str, Outcome]:
+def pooled_norms(pairs: Pairs) -> dict[str, Outcome]:
+    """What is made of norms, over all pairs of which they are known."""
     parts = [
         (metrics.cosine or 0.0, sums.reference_norm, sums.candidate_norm)
         for metrics, sums in pairs

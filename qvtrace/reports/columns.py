@@ -7,13 +7,13 @@ from typing import Protocol
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.row_names import RowNames
-from qvtrace.comparison.rows import Row
-from qvtrace.comparison.weight_rows import is_weight
+from qvtrace.comparison.rows import Row, is_weight
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
+from qvtrace.reports.samples import SAMPLE_TITLE, by_sample
 from qvtrace.reports.styled import Styled, styled
 
 BAR_WIDTH = 6
@@ -92,6 +92,10 @@ def asked_columns(bar: Bar | None, comparison: Comparison) -> list[Column]:
             columns[:0] = [metric_column(name, bar) for name in names]
     if options.sort_by not in _IN_DEFAULT_COLUMNS and not options.metrics:
         columns.insert(0, metric_column(options.sort_by, bar))
+    if any(row.samples for row in comparison.rows):
+        by = options.sort_by if options.sort_by in METRICS else "peir"
+        title = f"{TITLES.get(by, by)} {SAMPLE_TITLE}"
+        columns.append(Column(title, lambda row: by_sample(row, by)))
     if comparison.floor is not None:
         metric = options.sort_by if options.sort_by in METRICS else "peir"
         columns.insert(1, Column("x floor", lambda row: _times_floor(row, metric)))
@@ -187,6 +191,9 @@ def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
     if row.scale_factor is not None:
         style = "dim" if row.is_made_up_for else "bold red"
         lines += [styled(text, style) for text in _factor(row, row.scale_factor)]
+    if row.padding_tokens:
+        left_out = counted(row.padding_tokens, "token")
+        lines.append(styled(f"{left_out} of padding left out of the token figures", "dim"))
     if row.reason is not None and message(row) is None:
         lines.append(styled(printable(row.reason), "dim"))
     return lines
@@ -251,7 +258,9 @@ def _token_sqnr_min(row: Row) -> Styled:
     cell = metric_cell(row, "token_sqnr_min")
     if row.worst_token is not None:
         name = "channel" if is_weight(row) else "token"
-        cell += styled(f" at {name} {_indices(row.worst_token, _sizes(row))}", "dim")
+        of = row.samples.token if row.samples else None
+        where = "" if of is None else f"sample {of}, "
+        cell += styled(f" at {where}{name} {_indices(row.worst_token, _sizes(row))}", "dim")
     return cell
 
 
@@ -260,10 +269,11 @@ def worst_at(row: Row) -> Styled:
     if row.peak is None:
         return styled("-", "dim")
     *leading, last = row.peak.index or (0,)
+    of = "" if row.samples is None or row.samples.peak is None else f"sample {row.samples.peak}, "
     if len(row.peak.index) < 2:
-        return styled(f"index {last}" if row.peak.index else "the only element")
+        return styled(of + (f"index {last}" if row.peak.index else "the only element"))
     names = ("channel", "input") if is_weight(row) else ("token", "channel")
-    return styled(f"{names[0]} {_indices(leading, _sizes(row))}, {names[1]} {last}")
+    return styled(f"{of}{names[0]} {_indices(leading, _sizes(row))}, {names[1]} {last}")
 
 
 def _indices(indices: Sequence[int], sizes: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ _FURTHER = (
     "worst_token",
     "zero_tokens",
     "sampled",
+    "padding_tokens",
 )
 
 
@@ -47,6 +48,11 @@ def comparison_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+def _of_samples(name: str, row: Row) -> object:
+    figures = None if row.samples is None else row.samples.figures.get("peir")
+    return None if figures is None else getattr(figures, name)
+
+
 def _columns(metrics: Sequence[str]) -> dict[str, Callable[[Row], object]]:
     columns: dict[str, Callable[[Row], object]] = {name: partial(_field, name) for name in _PLAIN}
     for name in _SIDES:
@@ -63,6 +69,9 @@ def _columns(metrics: Sequence[str]) -> dict[str, Callable[[Row], object]]:
     for count in fields(Nonfinite):
         columns[count.name] = partial(_part, "nonfinite", count.name)
     columns["times_floor"] = times_floor
+    columns["samples"] = lambda row: None if row.samples is None else row.samples.count
+    for name in ("median", "p99", "worst", "worst_sample"):
+        columns[f"sample_peir_{name}"] = partial(_of_samples, name)
     return columns
 
 

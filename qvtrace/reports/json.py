@@ -25,7 +25,8 @@ FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the
 # reason, and details are for people.
-_NO_KEYS = frozenset({"same_as", "judgement", "residual", "floor", "groups", "details", "sampled"})
+_WHERE_THERE_ARE = frozenset({"groups", "sampled", "samples", "padding_tokens"})
+_NO_KEYS = _WHERE_THERE_ARE | {"same_as", "judgement", "residual", "floor", "details"}
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _GROUP_KEYS = tuple(field.name for field in fields(Group))
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
@@ -208,6 +209,10 @@ def _row(row: Row, comparison: Comparison) -> Json:
     report["metrics"] = _metrics(row.metrics, metrics)
     if row.sampled is not None:
         report["sampled"] = row.sampled
+    if row.padding_tokens:
+        report["padding_tokens"] = row.padding_tokens
+    if row.samples is not None:
+        report["samples"] = asdict(row.samples)
     if row.groups is not None:
         report["groups"] = asdict(row.groups)
     report["peak"] = None if row.peak is None else asdict(row.peak)

@@ -22,6 +22,7 @@ from qvtrace.reports.columns import NOISES, TITLES, message, notes, row_name, wo
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.html.layers import layer_places
 from qvtrace.reports.qparams import parameters_text
+from qvtrace.reports.samples import SAMPLE_TITLE, by_sample
 from qvtrace.trees import Json
 
 _DEFAULT_METRICS = ("peir", "token_sqnr_p50", "token_sqnr_p5", "max_abs_error", "mean_abs_error")
@@ -177,9 +178,21 @@ def _further(row: Row) -> dict[str, str] | None:
         "scale factor": None if factor is None else factor_text(factor),
         "residual PEIR": None if peir is None else number(peir),
         "residual SQNR": None if sqnr is None else f"{number(sqnr)} dB",
+        **_by_sample(row),
         "times the noise": None if noise is None else f"PEIR {number(noise)}",
     }
     return {name: text for name, text in texts.items() if text} or None
+
+
+def _by_sample(row: Row) -> dict[str, str]:
+    if row.samples is None:
+        return {}
+    shown = (*_DEFAULT_METRICS, "sqnr")
+    return {
+        f"{TITLES.get(name, name)} {SAMPLE_TITLE}": by_sample(row, name).plain
+        for name in dict.fromkeys(shown)
+        if name in row.samples.figures
+    }
 
 
 def _positions_of_same(rows: Sequence[Row]) -> list[int | None]:
