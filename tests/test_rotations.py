@@ -22,7 +22,7 @@ from tiny_models import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from qvtrace import diff, load_result
+from qvtrace import diff, diff_in_flight, load_result
 from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
@@ -198,6 +198,21 @@ def test_a_smoothed_model_is_equal_after_transform(original, folder, tmp_path):
     assert verdict.text.startswith("equal after transform: 4 rows equal up to a factor; ")
 
 
+def test_a_model_that_is_smoothed_and_quantized_is_blamed_for_neither(original, folder, tmp_path):
+    model = copy.deepcopy(original)
+    factors = torch.exp(torch.randn(CHANNELS, generator=torch.Generator().manual_seed(2)) / 2)
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.weight.data *= factors
+        for name in ("gate_proj", "up_proj"):
+            getattr(layer.mlp, name).weight.data /= factors
+    file = recorded(quantized(model), tmp_path / "smoothed.st", tokens())
+
+    verdict = diff(folder / "fp.st", file).verdict
+
+    assert verdict.origins == ()
+    assert "4 rows equal up to a factor" in verdict.text
+
+
 def test_another_model_is_no_rotated_one(original, folder, tmp_path):
     model = copy.deepcopy(original)
     generator = torch.Generator().manual_seed(0)
@@ -230,6 +245,15 @@ def test_a_rotation_is_declared_either_way_round_and_in_any_float_dtype(folder, 
         save_file({"rotation": tensor.contiguous()}, file)
         comparison = diff(folder / "fp.st", folder / "rotated.st", transform=file)
         assert len(in_stream(comparison)) == 31
+
+
+def test_in_flight_a_rotation_is_declared(original, folder):
+    model = rotated(original, orthogonal())
+    options = {"transform": folder / "rotation.safetensors"}
+    with diff_in_flight(folder / "fp.st", model, **options) as flight, torch.no_grad():
+        model(tokens(), use_cache=False)
+    assert len(in_stream(flight.comparison)) == 31
+    assert "equal after transform" in flight.comparison.verdict.text
 
 
 def test_a_rotation_that_is_declared_in_vain_is_told(folder):

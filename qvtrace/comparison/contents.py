@@ -17,7 +17,6 @@ from qvtrace.comparison.outcomes import (
 from qvtrace.comparison.padding import Padding
 from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import (
-    LITTLE,
     Rotations,
     find_rotations,
     is_like_a_turned_one,
@@ -299,14 +298,14 @@ class ContentPairs:
         back = {}
         for contents, leaves in wanted.items() if self.rotations.known else ():
             rotation = self.rotations.of(leaves[1].shape)
-            if rotation and may_be_turned(self._outcomes[contents], *leaves, limit=LITTLE):
+            if rotation and may_be_turned(self._outcomes[contents], *leaves):
                 layout = self._outcomes[contents].layout
                 back[contents] = rotation, self._readable(*leaves, layout, rotation)
         rests = metrics.compare_all(sides for _, sides in back.values())
         for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
             outcome = self._outcomes[contents]
             scaling = find_scaling(*sides, rest)
-            if scaling is not None or _is_better(rest, outcome.difference):
+            if _is_better(rest if scaling is None else scaling.residual, outcome):
                 explained = replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
                 self._outcomes[contents] = explained
 
@@ -401,12 +400,13 @@ def _layout(contents: Contents, reference: Array, candidate: Array) -> Layout | 
     return find_layout(reference, candidate)
 
 
-def _is_better(rest: Difference, difference: Difference | None) -> bool:
-    """Whether a rotation leaves less than half of the error's energy: one that is known is not to
-    be doubted where a fault is in the same vectors."""
-    if difference is None or difference.sums is None or rest.sums is None:
+def _is_better(rest: Difference, outcome: Outcome) -> bool:
+    """Whether a rotation leaves less than half of the energy that is left without: one that is
+    known is not to be doubted where a fault is in the same vectors."""
+    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
+    if left is None or left.sums is None or rest.sums is None:
         return False
-    return rest.sums.error_norm**2 <= _LEFT * difference.sums.error_norm**2
+    return rest.sums.error_norm**2 <= _LEFT * left.sums.error_norm**2
 
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:

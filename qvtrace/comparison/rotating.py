@@ -75,17 +75,19 @@ def is_like_a_turned_one(outcome: Outcome, reference: TensorLeaf, candidate: Ten
     if sums is None or not sums.reference_norm or sums.candidate_norm is None:
         return False
     has_same_norm = _SAME_NORM[0] <= sums.candidate_norm / sums.reference_norm <= _SAME_NORM[1]
-    return has_same_norm and may_be_turned(outcome, reference, candidate)
+    is_unlike = may_be_turned(outcome, reference, candidate, limit=_UNLIKE)
+    return has_same_norm and is_unlike and outcome.scaling is None
 
 
 def may_be_turned(
-    outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf, *, limit: float = _UNLIKE
+    outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf, *, limit: float = LITTLE
 ) -> bool:
-    """Whether vectors may be turned, by an SQNR under `limit`, in dB."""
-    sqnr = outcome.metrics.sqnr
+    """Whether vectors may be turned, by an SQNR under `limit`, in dB; so may those be that a factor
+    seems to explain."""
+    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
+    sqnr = None if left is None else left.metrics.sqnr
     return (
         outcome.status == "ok"
-        and outcome.scaling is None
         and sqnr is not None
         and sqnr < limit
         and len(reference.shape) >= 2

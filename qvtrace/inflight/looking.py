@@ -18,6 +18,8 @@ from qvtrace.comparison.call_leaves import (
 )
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.options import DiffOptions
+from qvtrace.comparison.rotating import Rotations
+from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.routing import is_expert_by_name
 from qvtrace.comparison.rows import COMPARED, PARTS
 from qvtrace.comparison.surroundings import Output, is_scaled, may_hold
@@ -52,11 +54,13 @@ class Looking:
     """What is done with calls as they happen."""
 
     def __init__(self, reference: Archive, options: DiffOptions) -> None:
-        """Raises `UsageError` for maps that cannot be read."""
+        """Raises `UsageError` for maps or a rotation that cannot be read."""
         manifest = reference.manifest
         self._reference = reference
         self._partners = Partners(manifest, options.maps)
         self._options = options
+        declared = () if options.transform is None else load_rotations(options.transform)
+        self._rotations = Rotations(declared)
         names = {call.module for call in manifest.calls}
         self._valued = select(names, include=options.values) if options.values else set()
         self._factors = _Factors(manifest.calls)
@@ -67,6 +71,7 @@ class Looking:
         """The trace begins: nothing has run yet."""
         self.trace = trace
         self.contents = PassingContents(self._reference, trace)
+        self.contents.rotations = self._rotations  # none can be found: no two are at hand together
 
     def modules(self, modules: tuple[ModuleEntry, ...]) -> None:
         """Which modules there are, as far as is known."""
