@@ -1,5 +1,6 @@
 """Tensors of a Cache, put together again from what each step of a generation added."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,62 +33,80 @@ def cached_tensor(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[A
     Raises `UsageError` where no such tensor is stored, and `DamagedArchiveError` where the earlier
     steps that it builds upon are not in the archive.
     """
-    try:
-        return _whole(archive, call, path)
-    except ValueError as error:
-        raise DamagedArchiveError(
-            f"{archive.file}: {path} of {call.module}#{call.index}: {error}; "
-            "the file is damaged, record again"
-        ) from error
+    leaves, axis = CachedTensors(archive).parts(call, path)
+    parts = [archive.array(leaf) for leaf in leaves]
+    return np.concatenate(parts, axis=axis) if parts[1:] else parts[0]
 
 
-def _whole(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[Any, Any]":
-    piece = next((piece for piece in _pieces(call) if piece.path == path), None)
-    if piece is None:
-        raise UsageError(
-            f"{archive.file}: holds no tensor of a Cache at {call.module}#{call.index} {path}; "
-            "record it with --caches (caches=True)"
-        )
-    parts = [_array(archive, piece.leaf, path)]
-    leaf, step = piece.leaf, call.step
-    while leaf.added is not None and leaf.added.after:
-        earlier = _at_the_end_before(archive, call.sample, step, piece.held, leaf)
-        if earlier is None:
+class CachedTensors:
+    """The tensors of the Caches of an archive, found again where several are wanted."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._pieces: dict[tuple[int, _Held], list[tuple[int, TensorLeaf]]] | None = None
+
+    def parts(self, call: CallEntry, path: str) -> tuple[list[TensorLeaf], int]:
+        """What the whole of a tensor is put together from, in order, and along which axis; raises
+        what `cached_tensor` raises."""
+        try:
+            return self._parts(call, path)
+        except ValueError as error:
             raise DamagedArchiveError(
-                f"{archive.file}: the first {leaf.added.after} positions of {path} were recorded "
-                f"in no step before {step}; record all of them"
+                f"{self._archive.file}: {path} of {call.module}#{call.index}: {error}; "
+                "the file is damaged, record again"
+            ) from error
+
+    def _parts(self, call: CallEntry, path: str) -> tuple[list[TensorLeaf], int]:
+        piece = next((piece for piece in _pieces(call) if piece.path == path), None)
+        if piece is None:
+            raise UsageError(
+                f"{self._archive.file}: holds no tensor of a Cache at "
+                f"{call.module}#{call.index} {path}; record it with --caches (caches=True)"
             )
-        step, leaf = earlier
-        parts.append(_array(archive, leaf, path))
-    axis = 0 if piece.leaf.added is None else piece.leaf.added.axis
-    return np.concatenate(parts[::-1], axis=axis) if parts[1:] else parts[0]
+        leaves = [piece.leaf]
+        leaf, step = piece.leaf, call.step
+        while leaf.added is not None and leaf.added.after:
+            earlier = self._at_the_end_before(call.sample, step, piece.held, leaf)
+            if earlier is None:
+                raise DamagedArchiveError(
+                    f"{self._archive.file}: the first {leaf.added.after} positions of {path} were "
+                    f"recorded in no step before {step}; record all of them"
+                )
+            step, leaf = earlier
+            leaves.append(leaf)
+        axis = 0 if piece.leaf.added is None else piece.leaf.added.axis
+        if len({(part.dtype, _across(part, axis)) for part in leaves}) > 1:
+            raise ValueError("its parts do not fit together")
+        return leaves[::-1], axis
+
+    def _at_the_end_before(
+        self, sample: int, step: int, held: _Held, leaf: TensorLeaf
+    ) -> tuple[int, TensorLeaf] | None:
+        """The last place before a step where the tensor is as long as the step found it, with its
+        step."""
+        assert leaf.added is not None
+        if self._pieces is None:
+            self._pieces = _all_pieces(self._archive)
+        found = None
+        for at, other in self._pieces.get((sample, held), ()):
+            fits = at < step and _length(other, leaf.added.axis) == leaf.added.after
+            if fits and (found is None or at >= found[0]):
+                found = at, other
+        return found
 
 
-def _array(archive: Archive, leaf: TensorLeaf, path: str) -> "np.ndarray[Any, Any]":
-    portion = archive.portion(leaf)
-    if portion is not None:
-        raise UsageError(
-            f"{archive.file}: {path} was not stored whole ({portion.portion}); record it without "
-            "--sample-tokens and --stats-only"
-        )
-    return archive.array(leaf)
-
-
-def _at_the_end_before(
-    archive: Archive, sample: int, step: int, held: _Held, leaf: TensorLeaf
-) -> tuple[int, TensorLeaf] | None:
-    """The last place before a step where the tensor is as long as the step found it, with its
-    step."""
-    assert leaf.added is not None
-    found = None
+def _all_pieces(archive: Archive) -> dict[tuple[int, _Held], list[tuple[int, TensorLeaf]]]:
+    """Every tensor of a Cache over time, each with its step."""
+    pieces = defaultdict(list)
     for call in archive.manifest.calls:
-        if call.sample != sample or call.step >= step:
-            continue
         for piece in _pieces(call):
-            fits = piece.held == held and _length(piece.leaf, leaf.added.axis) == leaf.added.after
-            if fits and (found is None or call.step >= found[0]):
-                found = call.step, piece.leaf
-    return found
+            pieces[call.sample, piece.held].append((call.step, piece.leaf))
+    return pieces
+
+
+def _across(leaf: TensorLeaf, axis: int) -> tuple[int, ...]:
+    """The shape but for one axis."""
+    return leaf.shape[:axis] + leaf.shape[axis + 1 :]
 
 
 def _length(leaf: TensorLeaf, axis: int) -> int | None:

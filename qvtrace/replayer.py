@@ -33,6 +33,7 @@ from qvtrace.manifest import (
     VariantInfo,
 )
 from qvtrace.models.rebuilding import NotRebuiltError, rebuild
+from qvtrace.models.rebuilt_caches import Caches
 from qvtrace.models.request import map_tensors
 from qvtrace.patterns import require_matches, select, shown
 from qvtrace.recording.budget import Fixed, parse_size, tokens_within
@@ -135,6 +136,7 @@ class Replay:
         self._skipped: dict[str, dict[str, None]] = defaultdict(dict)
         self._calls: dict[str, int] = defaultdict(int)
         self._questions = Questions()
+        self._caches = Caches(archive, getattr(model, "config", None))
 
     def run(self) -> ReplayReport:
         """Replay, write the archive, and say what was done."""
@@ -183,7 +185,7 @@ class Replay:
         modules: dict[str, nn.Module],
     ) -> None:
         self._writer = writer
-        self._snapshots = Snapshots(keeper.keep, caches=True)
+        self._snapshots = Snapshots(keeper.keep)
         self._copy_root_calls()
         with torch.no_grad(), eager_stance():
             for call in self._archive.manifest.calls:
@@ -195,12 +197,12 @@ class Replay:
         if module is None:
             self._skipped[_NO_MODULE][call.module] = None
             return
+        device = _device(module)
         try:
-            args, kwargs = self._arguments(call)
+            args, kwargs = self._arguments(call, device)
         except NotRebuiltError as error:
             self._skipped[str(error)][call.module] = None
             return
-        device = _device(module)
         args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(device))
         place = f"{trees.key_name(call.module)}#{call.index}/"
         number = self._writer.begin_call(
@@ -211,8 +213,8 @@ class Replay:
                 "step": call.step,
                 "parent": None,
                 "parameters": list(call.parameters),
-                "inputs": trees.to_json(self._snapshots.take(args, place, "inputs")),
-                "kwargs": trees.to_json(self._snapshots.take(kwargs, place, "kwargs")),
+                "inputs": self._taken(call, "inputs", args),
+                "kwargs": self._taken(call, "kwargs", kwargs),
             }
         )
         output, raised, seconds = _run(module, args, kwargs)
@@ -225,12 +227,33 @@ class Replay:
         else:
             self._skipped[f"raised {raised}"][call.module] = None
 
-    def _arguments(self, call: CallEntry) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _taken(self, call: CallEntry, part: str, value: object) -> trees.Json:
+        """What a call is given, as it is stored: of a Cache what the archive has of it, which is
+        what a step added."""
+        place = f"{trees.key_name(call.module)}#{call.index}/"
+        tree = self._archive.tree(call, part)
+        if tree is None or not _holds_cache(tree):
+            return trees.to_json(self._snapshots.take(value, place, part))
+        self._copy(tree, f"{place}{part}")
+        return trees.to_json(tree)
+
+    def _copy(self, tree: trees.Node, place: str) -> None:
+        """Store the tensors of a tree of the archive."""
+        for path, leaf in trees.tensor_leaves(tree, place):
+            contents = memoryview(self._archive.contents(leaf))
+            self._writer.add_tensor(contents, Tensor(path, leaf.file_dtype, leaf.file_shape))
+
+    def _arguments(
+        self, call: CallEntry, device: torch.device
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def build(node: trees.Container, path: str) -> Any:
+            return self._caches.build(node, call, path, device)
+
         inputs, kwargs = (self._archive.tree(call, part) for part in ("inputs", "kwargs"))
         if inputs is None or kwargs is None:
             raise NotRebuiltError(_NO_INPUTS)
-        args = rebuild(inputs, self._archive, "inputs")
-        named = rebuild(kwargs, self._archive, "kwargs")
+        args = rebuild(inputs, self._archive, "inputs", build)
+        named = rebuild(kwargs, self._archive, "kwargs", build)
         if not isinstance(args, tuple | list) or not isinstance(named, dict):
             raise DamagedArchiveError(
                 f"{self._archive.file}: the inputs of {shown(call.module)} are no arguments of a "
@@ -244,12 +267,7 @@ class Replay:
             for part, tree in zip(
                 ("inputs", "kwargs"), self._archive.input_trees(call), strict=True
             ):
-                place = f"{trees.key_name(call.module)}#{call.index}/{part}"
-                for path, leaf in trees.tensor_leaves(tree, place):
-                    contents = memoryview(self._archive.contents(leaf))
-                    self._writer.add_tensor(
-                        contents, Tensor(path, leaf.file_dtype, leaf.file_shape)
-                    )
+                self._copy(tree, f"{trees.key_name(call.module)}#{call.index}/{part}")
             self._writer.add_root_call(call)
 
     def _show_progress(self, total: int) -> None:
@@ -279,7 +297,7 @@ class Replay:
                 "exclude": list(options.exclude),
                 "inputs": True,
                 "kwargs": True,
-                "caches": True,
+                "caches": manifest.settings.get("caches") is True,
                 **options.share.to_json(),
                 "replayed": {"file": self._archive.file.name, "created": manifest.created},
             },
@@ -352,6 +370,12 @@ def _chosen(calls: Sequence[CallEntry], options: ReplayOptions) -> set[str]:
                 f"give a number from 0 to {deepest}"
             )
     return select(wanted, include=options.include, exclude=options.exclude)
+
+
+def _holds_cache(node: trees.Node) -> bool:
+    if not isinstance(node, trees.Container):
+        return False
+    return node.kind == "cache" or any(_holds_cache(child) for _, child in node.items)
 
 
 def _depth(name: str) -> int:

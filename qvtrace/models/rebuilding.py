@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qvtrace.archive import Archive
-from qvtrace.trees import Container, Node, OpaqueLeaf, Original, TensorLeaf, ValueLeaf
+from qvtrace.trees import Container, Node, OpaqueLeaf, Original, TensorLeaf, ValueLeaf, join_path
 
 _SCALARS = frozenset({"None", "bool", "int", "float", "str"})
 SPARSE = frozenset({"sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"})
@@ -26,25 +26,34 @@ class NotRebuiltError(ValueError):
     """A value of a kind that an archive does not hold whole; says which and where."""
 
 
-def rebuild(node: Node, archive: Archive, path: str) -> Any:
+# Builds a Cache that stood at a path.
+BuildCache = Callable[[Container, str], Any]
+
+
+def rebuild(node: Node, archive: Archive, path: str, build_cache: BuildCache | None = None) -> Any:
     """The value; tensors are copies in memory of their own.
 
     `path` names the place in what is raised: `NotRebuiltError` for a value that was not stored or
-    whose class is unknown, and `DamagedArchiveError` for contents that are missing.
+    whose class is unknown, and `DamagedArchiveError` for contents that are missing. Without
+    `build_cache`, a Cache is of the former.
     """
     match node:
         case TensorLeaf():
-            return _tensor(node, archive, path)
+            return rebuild_tensor(node, archive, path)
         case ValueLeaf():
             return _value(node, path)
         case OpaqueLeaf():
             raise NotRebuiltError(f"{path} was a {node.class_name}, which was not stored")
+        case Container(kind="cache") if build_cache is not None:
+            return build_cache(node, path)
         case Container():
-            return _container(node, archive, path)
+            return _container(node, archive, path, build_cache)
 
 
-def _container(node: Container, archive: Archive, path: str) -> Any:
-    values = [rebuild(child, archive, f"{path}.{name}") for name, child in node.items]
+def _container(node: Container, archive: Archive, path: str, build_cache: BuildCache | None) -> Any:
+    values = [
+        rebuild(child, archive, join_path(path, name), build_cache) for name, child in node.items
+    ]
     names = [name for name, _ in node.items]
     match node.kind:
         case "tuple":
@@ -67,7 +76,8 @@ def _named_tuple(name: str, fields: list[str], path: str) -> Callable[..., tuple
         raise NotRebuiltError(f"{path} was a {name}, which cannot be built again") from error
 
 
-def _tensor(leaf: TensorLeaf, archive: Archive, path: str) -> torch.Tensor:
+def rebuild_tensor(leaf: TensorLeaf, archive: Archive, path: str) -> torch.Tensor:
+    """A tensor as it was; raises as `rebuild` does."""
     dtype = getattr(torch, leaf.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise NotRebuiltError(f"a tensor of it has the dtype {leaf.dtype}, unknown to this torch")
