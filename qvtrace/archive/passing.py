@@ -36,7 +36,7 @@ from qvtrace.sampling import Places, count_vectors, sampled_places
 from qvtrace.trees import Container, Json, Node, TensorLeaf
 
 
-class Contents(threading.local):
+class _Passing(threading.local):
     """The contents that this thread has met since the last call began or ended."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class PassingTrace(Archive):
         self.size = 0
         self.label = name
         self.manifest = manifest
-        self.passing = Contents()
+        self.passing = _Passing()
         self._stored = stored
         self._whole: set[bytes] = set()  # digests of contents that an archive would hold whole
         self._portions = {}

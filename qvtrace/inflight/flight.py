@@ -66,6 +66,7 @@ class Flight:
             found = compare_archives(
                 self._reference, trace, self._floor, self._local, self._options, contents
             )
+        trace.close()
         if not contents.missed:
             return found
         text = (

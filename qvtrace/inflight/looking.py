@@ -1,7 +1,7 @@
 """Looks at each call of the candidate as it happens, in every way in which the comparison at the
 end may ask for it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -29,6 +29,7 @@ from qvtrace.inflight.partners import Partners
 from qvtrace.manifest import CallEntry, ModuleEntry
 from qvtrace.metrics.elements import Floats
 from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.scaling import is_worth_a_factor
 from qvtrace.patterns import select
 from qvtrace.qparams.parameters import ModuleParameters
 from qvtrace.qparams.saturation import saturated_pairs
@@ -177,9 +178,8 @@ class Looking:
             self._look_at_vectors(around)
 
     def _sees_fewer_tokens(self, call: CallEntry) -> bool:
-        around = next(self._around(call), None)
-        counts = [None if one is None else _count_tokens(one) for one in (call, around)]
-        return None not in counts and counts[0] < counts[1]  # type: ignore[operator]
+        around = next(self._around(call), call)
+        return 0 < _count_tokens(call) < _count_tokens(around)
 
     def _around(self, call: CallEntry) -> Iterator[CallEntry]:
         key = call.parent
@@ -199,7 +199,8 @@ class _Factors:
     """Factors that calls of a module have, and contents that one of them may explain."""
 
     def __init__(self, calls: Sequence[CallEntry]) -> None:
-        self._several = _called_again(calls)
+        counts = Counter(call.module for call in calls)
+        self._several = {module for module, count in counts.items() if count > 1}
         self._factors: dict[tuple[str, str], ScaleFactor] = {}
         self._waiting: dict[tuple[str, str], list[_Tensors]] = defaultdict(list)
         self._kept = 0
@@ -207,7 +208,10 @@ class _Factors:
     def lend(self, contents: PassingContents, place: tuple[str, str], tensors: _Tensors) -> None:
         """Try what is known of a place on two tensors there, now or when it is known."""
         outcome = contents.found(*tensors)
-        if place[0] not in self._several or outcome is None or outcome.difference is None:
+        difference = None if outcome is None else outcome.difference
+        if outcome is None or difference is None or not is_worth_a_factor(difference):
+            return
+        if place[0] not in self._several:
             return
         if outcome.scaling is None and place in self._factors:
             contents.scaled_by(self._factors[place], *tensors)
@@ -225,11 +229,6 @@ class _Factors:
             self._waiting[place].append(tensors)
 
 
-def _called_again(calls: Sequence[CallEntry]) -> set[str]:
-    met: set[str] = set()
-    return {call.module for call in calls if call.module in met or met.add(call.module)}  # type: ignore[func-returns-value]
-
-
 def _given(call: CallEntry) -> Iterator[TensorLeaf]:
     for part in ("inputs", "kwargs"):
         tree: Node | None = call.tree(part)
@@ -241,6 +240,7 @@ def _may_be_tokens(leaf: TensorLeaf) -> bool:
     return len(leaf.shape) >= 2 and "float" in leaf.dtype
 
 
-def _count_tokens(call: CallEntry) -> int | None:
+def _count_tokens(call: CallEntry) -> int:
+    """Of the first tensor that a call was given and that may be tokens; 0 where there is none."""
     first = next(filter(_may_be_tokens, _given(call)), None)
-    return None if first is None else prod(first.shape[:-1])
+    return 0 if first is None else prod(first.shape[:-1])

@@ -39,12 +39,17 @@ def scaling_like(
     return _scaled_by(factor, reference, candidate) if is_it else None
 
 
-def _is_worth_it(reference: Readable, candidate: Readable, difference: Difference) -> bool:
-    kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
+def is_worth_a_factor(difference: Difference) -> bool:
+    """Whether a difference is so large that a factor is looked for."""
     peir, sqnr = difference.metrics.peir, difference.metrics.sqnr
-    if kinds != {"float"} or difference.status != "ok" or sqnr is None:
+    if difference.status != "ok" or sqnr is None:
         return False
     return sqnr < _SQNR or peir is None or peir >= _PEIR
+
+
+def _is_worth_it(reference: Readable, candidate: Readable, difference: Difference) -> bool:
+    kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
+    return kinds == {"float"} and is_worth_a_factor(difference)
 
 
 def _scaled_by(factor: ScaleFactor, reference: Readable, candidate: Readable) -> Scaling:
