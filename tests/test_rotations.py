@@ -319,6 +319,13 @@ def test_a_row_tells_its_transform_in_every_format(folder):
     assert sum(",rotation," in line for line in csv.splitlines()) == 31
 
 
+def test_a_gate_that_a_rotated_row_fails_says_so(folder):
+    gate = "peir>0.05 @ model.embed_tokens"
+    verdict = diff(folder / "fp.st", folder / "rotated.st", fail_on=[gate]).verdict
+    assert verdict.exit_code == 1
+    assert "a rotation, which leaves an SQNR of 1" in verdict.text
+
+
 def test_a_result_with_a_rotation_is_read_back(folder, tmp_path):
     comparison = diff(folder / "fp.st", folder / "rotated.st")
     file = tmp_path / "result.json"

@@ -308,8 +308,16 @@ def _metric_finding(gate: Gate, row: Row) -> Finding | None:
     if found.value is None:
         return Finding(row.place, row.status, ok=found.fault is None, reason=found.fault)
     value, ok = found.value, gate.is_within(found.value)
-    scaled = row.reason if not ok and row.scale_factor is not None else None
-    return Finding(row.place, row.status, ok, value, gate.excess(value), found.where or scaled)
+    explained = None if ok else _explained(row)
+    return Finding(row.place, row.status, ok, value, gate.excess(value), found.where or explained)
+
+
+def _explained(row: Row) -> str | None:
+    """What is known to be behind a difference: a factor, or a transform and what that leaves."""
+    if row.transform is None or row.scale_factor is not None:
+        return row.reason if row.scale_factor is not None else None
+    left = "nothing" if row.residual_sqnr is None else f"an SQNR of {row.residual_sqnr:.3g} dB"
+    return f"a {row.transform}, which leaves {left}"
 
 
 def _nonfinite_finding(row: Row) -> Finding:
