@@ -7,6 +7,7 @@ import typer
 from qvtrace.cli.flags import (
     ROWS,
     ElementFlags,
+    ExplainFlags,
     GateFlags,
     ModulePatterns,
     ReportFlags,
@@ -37,6 +38,7 @@ def diff(
     rows: RowFlags,
     patterns: ModulePatterns,
     elements: ElementFlags,
+    explained: ExplainFlags,
     gates: GateFlags,
     report: ReportFlags,
 ) -> None:
@@ -53,6 +55,7 @@ def diff(
         local=local,
         options=options,
         details=report.details,
+        explain=tuple(explained.explain),
     )
     write_comparison(comparison, report)
     raise typer.Exit(comparison.verdict.exit_code)

@@ -676,6 +676,21 @@ class ReportFlags:
         return elements.limit(ELEMENTS_SHOWN if self.format is Format.TABLE else ELEMENTS_LIMIT)
 
 
+@dataclass(frozen=True)
+class ExplainFlags:
+    """Of which modules it is told where in their tensors the error is."""
+
+    explain: Annotated[
+        list[str],
+        option(
+            ELEMENTS,
+            "Error by token, channel and head of modules that are or fit this, and of their "
+            "inputs with outlier channels; repeatable.",
+            metavar="PATTERN",
+        ),
+    ] = field(default_factory=list)
+
+
 def _read_maps(file: str | None) -> list[str]:
     if file is None:
         return []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.explanations import Explanation
 from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.options import DiffOptions, require_known
@@ -61,6 +62,8 @@ class Comparison:
     portions: tuple[str, ...] = ()  # what was compared by a sample, or not at all, in words
     logits: Logits | None = None  # of a language model, from end to end
     groups: tuple[Group, ...] = ()  # of all rows, where they are rolled up
+    # Of the modules of `options.explain`, in order of execution: their rows and their inputs.
+    explanations: tuple[Explanation, ...] = field(default=(), repr=False)
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.

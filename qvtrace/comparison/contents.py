@@ -35,6 +35,7 @@ from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
 from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
+from qvtrace.metrics.spreads import Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
 from qvtrace.trees import Node, TensorLeaf, ValueLeaf
@@ -153,6 +154,21 @@ class ContentPairs:
                 limit,
             ),
         )
+
+    def spread(
+        self,
+        reference: TensorLeaf,
+        candidate: TensorLeaf,
+        channel_axis: int,
+        head_axis: int | None,
+    ) -> Spread | None:
+        """Where in two tensors their error is; tokens of a sample by their places in the whole."""
+        sample = self.portions.sample(reference, candidate)
+        outcome = self.outcome(reference, candidate)
+        layout = None if sample is not None else outcome.layout
+        sides = self._readable(reference, candidate, layout, outcome.rotation)
+        found = spread(*sides, channel_axis=channel_axis, head_axis=head_axis)
+        return found if found is None or sample is None else found.placed(sample.index)
 
     def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
         """Two compared tensors as what lies around them is judged by."""

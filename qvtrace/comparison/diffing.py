@@ -14,6 +14,7 @@ from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
+from qvtrace.comparison.explanations import Explainer
 from qvtrace.comparison.floor_measurement import measure_floor
 from qvtrace.comparison.grouping import roll_up
 from qvtrace.comparison.logits import logits_of
@@ -94,7 +95,8 @@ def compare_archives(
     rotations = () if options.transform is None else load_rotations(options.transform)
     everything = align(reference.manifest, candidate.manifest, options.maps)
     weights = _weights(reference, candidate, everything, options)
-    valued = _valued(everything, weights, options)
+    valued = _modules(everything, weights, options.values, "--values")
+    explained = _modules(everything, weights, options.explain, "--explain")
     alignment, weights = _filtered(everything, weights, options)
     built = RowBuilder(
         reference,
@@ -172,6 +174,11 @@ def compare_archives(
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
         logits=logits,
         groups=tuple(groups),
+        explanations=()
+        if not explained
+        else Explainer(built.contents, reference.manifest).explain(
+            built.places(explained, with_inputs=options.path == "output")
+        ),
     )
 
 
@@ -259,11 +266,15 @@ def _filtered(
     return calls_chosen, weights.of(chosen)
 
 
-def _valued(alignment: Alignment, weights: WeightPairs, options: DiffOptions) -> set[str]:
-    """The modules of which the elements of the difference are wanted."""
+def _modules(
+    alignment: Alignment, weights: WeightPairs, patterns: Sequence[str], option: str
+) -> set[str]:
+    """The modules of which more is wanted than of others; none without patterns."""
+    if not patterns:
+        return set()
     names = _names(alignment, weights)
-    require_matches(names, options.values, "--values")
-    return select(names, include=options.values) if options.values else set()
+    require_matches(names, patterns, option)
+    return select(names, include=patterns)
 
 
 def _names(alignment: Alignment, weights: WeightPairs) -> set[str]:

@@ -32,6 +32,7 @@ class DiffKeywords(TypedDict, total=False):
     details: bool
     group_by: str | None
     transform: str | os.PathLike[str] | None
+    explain: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ class DiffOptions:
     details: bool = False  # each row's statistics and histograms
     group_by: str | None = None  # or `block`, `kind`: rows rolled up, of which `top` then is
     transform: str | os.PathLike[str] | None = None  # file of the rotation that the candidate has
+    explain: tuple[str, ...] = ()  # patterns on modules of which error by token and channel is
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "maps", "metrics", "fail_on", "values"):
+        for name in ("include", "exclude", "maps", "metrics", "fail_on", "values", "explain"):
             given = getattr(self, name)
             single = isinstance(given, str | Gate)
             object.__setattr__(self, name, (given,) if single else tuple(given))

@@ -90,6 +90,7 @@ class RowBuilder:
         self.aside: list[Row] = []  # of the places that `path` leaves out
         self.calls: Sequence[CallEntry] = reference.manifest.calls  # that rows stand for
         self._each: list[Row] = []  # before samples are pooled
+        self._each_aside: list[Row] = []
         self._differences: dict[Place, Difference] = {}
         pool = SamplePool(self.calls)
         self._pool = pool if pool.is_of_several and not per_sample else None
@@ -152,7 +153,7 @@ class RowBuilder:
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
         self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
-        self._each = self.rows
+        self._each, self._each_aside = self.rows, self.aside
         if self._pool is not None:
             self._pool_samples(self._pool)
 
@@ -164,6 +165,17 @@ class RowBuilder:
             for place, difference in found.items()
             if difference is not None and difference.sums is not None
         }
+
+    def places(
+        self, modules: Collection[str], *, with_inputs: bool
+    ) -> Iterator[tuple[Row, LeafPair]]:
+        """The rows of these modules, of each sample, and their leaves; `with_inputs`, what they are
+        given first."""
+        aside = zip(self._each_aside, self._planned_aside, strict=True) if with_inputs else ()
+        planned = [*aside, *zip(self._each, self._planned, strict=True)]
+        for row, (_, leaves) in sorted(planned, key=lambda one: one[0].order):
+            if row.module in modules:
+                yield row, leaves
 
     def elements(
         self, modules: Collection[str], limit: int | None

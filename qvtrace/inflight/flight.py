@@ -43,6 +43,10 @@ class Flight:
     ) -> None:
         """Raises `UsageError` for options that cannot be used, before anything runs."""
         holds_weights = reference.manifest.weights is not None
+        if options.explain:
+            raise UsageError(
+                "--explain: looks at tensors twice; record the candidate, and use `qvtrace diff`"
+            )
         if options.path == WEIGHTS or (options.path == "all" and holds_weights):
             raise UsageError(
                 f"--path {options.path}: weights are not compared in flight; record the candidate "

@@ -18,6 +18,7 @@ from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
 from qvtrace.metrics.elements import number_json
 from qvtrace.metrics.factors import ChannelFactors, ListedFactors, ScaleFactor
+from qvtrace.reports.explanations import explanation_json
 from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json
 
@@ -50,7 +51,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     many vectors of how many), `floor` and `times_floor` (of the PEIR) in every row where a floor
     was measured, `difference` in every row where elements were asked for (None for modules of
     which they were not) with the `quantization` parameters of both sides, `groups` where rows are
-    rolled up, and for sides that are `incomplete` or come with `warnings` or `findings`.
+    rolled up, `explanations` of modules that were to be explained (each as `explanation_json` has
+    it), and for sides that are `incomplete` or come with `warnings` or `findings`.
     """
     tokens = comparison.tokens
     report = {
@@ -75,6 +77,8 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         report["floor"] = _side(comparison.floor)
     if comparison.local is not None:
         report["local"] = _side(comparison.local)
+    if comparison.options.explain:
+        report["explanations"] = list(map(explanation_json, comparison.explanations))
     if comparison.portions:
         report["portions"] = comparison.portions
     if comparison.changes is not None:

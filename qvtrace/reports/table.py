@@ -16,6 +16,7 @@ from qvtrace.reports.columns import (
     peir_bar,
     row_name,
 )
+from qvtrace.reports.explanations import explanation_lines
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.groups import group_table, rows_beyond
@@ -47,12 +48,14 @@ def comparison_lines(comparison: Comparison, options: TableOptions) -> Iterator[
         return
     if comparison.options.group_by is not None:
         yield from _group_lines(comparison, options)
+        yield from explanation_lines(comparison, options.width)
         yield from _verdict_lines(comparison, options.width)
         return
     rows = ListedRows.of(comparison, everything=options.everything)
     if rows.listed:
         yield from _table(comparison, rows, options).lines(options.width)
         yield Styled()
+    yield from explanation_lines(comparison, options.width)
     yield from _hidden_lines(comparison, rows, options.width)
     yield from _verdict_lines(comparison, options.width)
 

@@ -1,0 +1,241 @@
+"""Where in a tensor its error is: squared errors by token, by channel and by head.
+
+A channel lies along one axis, the last unless another is named; what all other axes number is a
+token. A head is an axis of its own among those.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvtrace.metrics.blocks import cut
+from qvtrace.metrics.elements import Array, Readable, Reader, format_of, reader
+
+MOST = 0.9  # of the error, which few channels may carry
+FEW = 0.1  # of the channels
+OUTLYING = 6.0  # times the median channel
+WORST = 8  # tokens, channels, heads that are named
+BINS = 64
+_FEWEST = 8  # channels, from which on their median says something
+
+Sums = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One token, channel or head."""
+
+    index: tuple[int, ...]  # of a token, that of its vector; else one number
+    share: float | None  # of the squared error of the whole; None where that has none
+    nsr: float | None  # sum (r-c)^2 / sum r^2 of its own; None where its reference is zero
+    nonfinite: int  # places where one side alone is finite
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """The error along one axis."""
+
+    count: int
+    worst: tuple[Part, ...]  # at most `WORST`: first what is not finite, then by share
+    carrying: int  # how many of them, at the least, hold `MOST` of the error
+    profile: tuple[float, ...]  # shares of at most `BINS` equal runs, in order
+
+    @property
+    def is_concentrated(self) -> bool:
+        """Whether few carry most of the error."""
+        return 0 < self.carrying <= FEW * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A channel of the reference that is many times the median one."""
+
+    channel: int
+    times: float  # the larger of the two
+    times_peak: float  # largest magnitude over the channels' median of that
+    times_rms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the error of one tensor is spread. Squares are summed in float64 over the positions where
+    both sides are finite and the reference is no mask."""
+
+    tokens: Along
+    channels: Along
+    heads: Along | None
+    outliers: tuple[Outlier, ...]  # at most `WORST`, the largest first
+    outlying: int  # how many there are
+    left_out: int  # positions
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is no error at all."""
+        return not self.channels.worst
+
+    def placed(self, index: Callable[[tuple[int, ...]], tuple[int, ...]]) -> "Spread":
+        """The same with tokens where `index` says that those of a sample stand."""
+        worst = tuple(replace(part, index=index(part.index)) for part in self.tokens.worst)
+        return replace(self, tokens=replace(self.tokens, worst=worst))
+
+
+def spread(
+    reference: Readable,
+    candidate: Readable,
+    *,
+    channel_axis: int = -1,
+    head_axis: int | None = None,
+) -> Spread | None:
+    """How the error of the candidate is spread; both are floats of one shape.
+
+    None for arrays that have no elements or no axis, that hold no floats, or whose squares leave
+    the range of float64.
+    """
+    if not reference.size or not reference.shape:
+        return None
+    if any(format_of(side.dtype).kind == "integer" for side in (reference, candidate)):
+        return None
+    if channel_axis % len(reference.shape) != len(reference.shape) - 1:
+        reference, candidate = (
+            np.moveaxis(_whole(side), channel_axis, -1) for side in (reference, candidate)
+        )
+    sums = _sums(reference, candidate)
+    if not all(np.isfinite(total).all() for total in (sums.token, sums.channel)):
+        return None
+    leading = reference.shape[:-1]
+    outliers = _outliers(sums)
+    return Spread(
+        _along(sums.token, sums.token_signal, sums.token_broken, leading),
+        _along(sums.channel, sums.channel_signal, sums.channel_broken, reference.shape[-1:]),
+        None if head_axis is None else _heads(sums, leading, head_axis),
+        tuple(outliers[:WORST]),
+        len(outliers),
+        sums.left_out,
+    )
+
+
+class _Sums:
+    """Of one pair of arrays, by token and by channel."""
+
+    def __init__(self, tokens: int, channels: int) -> None:
+        self.token, self.token_signal = np.zeros(tokens), np.zeros(tokens)
+        self.token_broken = np.zeros(tokens, dtype=np.int64)
+        self.channel, self.channel_signal = np.zeros(channels), np.zeros(channels)
+        self.channel_broken = np.zeros(channels, dtype=np.int64)
+        self.channel_peak = np.zeros(channels)
+        self.channel_counted = np.zeros(channels, dtype=np.int64)
+        self.left_out = 0
+
+    def add(self, rows: slice, columns: slice, reference: Array, candidate: Array) -> None:
+        """A block: whole tokens, or a piece of one."""
+        finite = np.isfinite(reference), np.isfinite(candidate)
+        valid = finite[0] & finite[1]
+        sentinel = format_of(reference.dtype).sentinel
+        valid &= np.abs(reference) < sentinel
+        broken = finite[0] != finite[1]
+        wide = np.complex128 if "c" in (reference.dtype.kind, candidate.dtype.kind) else np.float64
+        one = np.where(valid, reference.astype(wide), 0)
+        magnitude = np.abs(one)
+        error = np.abs(one - np.where(valid, candidate.astype(wide), 0))
+        error *= error
+        signal = magnitude * magnitude
+        self.token[rows] += error.sum(axis=1)
+        self.token_signal[rows] += signal.sum(axis=1)
+        self.token_broken[rows] += broken.sum(axis=1)
+        self.channel[columns] += error.sum(axis=0)
+        self.channel_signal[columns] += signal.sum(axis=0)
+        self.channel_broken[columns] += broken.sum(axis=0)
+        self.channel_counted[columns] += valid.sum(axis=0)
+        peak = self.channel_peak[columns]
+        np.maximum(peak, magnitude.max(axis=0), out=peak)
+        self.left_out += int(valid.size - valid.sum())
+
+
+def _sums(reference: Readable, candidate: Readable) -> _Sums:
+    channels = reference.shape[-1]
+    sums = _Sums(reference.size // channels, channels)
+    sides: tuple[Reader, Reader] = reader(reference), reader(candidate)
+    with np.errstate(all="ignore"):
+        for block in cut(reference.size // channels, channels):
+            first, column = divmod(block.start, channels)
+            width = block.size // block.rows
+            pieces = (
+                _floats(read(block.start, block.stop)).reshape(block.rows, width) for read in sides
+            )
+            rows, columns = slice(first, first + block.rows), slice(column, column + width)
+            sums.add(rows, columns, *pieces)
+    return sums
+
+
+def _floats(elements: Array) -> Array:
+    """Eight-bit floats, of which numpy knows little, as float64."""
+    return elements.astype(np.float64) if elements.dtype.itemsize == 1 else elements
+
+
+def _whole(array: Readable) -> Array:
+    if isinstance(array, np.ndarray):
+        return array
+    return array.read(0, array.size).reshape(array.shape)
+
+
+def _heads(sums: _Sums, leading: tuple[int, ...], axis: int) -> Along:
+    others = tuple(other for other in range(len(leading)) if other != axis)
+    error, signal = (
+        totals.reshape(leading).sum(axis=others) for totals in (sums.token, sums.token_signal)
+    )
+    broken = sums.token_broken.reshape(leading).sum(axis=others)
+    return _along(error, signal, broken, leading[axis : axis + 1])
+
+
+def _along(error: Sums, signal: Sums, broken: NDArray[np.int64], shape: tuple[int, ...]) -> Along:
+    whole = float(error.sum())
+    ordered = np.sort(error)[::-1]
+    carrying = int(np.searchsorted(np.cumsum(ordered), MOST * whole)) + 1 if whole else 0
+    by_worst = np.lexsort((-error, -broken))[:WORST]
+    told = [place for place in by_worst if error[place] or broken[place]]
+
+    def part(place: Any) -> Part:
+        index = tuple(map(int, np.unravel_index(place, shape))) if shape else ()
+        nsr = float(error[place] / signal[place]) if signal[place] else None
+        share = float(error[place] / whole) if whole else None
+        usable = nsr if nsr is None or math.isfinite(nsr) else None
+        return Part(index, share, usable, int(broken[place]))
+
+    return Along(
+        error.size,
+        tuple(map(part, told)),
+        min(carrying, error.size),
+        _profile(error, whole),
+    )
+
+
+def _profile(error: Sums, whole: float) -> tuple[float, ...]:
+    """Shares of equal runs, which are one token or channel each where there are few."""
+    if not whole:
+        return ()
+    bins = min(BINS, error.size)
+    starts = np.arange(bins) * error.size // bins
+    return tuple((np.add.reduceat(error, starts) / whole).tolist())
+
+
+def _outliers(sums: _Sums) -> list[Outlier]:
+    """Channels whose largest magnitude or root mean square is many times the median channel's."""
+    if sums.channel_peak.size < _FEWEST:
+        return []
+    mean_square = sums.channel_signal / np.maximum(sums.channel_counted, 1)
+    times = [_times_median(of) for of in (sums.channel_peak, np.sqrt(mean_square))]
+    larger = np.maximum(*times)
+    places = [place for place in np.argsort(-larger, kind="stable") if larger[place] >= OUTLYING]
+    return [
+        Outlier(int(place), *(float(found[place]) for found in (larger, *times)))
+        for place in places
+    ]
+
+
+def _times_median(values: Sums) -> Sums:
+    median = float(np.median(values))
+    return values / median if median else np.zeros_like(values)

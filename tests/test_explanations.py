@@ -1,0 +1,293 @@
+"""Where in the tensors of a module its error is: by token, by channel and by head."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import qvtrace
+from qvtrace.cli import app
+from qvtrace.errors import UsageError
+from qvtrace.metrics.blocks import BLOCK
+from qvtrace.metrics.spreads import BINS, WORST, spread
+
+LOUD = 11  # the channel of the input that stands out
+OFF = 5  # the channel of the output that is wrong
+
+
+class Projected(nn.Module):
+    """A linear module whose input has one channel that is many times the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(32, 32)
+        self.down_proj = nn.Linear(32, 24)
+
+    def forward(self, hidden):
+        return self.down_proj(self.scale(hidden))
+
+
+def record(model, file, *inputs, **options):
+    with torch.no_grad(), qvtrace.record(model, file, **options):
+        model(*inputs)
+    return file
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explained")
+    torch.manual_seed(0)
+    model, inputs = Projected().eval(), torch.randn(1, 40, 32)
+    with torch.no_grad():
+        model.scale.weight[LOUD] *= 43
+        model.scale.bias[LOUD] *= 43
+    reference = record(model, folder / "fp.st", inputs)
+    with torch.no_grad():
+        model.down_proj.weight[OFF] *= 1.5
+    return reference, record(model, folder / "quant.st", inputs)
+
+
+def explained(files, pattern="down_proj", **options):
+    comparison = qvtrace.diff(*files, explain=pattern, **options)
+    return {found.place.path: found.spread for found in comparison.explanations}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["diff", *map(str, arguments)])
+
+
+def arrays(shape=(2, 10, 16), seed=0):
+    generator = np.random.default_rng(seed)
+    return (generator.normal(size=shape).astype(np.float32) for _ in range(2))
+
+
+def test_the_channel_with_the_error_is_named_with_its_share(files):
+    channels = explained(files)["output"].channels
+
+    assert channels.worst[0].index == (OFF,)
+    assert channels.worst[0].share == pytest.approx(1.0)
+    assert channels.worst[0].nsr == pytest.approx(0.25, rel=0.2)  # but for the bias
+    assert (channels.carrying, channels.count, channels.is_concentrated) == (1, 24, True)
+
+
+def test_an_outlier_channel_of_the_input_is_named_though_the_input_agrees(files):
+    found = explained(files)["inputs.0"]
+
+    assert found.is_exact
+    assert [outlier.channel for outlier in found.outliers] == [LOUD]
+    assert 20 < found.outliers[0].times < 90
+
+
+def test_the_table_says_it_in_words_at_eighty_columns(files):
+    result = run(*files, "--explain", "*proj")
+
+    assert result.exit_code == 0
+    assert f"channel {LOUD} of down_proj's input: " in result.stdout
+    assert "times the median channel" in result.stdout
+    assert "1 of 24 channels carries 90 % of the error" in result.stdout
+
+
+def test_json_has_explanations_only_where_they_are_asked_for(files):
+    assert "explanations" not in json.loads(run(*files, "--format", "json").stdout)
+    report = json.loads(run(*files, "--format", "json", "--explain", "down_proj").stdout)
+
+    given, gives = report["explanations"]
+    assert (given["path"], gives["path"]) == ("inputs.0", "output")
+    assert gives["channels"]["worst"][0]["index"] == [OFF]
+    assert given["outliers"][0]["channel"] == LOUD
+
+
+def test_a_result_with_explanations_is_judged_like_any_other(files, tmp_path):
+    file = tmp_path / "result.json"
+    run(*files, "--format", "json", "--explain", "down_proj", "-o", file)
+
+    words = ["gate", str(file), "--fail-on", "peir>9"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_inputs_are_left_out_where_the_path_is_another(files):
+    assert list(explained(files, path="kwargs")) == []
+    assert list(explained(files, path="inputs")) == ["inputs.0"]
+
+
+def test_a_pattern_that_fits_nothing_is_refused(files):
+    result = run(*files, "--explain", "up_proj")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("qvtrace: --explain 'up_proj': matches none of")
+
+
+def test_in_flight_nothing_is_explained(files):
+    with pytest.raises(UsageError, match="--explain: looks at tensors twice"):
+        qvtrace.diff_in_flight(files[0], Projected(), explain="down_proj")
+
+
+def test_tokens_of_a_sample_stand_at_their_places_in_the_whole(files, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Projected().eval(), torch.randn(1, 40, 32)
+    reference = record(model, tmp_path / "fp.st", inputs, sample_tokens=5)
+    inputs = inputs.clone()
+    inputs[0, 39] += 1
+    candidate = record(model, tmp_path / "quant.st", inputs, sample_tokens=5)
+
+    tokens = explained((reference, candidate))["output"].tokens
+
+    assert tokens.count == 5
+    assert tokens.worst[0].index == (0, 39)
+    assert len(tokens.worst) == 1
+
+
+def test_without_elements_it_is_said_why_nothing_is_told(tmp_path):
+    model, inputs = Projected().eval(), torch.randn(1, 40, 32)
+    files = [
+        record(model, tmp_path / name, inputs * factor, stats_only=True)
+        for name, factor in (("fp.st", 1), ("quant.st", 2))
+    ]
+
+    result = run(*files, "--explain", "down_proj")
+
+    assert "not to be had: statistics only" in result.stdout
+
+
+def test_channels_of_a_convolution_are_its_second_axis(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Conv2d(3, 9, 3)).eval(), torch.randn(2, 3, 8, 8)
+    reference = record(model, tmp_path / "fp.st", inputs)
+    with torch.no_grad():
+        model[0].weight[OFF] += 1
+    candidate = record(model, tmp_path / "quant.st", inputs)
+
+    found = explained((reference, candidate), "0")["output"]
+
+    assert (found.channels.count, found.tokens.count) == (9, 2 * 6 * 6)
+    assert [part.index for part in found.channels.worst] == [(OFF,)]
+
+
+class Heads(nn.Module):
+    """Splits what it is given into heads, as attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, hidden):
+        return self.norm(hidden.reshape(1, 12, 4, 16).transpose(1, 2))
+
+
+def test_heads_are_told_apart_where_the_number_of_tokens_is_known(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Heads().eval(), torch.randn(1, 12, 64)
+    reference = record(model, tmp_path / "fp.st", inputs)
+    inputs = inputs.clone()
+    inputs[..., 32:48] *= torch.randn(16)
+    candidate = record(model, tmp_path / "quant.st", inputs)
+
+    heads = explained((reference, candidate), "norm")["output"].heads
+
+    assert heads.count == 4
+    assert [part.index for part in heads.worst] == [(2,)]
+    assert (
+        "by head: 1 of 4 heads carries 90 %"
+        in run(reference, candidate, "--explain", "norm").stdout
+    )
+
+
+def test_sums_are_those_of_a_float64_computation():
+    reference, candidate = arrays()
+    found = spread(reference, candidate)
+
+    error = (reference.astype(np.float64) - candidate) ** 2
+    by_channel = error.sum(axis=(0, 1)) / error.sum()
+    assert len(found.channels.worst) == WORST
+    for part in found.channels.worst:
+        assert part.share == pytest.approx(by_channel[part.index[0]])
+    worst = np.unravel_index(error.sum(axis=2).argmax(), (2, 10))
+    assert found.tokens.worst[0].index == tuple(worst)
+    assert found.channels.profile == pytest.approx(by_channel.tolist())
+    ordered = np.sort(by_channel)[::-1].cumsum()
+    assert found.channels.carrying == int((ordered < 0.9).sum()) + 1
+
+
+@pytest.mark.parametrize("shape", [(3, BLOCK + 5), (BLOCK // 8 + 3, 16)], ids=["long", "many"])
+def test_what_is_larger_than_a_block_is_summed_as_a_whole(shape):
+    reference = np.ones(shape, dtype=np.float32)
+    candidate = reference.copy()
+    candidate[2, -1] += 1
+
+    found = spread(reference, candidate)
+
+    assert [part.index for part in found.tokens.worst] == [(2,)]
+    assert [part.index for part in found.channels.worst] == [(shape[-1] - 1,)]
+    assert len(found.channels.profile) == min(BINS, shape[-1])
+
+
+def test_a_channel_that_is_not_finite_on_one_side_comes_first():
+    reference, candidate = arrays()
+    candidate[..., 3] = np.nan
+    candidate[..., 7] += 100
+
+    found = spread(reference, candidate)
+
+    assert found.channels.worst[0].index == (3,)
+    assert (found.channels.worst[0].nonfinite, found.left_out) == (20, 20)
+    assert found.channels.worst[1].index == (7,)
+
+
+def test_masks_and_infinities_of_both_sides_are_left_out():
+    reference, candidate = arrays()
+    reference[0, 0, 0] = np.finfo(np.float32).min
+    candidate[0, 0, 0] = -1
+    for side in (reference, candidate):
+        side[0, 1, 1] = -np.inf
+
+    found = spread(reference, candidate)
+
+    assert found.left_out == 2
+    assert all(part.nonfinite == 0 for part in found.channels.worst)
+
+
+def test_a_reference_of_zeros_has_an_error_and_no_ratio():
+    zeros = np.zeros((4, 8), dtype=np.float32)
+
+    found = spread(zeros, zeros + 1)
+
+    assert {part.nsr for part in found.channels.worst} == {None}
+    assert found.outliers == ()
+
+
+def test_integers_and_empty_tensors_have_no_spread():
+    assert spread(np.ones((2, 8), dtype=np.int64), np.ones((2, 8), dtype=np.int64)) is None
+    assert spread(np.ones((0, 8)), np.ones((0, 8))) is None
+    assert spread(np.float32(1.0) * np.ones(()), np.ones(())) is None
+
+
+def test_complex_numbers_count_by_their_magnitude():
+    reference = np.full((4, 8), 3 + 4j, dtype=np.complex64)
+
+    found = spread(reference, reference * np.float32(2))
+
+    assert found.channels.worst[0].nsr == pytest.approx(1.0)
+
+
+def test_each_sample_is_explained_where_their_rows_are_pooled(tmp_path):
+    torch.manual_seed(0)
+    model = Projected().eval()
+    samples = [torch.randn(1, 12, 32) for _ in range(2)]
+    files = []
+    for name in ("fp.st", "quant.st"):
+        with torch.no_grad(), qvtrace.record(model, tmp_path / name) as recording:
+            for sample in samples:
+                model(sample)
+                recording.next_sample()
+        files.append(tmp_path / name)
+        with torch.no_grad():
+            model.down_proj.weight[OFF] *= 1.5
+
+    comparison = qvtrace.diff(*files, explain="down_proj")
+
+    outputs = [found for found in comparison.explanations if found.place.path == "output"]
+    assert len(outputs) == 2
+    assert {found.spread.channels.worst[0].index for found in outputs} == {(OFF,)}
