@@ -424,6 +424,20 @@ def test_a_generation_is_compared_step_by_step(
     assert {row["step"] for row in flown["rows"]} == {0, 1, 2}
 
 
+def test_several_samples_are_pooled_as_diff_does(folder: Path, saved: Saved) -> None:
+    samples = [{"input_ids": [[5 + number, 6, 7, 8]]} for number in range(2)]
+    Path("set.jsonl").write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+    words = ("--inputs", "set.jsonl", "--samples", "2", "-o", "fp.st")
+    run("record", "-m", str(saved("llama")), *words)
+    run("record", "--variant", "quant", "--like", "fp.st", "-o", "quant.st")
+
+    flown = result_of("run", "--in-flight", "fp.st")
+
+    assert flown == result_of("diff", "fp.st", "quant.st")
+    with Archive.open("fp.st") as archive:
+        assert {call.sample for call in archive.manifest.calls} == {0, 1}
+
+
 def test_gates_floors_and_orders_are_those_of_diff(folder: Path) -> None:
     Path("model.py").write_text(MODEL)
     run("record", "-m", "model.py:model", "-o", "fp.st")
