@@ -321,6 +321,10 @@ def test_modules_without_a_local_error_come_last_and_say_why(toys: Path, tmp_pat
     found = qvtrace.suggest(file, "sqnr 30", request)
 
     assert {one.reason for one in found.candidates} == {"their inputs were not stored"}
+    assert found.warnings == (
+        "no local error of 7 of 7 modules, their inputs were not stored: they come last, in order "
+        "of execution",
+    )
     assert found.reached
     assert WEAK in found.keep_float
 
@@ -389,6 +393,25 @@ def test_options_that_make_no_sense_are_errors(toys: Path, words: list[str], fau
 def test_a_quantizer_that_cannot_keep_modules_is_an_error(toys: Path) -> None:
     with pytest.raises(UsageError, match=r"toys\.py:deaf does not say that it can"):
         suggested(toys, "sqnr 30", quantizer="toys.py:deaf")
+
+
+@pytest.mark.parametrize(
+    ("stored", "fault"),
+    [
+        ("--stats-only", "has only statistics of (root), which tell of no target"),
+        ("--private", "is private, and holds no inputs that modules could be given"),
+    ],
+)
+def test_an_archive_that_holds_too_little_is_an_error(
+    toys: Path, tmp_path: Path, stored: str, fault: str
+) -> None:
+    words = ("-m", f"{toys}/toys.py:model")
+    assert run("record", *words, stored, "-o", tmp_path / "fp.st").exit_code == 0
+
+    result = run("suggest", tmp_path / "fp.st", *words, "--target", "sqnr 30")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith(f"qvtrace: {tmp_path / 'fp.st'}: {fault}")
 
 
 def test_an_archive_of_another_model_is_an_error(toys: Path) -> None:

@@ -1,8 +1,8 @@
 """Which modules may be kept float, in the order of their local error."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from qvtrace.models.chatter import quiet
 from qvtrace.models.request import PreparedModel
 from qvtrace.patterns import above, require_matches, select
 from qvtrace.replayer import Replay, ReplayOptions
+from qvtrace.reports.formatting import counted
 from qvtrace.suggesting.suggestion import Candidate
 
 NOT_IN_ARCHIVE = "no call of it is in the reference"
@@ -76,6 +77,16 @@ def _measured(candidate: Candidate, rows: Sequence[Row], otherwise: str) -> Cand
     if not noises:
         return replace(candidate, reason="its outputs cannot be compared")
     return replace(candidate, noise=max(noises), peir=max(peirs, default=None))
+
+
+def without_local_error(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """What is to be said of those that have no number to be ordered by, a line for each reason."""
+    counts = Counter(one.reason for one in candidates if one.noise is None)
+    for reason, count in counts.items():
+        yield (
+            f"no local error of {count} of {counted(len(candidates), 'module')}, {reason}: "
+            "they come last, in order of execution"
+        )
 
 
 def by_local_error(candidates: Sequence[Candidate]) -> list[Candidate]:

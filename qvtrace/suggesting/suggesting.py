@@ -17,11 +17,13 @@ from qvtrace.models.preparation import prepare
 from qvtrace.models.quantizers import choose
 from qvtrace.models.request import ModelRequest, PreparedModel
 from qvtrace.recording.budget import parse_size
+from qvtrace.replayer import refuse_private
 from qvtrace.suggesting.candidates import (
     by_error_per_byte,
     by_local_error,
     quantized_modules,
     with_local_error,
+    without_local_error,
 )
 from qvtrace.suggesting.outcome import reason
 from qvtrace.suggesting.search import Order, Search, within
@@ -68,6 +70,7 @@ def suggest(
     with ExitStack() as opened:
         if not isinstance(archive, Archive):
             archive = opened.enter_context(Archive.open(archive))
+        refuse_private(archive)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="qvtrace-")))
         trials = Trials(
             replace(_checked(request or ModelRequest(variant="quant")), variant="quant"),
@@ -138,7 +141,7 @@ class _Suggesting:
             candidates=self._candidates,
             left_float=tuple(map(unwrapped, self._variants[best.run - 1].left_float)),
             seconds=time.perf_counter() - started,
-            warnings=self._warnings,
+            warnings=(*self._warnings, *without_local_error(self._candidates)),
         )
 
     def _measure(self, step: Step) -> Step:

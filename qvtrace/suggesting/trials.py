@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from qvtrace import trees
 from qvtrace.archive import Archive
 from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.language_models import is_head
@@ -17,6 +18,7 @@ from qvtrace.manifest import VariantInfo
 from qvtrace.models.chatter import quiet
 from qvtrace.models.preparation import prepare
 from qvtrace.models.request import ModelRequest, PreparedModel
+from qvtrace.patterns import shown
 from qvtrace.recording.options import RecordOptions
 from qvtrace.recording.recorder import Recording
 from qvtrace.replayer import by_reference_name
@@ -97,8 +99,23 @@ def target_modules(target: Target, archive: Archive) -> tuple[str, ...]:
         heads = {call.module for call in archive.manifest.calls if is_head(call)}
         found = called & {"", *heads}
         if found:
+            _refuse_statistics(found, archive)
             return tuple(sorted(found))
-    return tuple(sorted(target.modules(called, str(archive.file))))
+    found = target.modules(called, str(archive.file))
+    _refuse_statistics(found, archive)
+    return tuple(sorted(found))
+
+
+def _refuse_statistics(modules: Collection[str], archive: Archive) -> None:
+    """Raise `UsageError` where of an output no element is there to compare with."""
+    for call in archive.manifest.calls:
+        tree = archive.tree(call, "output") if call.module in modules else None
+        leaves = () if tree is None else trees.tensor_leaves(tree, "output")
+        if not all(archive.has_elements(leaf) for _, leaf in leaves):
+            raise UsageError(
+                f"{archive.file}: has only statistics of {shown(call.module)}, which tell of no "
+                "target; record it without --stats-only"
+            )
 
 
 def _names_of(modules: Collection[str], model: nn.Module) -> set[str]:
