@@ -21,7 +21,7 @@ from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
 from qvtrace.archive.writer import Tensor
-from qvtrace.comparison.alignment import unwrapped
+from qvtrace.comparison.alignment import COMPILED, WRAPPED, unwrapped
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import (
     CallEntry,
@@ -389,6 +389,9 @@ def by_reference_name(model: nn.Module) -> dict[str, nn.Module]:
     for module in walked:
         for name in (module.name, *module.aliases):
             named.setdefault(name, module.module)
+    # `module.` is taken off last: TICO's wrappers also keep the float original, under that name.
+    for module in walked:
+        named.setdefault(unwrapped(module.name, (COMPILED, WRAPPED)), module.module)
     for module in walked:
         for name in filter(None, (module.float_name, unwrapped(module.name))):
             named.setdefault(name, module.module)

@@ -191,6 +191,50 @@ def test_wrapped_modules_are_found_by_the_names_of_their_originals(tmp_path):
     assert rows["1"].status == "identical"
 
 
+def test_a_wrapper_is_replayed_and_not_the_original_that_it_keeps(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self, original: nn.Module) -> None:
+            super().__init__()
+            self.module = original
+            self.inner = Scaled(original.inner)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.inner(hidden)
+
+    class Scaled(nn.Module):
+        def __init__(self, wrapped: nn.Module) -> None:
+            super().__init__()
+            self.wrapped = copy.deepcopy(wrapped)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return 2 * self.wrapped(hidden)
+
+    class Outer(nn.Module):
+        def __init__(self, wrapped: nn.Module) -> None:
+            super().__init__()
+            self.wrapped = wrapped
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.wrapped(hidden)
+
+    class Original(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.inner(hidden)
+
+    model = Original()
+    fp = traced(model, tmp_path / "fp.st")
+
+    replay(Outer(Wrapper(model)), fp, tmp_path / "local.st")
+
+    (row,) = diff(fp, tmp_path / "local.st").rows
+    assert row.module == "inner"
+    assert row.status == "ok"
+
+
 @pytest.mark.parametrize(
     ("fault", "where"),
     [pytest.param(f[0], f[1], id=f"{f[0].__name__}-{f[1]}") for f in FAULTS[:9:2]],

@@ -17,7 +17,7 @@ import qvtrace
 from qvtrace import UsageError
 from qvtrace.cli import app
 from qvtrace.models import ModelRequest
-from qvtrace.suggesting.search import Order, Search, within
+from qvtrace.suggesting.search import Order, Search, outermost, within
 from qvtrace.suggesting.suggestion import Figure, Step, Suggestion
 from qvtrace.suggesting.targets import Target
 
@@ -585,6 +585,10 @@ def test_more_float_modules_that_do_harm_do_not_lead_astray() -> None:
 
     assert search.reached
     assert best.figure.ok
+
+
+def test_what_is_within_a_kept_block_is_not_named_beside_it() -> None:
+    assert outermost(["a.b", "c", "a.b.d", "ab", "a", "e.f"]) == ("c", "ab", "a", "e.f")
 
 
 def test_a_budget_passes_over_what_does_not_fit() -> None:

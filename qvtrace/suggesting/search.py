@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from qvtrace.patterns import above
 from qvtrace.suggesting.suggestion import Figure, Step
 
 Sizes = Callable[[Iterable[str]], int]  # extra bytes of modules kept float
@@ -94,6 +95,7 @@ class Search:
     def _leave_out(self, kept: tuple[str, ...]) -> None:
         """Without the last of them the target was missed; leave out of the others what can be,
         the smallest local error first, and several at once where runs are few."""
+        kept = outermost(kept)
         others = list(reversed(kept[:-1]))
         if not others:
             self.minimal = True
@@ -112,6 +114,7 @@ class Search:
         self.minimal = size == 1
 
     def _try(self, why: str, kept: tuple[str, ...]) -> Step:
+        kept = outermost(kept)
         known = next((step for step in self.steps if set(step.kept) == set(kept)), None)
         if known is not None:
             return known
@@ -127,6 +130,12 @@ def _rank(step: Step) -> tuple[bool, tuple[int, float], int, int]:
     """Best first: fewest modules where the target is reached, else the nearest."""
     nearness = (0, 0.0) if step.figure.ok else step.figure.badness
     return not step.figure.ok, nearness, len(step.kept), step.extra_bytes
+
+
+def outermost(names: Sequence[str]) -> tuple[str, ...]:
+    """The names but for those of modules within another one, which is kept with all that it has."""
+    chosen = set(names)
+    return tuple(name for name in names if chosen.isdisjoint(above(name)))
 
 
 def within(names: Sequence[str], budget: int | None, sizes: Sizes) -> tuple[str, ...]:
