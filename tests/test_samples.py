@@ -282,6 +282,21 @@ def test_padding_is_left_out_of_the_figures_of_tokens_and_counted(tmp_path):
     assert "3 tokens of padding left out" in invoke("diff", *files).output
 
 
+def test_a_private_mask_leaves_nothing_out(tmp_path, saved, monkeypatch):
+    monkeypatch.setenv("QVTRACE_PRIVATE_KEY", "a key of this test")
+    files = [tmp_path / "fp.st", tmp_path / "q.st"]
+    for file, variant in zip(files, ("fp", "quant"), strict=True):
+        result = invoke(
+            "record", "--model", saved("llama"), "--private", "--variant", variant, "-o", file
+        )
+        assert result.exit_code == 0, result.output
+
+    comparison = qvtrace.diff(*files)
+
+    assert comparison.comparable.ok
+    assert all(row.padding_tokens == 0 for row in comparison.rows)
+
+
 @given(st.data())
 def test_pooled_figures_are_those_of_one_long_sample(data):
     seed = data.draw(st.integers(0, 2**32 - 1))

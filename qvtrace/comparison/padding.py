@@ -84,7 +84,9 @@ class Padding:
             trees = self._archive.input_trees(call)
             arguments = Arguments(*trees, parameters.get(key, ())).items()
             mask = next((each.node for each in arguments if each.name == _MASK), None)
-            if isinstance(mask, TensorLeaf) and len(mask.shape) == 2:
+            if not isinstance(mask, TensorLeaf) or len(mask.shape) != 2:
+                continue
+            if self._archive.has_elements(mask):  # a private archive does not hold what was given
                 kept = _flags(self._archive.array(mask))
                 if kept is not None and not kept.all():
                     yield key, kept
