@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
 
 from qvtrace.comparison.noise import CallKey, decibels
 from qvtrace.comparison.noise_steps import Step
@@ -40,21 +39,6 @@ class Excess:
     def importance(self) -> tuple[int, float]:
         """A key that sorts the most important last."""
         return self.rank, self.ratio
-
-
-class Levels(Protocol):
-    """What is usual, place by place."""
-
-    @property
-    def usual(self) -> float:
-        """At most places, a ratio of powers."""
-
-    @property
-    def text(self) -> str:
-        """What is taken for usual, and how much above it is told."""
-
-    def excess(self, step: Step) -> Excess:
-        """What a place gives beyond that."""
 
 
 class OwnLevels:
