@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ResultError,
         UsageError,
     )
+    from qvtrace.extracting import Extract, extract
     from qvtrace.inflight.flight import DiffInFlight, diff_in_flight
     from qvtrace.judging.judge import judge
     from qvtrace.merging import merge
@@ -46,6 +47,7 @@ _HOMES = {
     "BreakAt": "qvtrace.observers.breaking",
     "Comparison": "qvtrace.comparison.comparison",
     "DiffInFlight": "qvtrace.inflight.flight",
+    "Extract": "qvtrace.extracting",
     "ModelError": "qvtrace.errors",
     "ObservedCall": "qvtrace.observers",
     "Observer": "qvtrace.observers",
@@ -63,6 +65,7 @@ _HOMES = {
     "cached_tensor": "qvtrace.cached",
     "diff": "qvtrace.comparison.diffing",
     "diff_in_flight": "qvtrace.inflight.flight",
+    "extract": "qvtrace.extracting",
     "judge": "qvtrace.judging.judge",
     "load": "qvtrace.archive",
     "load_result": "qvtrace.comparison.results",
@@ -79,6 +82,7 @@ __all__ = [
     "BreakAt",
     "Comparison",
     "DiffInFlight",
+    "Extract",
     "ModelError",
     "ObservedCall",
     "Observer",
@@ -97,6 +101,7 @@ __all__ = [
     "cached_tensor",
     "diff",
     "diff_in_flight",
+    "extract",
     "judge",
     "load",
     "load_result",

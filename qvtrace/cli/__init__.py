@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qvtrace.cli.diff import diff
+from qvtrace.cli.extract import extract
 from qvtrace.cli.gate import gate
 from qvtrace.cli.group import TROUBLE, ReportErrors
 from qvtrace.cli.merge import merge
@@ -33,6 +34,7 @@ for command in (
     gate,
     replay,
     suggest,
+    extract,
     show,
     verify,
     recover,
