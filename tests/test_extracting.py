@@ -196,12 +196,9 @@ def test_bfloat16_and_complex_tensors_are_read_back_by_safetensors(tmp_path):
 
     inputs = torch.randn(2, 3, dtype=torch.bfloat16), torch.randn(3, dtype=torch.complex64)
     files = [tmp_path / "fp.st", tmp_path / "quant.st"]
-    for file in files:
-        with qvtrace.record(Mixed(), file):
-            Mixed()(*inputs)
     model = Mixed()
     for file in files:
-        with qvtrace.record(model, file, overwrite=True):
+        with qvtrace.record(model, file):
             model(*inputs)
 
     qvtrace.extract(*files, "(root)", tmp_path / "report")
@@ -270,15 +267,12 @@ def test_nothing_half_written_is_left_behind(files, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "told"),
     [
-        ("*m*", "fits 4 modules; name one of embed, norm, rms"),
+        ("*m*", "fits 3 modules; name one of embed, norm, rms"),
         ("fcc", "is none of 7 modules; did you mean fc?"),
         ("zzz", "is none of 7 modules; list them with `qvtrace show`"),
     ],
 )
 def test_a_name_that_is_not_one_module_is_refused_with_candidates(files, tmp_path, module, told):
-    if module == "*m*":
-        module = "*[mr]*m*"
-        told = "fits"
     result = run(*files, module, "-o", tmp_path / "report")
 
     assert result.exit_code == 2
@@ -293,9 +287,9 @@ def test_a_call_or_sample_that_is_not_there_is_refused(files, tmp_path):
 
 
 class Renamed(nn.Module):
-    def __init__(self, network):
+    def __init__(self, dense):
         super().__init__()
-        self.dense = network
+        self.dense = dense
 
     def forward(self, x):
         return self.dense(x)
@@ -303,12 +297,9 @@ class Renamed(nn.Module):
 
 def test_a_module_of_one_side_needs_a_map_to_its_name_on_the_other(tmp_path):
     torch.manual_seed(0)
-    model, inputs = Network().eval(), torch.arange(10).reshape(1, 10)
-    candidate = nn.ModuleDict({"linear": model.fc})
-    reference = record(nn.Sequential(model.fc), tmp_path / "fp.st", torch.randn(2, 16))
-    renamed = Renamed(candidate["linear"])
-    other = record(renamed, tmp_path / "quant.st", torch.randn(2, 16))
-    assert inputs.shape == (1, 10)
+    dense = nn.Linear(16, 8)
+    reference = record(nn.Sequential(dense), tmp_path / "fp.st", torch.randn(2, 16))
+    other = record(Renamed(dense), tmp_path / "quant.st", torch.randn(2, 16))
 
     with pytest.raises(UsageError, match="is only in the reference; pair it with --map"):
         qvtrace.extract(reference, other, "0", tmp_path / "report")
@@ -319,7 +310,7 @@ def test_a_module_of_one_side_needs_a_map_to_its_name_on_the_other(tmp_path):
     assert about["candidate_module"] == "dense"
 
 
-def test_what_a_private_or_small_archive_does_not_hold_is_told(tmp_path):
+def test_what_a_small_archive_does_not_hold_is_told(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8)).eval()
     small = [
