@@ -291,3 +291,19 @@ def test_each_sample_is_explained_where_their_rows_are_pooled(tmp_path):
     outputs = [found for found in comparison.explanations if found.place.path == "output"]
     assert len(outputs) == 2
     assert {found.spread.channels.worst[0].index for found in outputs} == {(OFF,)}
+
+
+def test_details_tell_the_channels_of_a_convolution_and_the_places_of_a_sample(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Conv2d(3, 9, 3)).eval(), torch.randn(2, 3, 8, 8)
+    for tokens in (None, 5):
+        files = tmp_path / f"fp{tokens}.st", tmp_path / f"quant{tokens}.st"
+        for file, factor in zip(files, (1, 2), strict=True):
+            record(model, file, inputs * factor, sample_tokens=tokens)
+
+    whole = qvtrace.diff(tmp_path / "fpNone.st", tmp_path / "quantNone.st", details=True)
+    sampled = qvtrace.diff(tmp_path / "fp5.st", tmp_path / "quant5.st", details=True)
+
+    assert whole.rows[0].details.spread.channels.count == 9
+    assert sampled.rows[0].details.spread.channels.count == 6  # the last axis: vectors are stored
+    assert {len(part.index) for part in sampled.rows[0].details.spread.tokens.worst} == {3}

@@ -297,6 +297,19 @@ def test_a_click_on_a_row_shows_its_details(page):
     assert not details.is_visible()
 
 
+def test_the_details_of_a_row_tell_where_its_error_is(page):
+    page.locator("#rows tbody tr", has_text="blocks.1.up").click()
+
+    details = page.get_by_role("dialog")
+    assert re.search(
+        r"by channel: \d+ of 32 channels carry 90 % of the error", details.inner_text()
+    )
+    by_token = details.get_by_role("img", name="Error by token: 40 tokens", exact=True)
+    assert by_token.locator("i").count() == 40
+    heights = by_token.locator("i").evaluate_all("bars => bars.map(bar => bar.offsetHeight)")
+    assert max(heights) > 30
+
+
 def test_rows_are_reached_opened_and_left_by_keyboard(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the table"

@@ -48,7 +48,15 @@ _TOGETHER = 4096  # pairs compared at once: each is some objects until it is don
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 Found = TypeVar("Found")
 
+# From the number of dimensions to the axis of channels.
+ChannelAxis: TypeAlias = Callable[[int], int]
+
 _Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
+
+
+def last_axis(dimensions: int) -> int:
+    """That of channels, of most tensors."""
+    return -1
 
 
 class ContentPairs:
@@ -62,6 +70,7 @@ class ContentPairs:
         self._wanted: dict[Contents, _Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
         self._shown: dict[Contents, _Leaves] = {}  # in detail
+        self._channel_axes: dict[Contents, int] = {}  # of these
         self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
         self.rotations = Rotations()
@@ -75,10 +84,14 @@ class ContentPairs:
         ):
             self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
 
-    def show(self, reference: Node | None, candidate: Node | None) -> None:
-        """Have details of two leaves, if they are tensors."""
+    def show(
+        self, reference: Node | None, candidate: Node | None, axis: ChannelAxis = last_axis
+    ) -> None:
+        """Have details of two leaves, if they are tensors; `axis` tells that of their channels."""
         if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-            self._shown.setdefault(contents_of(reference, candidate), (reference, candidate))
+            contents = contents_of(reference, candidate)
+            self._shown.setdefault(contents, (reference, candidate))
+            self._channel_axes.setdefault(contents, axis(len(reference.shape)))
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet.
@@ -341,15 +354,31 @@ class ContentPairs:
         shown = [contents for contents in pairs if contents in self._shown]
         others = [contents for contents in pairs if contents not in self._shown]
         found = compare_in_detail(
-            [pairs[contents] for contents in shown], tokens=self._keeps_tokens
+            [(*pairs[contents], self._axis(contents)) for contents in shown],
+            tokens=self._keeps_tokens,
         )
-        self._details.update(zip(shown, (details for _, details in found), strict=True))
+        self._details.update(
+            (contents, self._placed(contents, details))
+            for contents, (_, details) in zip(shown, found, strict=True)
+        )
         differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
         compared = metrics.compare_all(
             (pairs[contents] for contents in others), tokens=self._keeps_tokens
         )
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
+
+    def _axis(self, contents: Contents) -> int:
+        """That of channels; vectors of a sample stand one after the other."""
+        is_sampled = self.portions.are_partial(*self._shown[contents])
+        return -1 if is_sampled else self._channel_axes[contents]
+
+    def _placed(self, contents: Contents, details: Details) -> Details:
+        """Details with tokens of a sample at their places in the whole."""
+        sample = self.portions.sample(*self._shown[contents])
+        if sample is None or details.spread is None:
+            return details
+        return replace(details, spread=details.spread.placed(sample.index))
 
     def _look_apart(self) -> None:
         """Set the details of contents that are not compared: they are equal, or of other shapes."""

@@ -57,7 +57,7 @@ class Explainer:
             why = row.undefined.get("max_abs_error") or row.status
             return Explanation(row.place, shape, -1, None, why)
         is_sampled = portions.are_partial(reference, candidate)
-        axis = -1 if is_sampled else _channel_axis(row, len(shape))
+        axis = -1 if is_sampled else channel_axis(row.type[0], len(shape))
         heads = None if is_sampled or axis != -1 else self._head_axis(shape)
         found = self._contents.spread(reference, candidate, axis, heads)
         return None if found is None else Explanation(row.place, shape, axis, found)
@@ -70,9 +70,9 @@ class Explainer:
         return others[0] if len(others) == 1 else None
 
 
-def _channel_axis(row: Row, dimensions: int) -> int:
+def channel_axis(class_name: str, dimensions: int) -> int:
     """-1, but for modules whose channels come before places in a picture or a sequence."""
-    known = _CHANNELS_FIRST.search(row.type[0])
+    known = _CHANNELS_FIRST.search(class_name)
     behind = int(known[1]) if known else 0
     return -1 - behind if behind and dimensions > behind + (dimensions == 2) else -1
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from qvtrace.archive import Archive
@@ -14,6 +15,7 @@ from qvtrace.comparison.call_leaves import (
     tensors_of,
 )
 from qvtrace.comparison.contents import ContentPairs, same_contents
+from qvtrace.comparison.explanations import channel_axis
 from qvtrace.comparison.leaves import (
     LeafPair,
     filled,
@@ -198,7 +200,8 @@ class RowBuilder:
             self._planned.append((pair, leaves))
             self.candidate_modules.add(pair.candidate.module)
             if self._with_details:
-                self.contents.show(leaves.reference, leaves.candidate)
+                axis = partial(channel_axis, self._classes[0].get(pair.reference.module, ""))
+                self.contents.show(leaves.reference, leaves.candidate, axis)
         else:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)

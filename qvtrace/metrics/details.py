@@ -8,6 +8,7 @@ from qvtrace.metrics.blocks import Block, run
 from qvtrace.metrics.differences import Difference, comparison_job
 from qvtrace.metrics.elements import Readable
 from qvtrace.metrics.histograms import Histograms, histograms
+from qvtrace.metrics.spreads import Spread, spread
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
 
@@ -15,17 +16,19 @@ from qvtrace.metrics.sums import FloatSums
 @dataclass(frozen=True, slots=True)
 class Details:
     """Both sides in numbers, and how their elements and the error are spread; shapes that differ
-    have no histograms."""
+    have neither histograms nor a spread, and equal contents have no spread."""
 
     reference: Statistics
     candidate: Statistics
     histograms: Histograms | None
+    spread: Spread | None = None
 
 
 def compare_in_detail(
-    pairs: Sequence[tuple[Readable, Readable]], *, tokens: bool = False
+    pairs: Sequence[tuple[Readable, Readable, int]], *, tokens: bool = False
 ) -> list[tuple[Difference, Details]]:
-    """The difference of each pair of one shape, as `compare_all` has it, and its details."""
+    """The difference of each pair of one shape, as `compare_all` has it, and its details; with the
+    axis of its channels."""
     return run([_Detailed(*pair, tokens=tokens) for pair in pairs])
 
 
@@ -37,8 +40,11 @@ def details_all(pairs: Sequence[tuple[Readable, Readable]]) -> list[Details]:
 class _Detailed:
     """A comparison, and both statistics from the same blocks while these are in the cache."""
 
-    def __init__(self, reference: Readable, candidate: Readable, *, tokens: bool) -> None:
+    def __init__(
+        self, reference: Readable, candidate: Readable, channel_axis: int, *, tokens: bool
+    ) -> None:
         self._arrays = reference, candidate
+        self._channel_axis = channel_axis
         self._comparison = comparison_job(reference, candidate, tokens=tokens)
         self._sides = StatisticsJob(reference), StatisticsJob(candidate)
         self.blocks = self._comparison.blocks
@@ -66,7 +72,8 @@ class _Detailed:
             )
             for index, side in enumerate(self._sides, start=1)
         )
-        return difference, Details(reference, candidate, histograms(*self._arrays))
+        spread_of = spread(*self._arrays, channel_axis=self._channel_axis)
+        return difference, Details(reference, candidate, histograms(*self._arrays), spread_of)
 
 
 class _Apart:

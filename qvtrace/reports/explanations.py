@@ -33,16 +33,22 @@ def explanation_lines(comparison: Comparison, width: int | None) -> Iterator[Sty
 
 def explanation_texts(explanation: Explanation) -> Iterator[str]:
     """What is said of one tensor, a text for each axis."""
-    spread = explanation.spread
-    if spread is None:
+    if explanation.spread is None:
         yield f"not to be had: {explanation.reason}"
         return
+    module = printable(shown(explanation.place.module))
+    whose = f" of {module}'s {'input' if explanation.is_input else 'output'}"
+    yield from spread_texts(explanation.spread, whose)
+
+
+def spread_texts(spread: Spread, whose: str = "") -> Iterator[str]:
+    """The same of any tensor; `whose` its channels are is said of outliers."""
     if spread.is_exact:
         yield "no error"
     else:
         yield from _axis_texts(spread)
     if spread.outliers:
-        yield _outlier_text(explanation, spread)
+        yield _outlier_text(spread, whose)
     if spread.left_out:
         yield f"{counted(spread.left_out, 'position')} left out, masked or not finite"
 
@@ -75,12 +81,10 @@ def _index(part: Part) -> str:
     return str(telling[0]) if len(telling) == 1 else f"({', '.join(map(str, telling))})"
 
 
-def _outlier_text(explanation: Explanation, spread: Spread) -> str:
+def _outlier_text(spread: Spread, whose: str) -> str:
     """`channel 1741 of model.layers.2.mlp.down_proj's input: 43 times the median channel`."""
-    module = printable(shown(explanation.place.module))
-    what = "input" if explanation.is_input else "output"
     first, *others = spread.outliers[:_NAMED]
-    text = f"channel {first.channel} of {module}'s {what}: {_times(first)} the median channel"
+    text = f"channel {first.channel}{whose}: {_times(first)} the median channel"
     if others:
         text += f"; {', '.join(f'{other.channel}: {_times(other)}' for other in others)}"
     more = spread.outlying - 1 - len(others)

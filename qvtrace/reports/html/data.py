@@ -17,8 +17,10 @@ from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
 from qvtrace.metrics.factors import factor_text
 from qvtrace.metrics.histograms import Histogram, Histograms
+from qvtrace.metrics.spreads import Spread
 from qvtrace.metrics.statistics import Statistics
 from qvtrace.reports.columns import NOISES, TITLES, message, notes, row_name, worst_at
+from qvtrace.reports.explanations import spread_texts
 from qvtrace.reports.formatting import number, printable
 from qvtrace.reports.html.layers import layer_places
 from qvtrace.reports.qparams import parameters_text
@@ -202,7 +204,21 @@ def _positions_of_same(rows: Sequence[Row]) -> list[int | None]:
 
 def _details(details: Details) -> list[Any]:
     statistics = [_statistics(details.reference), _statistics(details.candidate)]
-    return [*statistics, None if details.histograms is None else _histograms(details.histograms)]
+    drawn = None if details.histograms is None else _histograms(details.histograms)
+    return [*statistics, drawn, None if details.spread is None else _spread(details.spread)]
+
+
+def _spread(found: Spread) -> Json:
+    """What is said in words, and the profiles that are drawn, in thousandths of the error."""
+    profiles = [("token", found.tokens), ("channel", found.channels)]
+    return {
+        "texts": list(spread_texts(found)),
+        "profiles": [
+            [name, along.count, [round(1000 * share) for share in along.profile]]
+            for name, along in profiles
+            if along.count > 1 and along.profile
+        ],
+    }
 
 
 def _statistics(statistics: Statistics) -> list[Any]:

@@ -34,6 +34,11 @@ function detailParts(row) {
   const details = detailsOf(row);
   if (details !== null) {
     parts.push(element("h3", "Statistics"), statisticsTable(details));
+    if (details[3] !== null) {
+      parts.push(element("h3", "Where the error is"));
+      parts.push(element("ul", "", ...details[3].texts.map((text) => element("li", text))));
+      parts.push(...details[3].profiles.map(profileFigure));
+    }
     parts.push(element("h3", "Histograms"), element("p", sampleText(details[2])));
   }
   return parts;
@@ -119,6 +124,30 @@ function statisticsTable(details) {
     table.append(element("tr", "", scoped("th", name, "row"), ...values));
   }
   return table;
+}
+
+/** Bars for the shares that runs of tokens or channels have of the error, from first to last. */
+function profileFigure([axis, count, thousandths]) {
+  const largest = Math.max(...thousandths, 1);
+  const figure = element("div");
+  figure.className = "profile";
+  figure.setAttribute("role", "img");
+  const run = Math.ceil(count / thousandths.length);
+  const each = run > 1 ? `, ${run} to a bar` : "";
+  figure.setAttribute("aria-label", `Error by ${axis}: ${count} ${axis}s${each}`);
+  figure.append(
+    ...thousandths.map((share, bin) => {
+      const bar = element("i");
+      bar.style.height = `${(100 * share) / largest}%`;
+      const first = Math.floor((bin * count) / thousandths.length);
+      bar.title = `${axis} ${first}${run > 1 ? " and on" : ""}: ${share / 10} %`;
+      return bar;
+    }),
+  );
+  const caption = element("p", `Error by ${axis}: ${count} ${axis}s${each}; the largest ${largest / 10} %`);
+  const both = element("div");
+  both.append(caption, figure);
+  return both;
 }
 
 function sampleText(found) {
