@@ -225,6 +225,8 @@ def test_quantization_parameters_come_with_their_values(tmp_path):
     assert report["candidate"][0]["of"] == "weight"
     scale = load_file(tmp_path / "report" / "candidate_quantization.safetensors")["weight.scale"]
     assert scale.numel() == 8
+    readme = (tmp_path / "report" / "README.md").read_text()
+    assert "`candidate_quantization.safetensors`: scales" in readme
     assert "with the candidate's weights" in reproduced(tmp_path / "report")
 
 

@@ -313,6 +313,8 @@ _TOLD = {
     "reference_weights.safetensors": "the reference's weights",
     "candidate_weights.safetensors": "the candidate's weights, dequantized, by the same names",
     "quantization.json": "quantization parameters of both sides",
+    "reference_quantization.safetensors": "scales and zero points of the reference",
+    "candidate_quantization.safetensors": "scales and zero points of the candidate",
     "metrics.json": "every metric",
     "report.txt": "the same for people",
     "module.json": "which module and call this is, and what the archives did not have",
