@@ -199,6 +199,26 @@ def test_what_is_recorded_is_what_the_reference_has(
     assert compared["coverage"]["only_in_candidate"] == []
 
 
+def rotate(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    rotation, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
+    first = model[0]
+    assert isinstance(first, nn.Linear)
+    first.weight.copy_(rotation.T @ first.weight)
+    first.bias.copy_(first.bias @ rotation)
+
+
+def test_a_rotation_that_is_not_declared_is_at_least_suspected(both: Both) -> None:
+    """In two archives it is found."""
+    torch.manual_seed(0)
+    norms = [nn.LayerNorm(16, elementwise_affine=False) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(16, 16), *norms).eval()
+
+    _, flown = both(model, rotate, torch.randn(1, 64, 16))
+
+    assert any("tensors look rotated" in text for text in flown["candidate"]["warnings"])
+
+
 class Folding(nn.Module):
     """A factor in its norm is made up for in the linear layer after it; both are called again with
     a single token."""

@@ -21,7 +21,7 @@ from qvtrace.trees import TensorLeaf
 LITTLE = 20.0  # dB, from which on a difference is none that a rotation makes
 _UNLIKE = 3.0  # dB, below which most vectors are when all are turned
 _SAME_NORM = 0.8, 1.25
-_FEWEST_ALIKE = 3  # pairs that look turned: what is turned is a stream
+FEWEST_ALIKE = 3  # pairs that look turned: what is turned is a stream
 _LOOKED_AT = 16  # arrays by which the direction of a rotation is told
 
 
@@ -59,7 +59,7 @@ def find_rotations(
         known.append(best_turned(given, [read(*leaves) for leaves in looked_at]))
     too_few = []
     for _, pairs in sorted(by_length.items()):
-        if len(pairs) < _FEWEST_ALIKE:
+        if len(pairs) < FEWEST_ALIKE:
             continue
         found = _found([read(*leaves) for leaves in pairs])
         if isinstance(found, Rotation):

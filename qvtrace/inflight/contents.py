@@ -13,6 +13,7 @@ from qvtrace.archive import Archive
 from qvtrace.archive.passing import PassingTrace
 from qvtrace.comparison.contents import ContentPairs, Contents, Found, contents_of, summand_key
 from qvtrace.comparison.portions import Portions
+from qvtrace.comparison.rotating import is_like_a_turned_one
 from qvtrace.comparison.surroundings import Output
 from qvtrace.errors import NotAtHandError
 from qvtrace.metrics.elements import Flags, Floats
@@ -36,12 +37,19 @@ class PassingContents(ContentPairs):
         super().__init__(reference, candidate)
         self.portions = Portions(reference, candidate, may_come=_is_partial(reference))
         self.missed = 0  # questions that came too late, and were answered as if nothing was found
+        self.turned: set[Contents] = set()  # that look as if a rotation explained them
         self._remembered: dict[Hashable, Any] = {}
         self._logits: dict[Contents, list[tuple[Ids, _Logits]]] = defaultdict(list)
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet."""
         super().compare()
+        self.turned.update(
+            contents
+            for contents, leaves in self._wanted.items()
+            if contents in self._outcomes
+            and is_like_a_turned_one(self._outcomes[contents], *leaves)
+        )
         self._wanted.clear()
         self._shown.clear()
 

@@ -1,6 +1,6 @@
 """A comparison with a model that runs now: `diff_in_flight`, and the flight itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -19,8 +19,10 @@ from qvtrace.comparison.diffing import (
     open_source,
 )
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
+from qvtrace.comparison.rotating import FEWEST_ALIKE
 from qvtrace.comparison.rows import WEIGHTS
 from qvtrace.errors import UsageError
+from qvtrace.inflight.contents import PassingContents
 from qvtrace.inflight.looking import Looking
 from qvtrace.manifest import Manifest, VariantInfo
 from qvtrace.observers import Observer
@@ -71,14 +73,23 @@ class Flight:
                 self._reference, trace, self._floor, self._local, self._options, contents
             )
         trace.close()
-        if not contents.missed:
-            return found
-        text = (
-            f"{contents.missed} questions about elements came after these had passed by: factors, "
-            "experts or logits may not be told; record the candidate in an archive of its own"
-        )
-        candidate = replace(found.candidate, warnings=(*found.candidate.warnings, text))
-        return replace(found, candidate=candidate)
+        told = tuple(self._doubts(contents))
+        candidate = replace(found.candidate, warnings=(*found.candidate.warnings, *told))
+        return replace(found, candidate=candidate) if told else found
+
+    def _doubts(self, contents: PassingContents) -> Iterator[str]:
+        """What a comparison with a second archive might tell besides."""
+        if contents.missed:
+            yield (
+                f"{contents.missed} questions about elements came after these had passed by: "
+                "factors, experts or logits may not be told; record the candidate in an archive of "
+                "its own"
+            )
+        if len(contents.turned) >= FEWEST_ALIKE and self._options.transform is None:
+            yield (
+                f"{len(contents.turned)} tensors look rotated; in flight no rotation is found: "
+                "declare it with --transform, or record the candidate in an archive of its own"
+            )
 
 
 def diff_in_flight(
