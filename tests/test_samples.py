@@ -260,6 +260,12 @@ def test_samples_are_pooled_in_flight_as_they_are_from_two_archives(tmp_path, pa
     assert flight.comparison.rows == qvtrace.diff(*pair).rows
 
 
+def test_each_sample_is_explained_by_itself(pair):
+    output = invoke("diff", *pair, "--explain", "fc", "--path", "output").output
+
+    assert [f"fc output in sample {number}" in output for number in range(3)] == [True] * 3
+
+
 def test_padding_is_left_out_of_the_figures_of_tokens_and_counted(tmp_path):
     inputs = [torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1))]
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])

@@ -22,6 +22,7 @@ class Explanation:
     """How the error of one row, or of what a row's module was given, is spread."""
 
     place: Place
+    sample: int
     shape: tuple[int, ...]  # as the axes of tokens and channels are numbered
     channel_axis: int
     spread: Spread | None
@@ -49,18 +50,18 @@ class Explainer:
     def _explanation(
         self, row: Row, reference: TensorLeaf, candidate: TensorLeaf
     ) -> Explanation | None:
-        shape = reference.shape
+        shape, sample = reference.shape, row.sample or 0
         if row.status in ("exact", "mismatch"):
             return None
         portions = self._contents.portions
         if row.status not in COMPARED or not portions.can_be_read(reference, candidate):
             why = row.undefined.get("max_abs_error") or row.status
-            return Explanation(row.place, shape, -1, None, why)
+            return Explanation(row.place, sample, shape, -1, None, why)
         is_sampled = portions.are_partial(reference, candidate)
         axis = -1 if is_sampled else channel_axis(row.type[0], len(shape))
         heads = None if is_sampled or axis != -1 else self._head_axis(shape)
         found = self._contents.spread(reference, candidate, axis, heads)
-        return None if found is None else Explanation(row.place, shape, axis, found)
+        return None if found is None else Explanation(row.place, sample, shape, axis, found)
 
     def _head_axis(self, shape: tuple[int, ...]) -> int | None:
         """That of four dimensions which is not as long as the sequence; None if that is unclear."""

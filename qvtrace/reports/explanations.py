@@ -21,10 +21,11 @@ _INDENT = 4
 def explanation_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
     """Each explained tensor: its name, then a line for each axis."""
     names = RowNames(comparison.rows)
+    are_pooled = any(row.samples for row in comparison.rows)
     for explanation in comparison.explanations:
         place = explanation.place
         name = f"{printable(shown(place.module))}{names.call(place)} {printable(place.path)}"
-        yield styled(name, "bold")
+        yield styled(f"{name} in sample {explanation.sample}" if are_pooled else name, "bold")
         for text in explanation_texts(explanation):
             indent = styled(" " * _INDENT)
             yield from wrapped(indent, indent, words(text), width)
@@ -103,6 +104,7 @@ def explanation_json(explanation: Explanation) -> Json:
         "module": place.module,
         "call": place.call,
         "path": place.path,
+        "sample": explanation.sample,
         "reason": explanation.reason,
     }
     if spread is None:
