@@ -29,7 +29,7 @@ _LABEL = "[private "
 # Python values that tell nothing of what a model was asked.
 _HARMLESS = frozenset({"None", "bool", "dtype", "device", "layout", "memory_format"})
 _PLAIN_KEY = re.compile(r"[A-Za-z_]\w{0,63}|\d{1,9}")
-_ABSOLUTE = re.compile(r"file:/\S+|(?<![\w.~:/-])~?/[^\s'\",;:()\[\]{}<>]+")
+_ABSOLUTE = re.compile(r"file:/\S+|(?<![\w.~:/\]-])~?/[^\s'\",;:()\[\]{}<>]+")
 _RAISED = re.compile(r"(raised [\w.]+): .*", re.DOTALL)
 _ERROR_NAME = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -209,14 +209,18 @@ def _checked(key: bytes, option: str) -> bytes:
 
 
 def _own_folders() -> list[str]:
-    """The user's home and the working folder, however they stand in a text."""
+    """The user's home and the working folder, however they stand in a text; and the home as it is
+    seen from a working folder above it."""
     folders = []
     for find in (Path.home, Path.cwd):
         try:
-            folders.append(str(find()))
+            folders.append(find())
         except (OSError, RuntimeError):
             continue
-    return sorted((folder for folder in folders if len(folder) > 1), key=len, reverse=True)
+    names = [str(folder) for folder in folders]
+    if len(folders) > 1 and folders[1] in folders[0].parents:
+        names.append(str(folders[0].relative_to(folders[1])))
+    return sorted((name for name in names if len(name) > 1), key=len, reverse=True)
 
 
 def _error_name(error: str | None) -> str | None:

@@ -456,6 +456,19 @@ def test_what_is_no_absolute_path_stays(text: str) -> None:
     assert Privacy(b"k" * 16)._text(text) == text
 
 
+def test_the_home_is_not_told_from_a_folder_above_it_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "somebody"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    told = Privacy(b"k" * 16)._text("home/somebody/models/tiny")
+
+    assert told.startswith("[private ")
+    assert told.endswith("]/models/tiny")
+
+
 def test_a_label_is_not_labelled_again() -> None:
     privacy = Privacy(b"k" * 16)
 
