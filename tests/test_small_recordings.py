@@ -377,6 +377,23 @@ def test_new_nan_are_told_by_their_counts(tmp_path: Path) -> None:
     assert row.nonfinite.new_nan == 8
 
 
+def test_samples_without_elements_are_pooled_by_what_is_known(tmp_path: Path) -> None:
+    nan = float("nan")
+    files = [tmp_path / "reference.st", tmp_path / "candidate.st"]
+    for file, added in zip(files, ({}, {3: nan}), strict=True):
+        model = Spoilt({})
+        with record(model, file, stats_only=True) as recording, torch.no_grad():
+            model(hidden())
+            recording.next_sample()
+            model.added = added
+            model(hidden() + 1.0)
+    row = row_of(diff(*files), "")
+
+    assert row.status == "nonfinite"
+    assert row.metrics.peir is None
+    assert row.samples is not None
+
+
 def test_nan_that_may_have_moved_are_no_proof_of_none(tmp_path: Path) -> None:
     nan = float("nan")
     reference = archive_of(Spoilt({3: nan}), tmp_path / "reference.st", stats_only=True)

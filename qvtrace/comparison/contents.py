@@ -117,8 +117,11 @@ class ContentPairs:
         """What was found between two leaves; None where nothing was to be."""
         return self._outcomes.get(contents_of(reference, candidate))
 
-    def alike(self, leaf: TensorLeaf) -> Difference:
-        """The difference of a tensor and its equal, from a look at its elements."""
+    def alike(self, leaf: TensorLeaf) -> Difference | None:
+        """The difference of a tensor and its equal, from a look at its elements; None where none
+        are stored."""
+        if not self.reference.has_elements(leaf):
+            return None
         array = self.reference.array(leaf)
         return metrics.compare_all([(array, array)], tokens=True)[0]
 
