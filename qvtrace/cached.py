@@ -30,10 +30,17 @@ def cached_tensor(archive: Archive, call: CallEntry, path: str) -> "np.ndarray[A
     """The whole of a tensor that a Cache held at a place of a call, such as
     `kwargs.past_key_values.layers.0.keys`.
 
-    Raises `UsageError` where no such tensor is stored, and `DamagedArchiveError` where the earlier
-    steps that it builds upon are not in the archive.
+    Raises `UsageError` where no such tensor is stored, or only a part of it, and
+    `DamagedArchiveError` where the earlier steps that it builds upon are not in the archive.
     """
     leaves, axis = CachedTensors(archive).parts(call, path)
+    for leaf in leaves:
+        portion = archive.portion(leaf)
+        if portion is not None:
+            raise UsageError(
+                f"{archive.file}: {path} was not stored whole ({portion.portion}); record it "
+                "without --sample-tokens, --stats-only and --private"
+            )
     parts = [archive.array(leaf) for leaf in leaves]
     return np.concatenate(parts, axis=axis) if parts[1:] else parts[0]
 
