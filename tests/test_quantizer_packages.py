@@ -15,6 +15,7 @@ import qvtrace
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.quantizers import QUANTIZERS
+from qvtrace.qparams.findings import parameters_of, suspect
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,25 @@ def test_every_linear_that_is_called_is_quantized_and_the_output_stays_near(
     assert list(candidate.variant.left_float) == head
     assert candidate.info == reference.info
     assert expected.least_sqnr < sqnr(logits(reference), logits(candidate)) < 60
+
+
+def test_the_range_of_quantos_four_bits_holds_the_weights(saved: Saved, tmp_path: Path) -> None:
+    float_model = prepare(ModelRequest(model=str(saved("llama")))).model
+    prepared = quantize(saved("llama"), "quanto:int4")
+
+    with qvtrace.record(prepared.model, tmp_path / "quant.st"):
+        logits(prepared)
+
+    with qvtrace.load(tmp_path / "quant.st") as archive:
+        assert not list(suspect(parameters_of(archive)))
+        (weight,) = (
+            one for one in parameters_of(archive).of(LINEAR["llama"]) if one.of == "weight"
+        )
+    original: Any = float_model.get_submodule(LINEAR["llama"])
+    assert weight.dtype == "uint4"
+    assert weight.range is not None
+    assert weight.range.minimum == pytest.approx(original.weight.min().item(), rel=0.1)
+    assert weight.range.maximum == pytest.approx(original.weight.max().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "fp8-dynamic"])

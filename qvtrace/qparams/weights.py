@@ -131,7 +131,9 @@ def _quantized_dtype(tensor: Any) -> str:
     """What the elements are, which may be less than what they are stored in."""
     qtype = getattr(tensor, "qtype", None)
     if qtype is not None:
-        return str(getattr(qtype, "name", qtype)).removeprefix("q")
+        name = str(getattr(qtype, "name", qtype)).removeprefix("q")
+        # quanto counts from 0 where it shifts, whatever it calls the type.
+        return f"u{name}" if name.startswith("int") and hasattr(tensor, "_shift") else name
     target = getattr(tensor, "target_dtype", None)
     data = _part(tensor, _DATA)
     return dtype_name(target or (tensor if data is None else data).dtype)
