@@ -122,6 +122,29 @@ def test_the_script_prints_the_figures_of_the_comparison(files, tmp_path):
     assert f"SQNR {metrics['sqnr']:.4f} dB" in line
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.complex(x, self.fc(x))
+
+
+def test_the_script_sees_the_imaginary_part_of_a_complex_output(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(Complex()), torch.randn(4, 8)
+    reference = record(model, tmp_path / "fp.st", inputs)
+    with torch.no_grad():
+        model[0].fc.weight += 0.1
+    candidate = record(model, tmp_path / "quant.st", inputs)
+
+    qvtrace.extract(reference, candidate, "0", tmp_path / "report")
+
+    (row,) = (row for row in qvtrace.diff(reference, candidate).rows if row.module == "0")
+    assert f"PEIR {row.metrics.peir:.6g}" in reproduced(tmp_path / "report")
+
+
 @pytest.mark.parametrize(
     ("module", "settings"),
     [

@@ -31,7 +31,7 @@ def load(name: str) -> Tensors:
 def difference(reference: Tensor, candidate: Tensor) -> str:
     if reference.shape != candidate.shape:
         return f"shapes differ: {list(reference.shape)} against {list(candidate.shape)}"
-    one, other = reference.double().flatten(), candidate.double().flatten()
+    one, other = reals(reference), reals(candidate)
     finite = one.isfinite() & other.isfinite()
     left_out = int((~finite).sum())
     one, other = one[finite], other[finite]
@@ -46,9 +46,16 @@ def difference(reference: Tensor, candidate: Tensor) -> str:
     return f"max |d| {peak:.6g}, PEIR {peir}, SQNR {shown}{rest}"
 
 
+def reals(tensor: Tensor) -> Tensor:
+    """Every element as float64, of complex ones both parts."""
+    parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return parts.double().flatten()
+
+
 def sqnr(reference: Tensor, candidate: Tensor) -> float:
-    signal = reference.double().square().sum().item()
-    noise = (reference.double() - candidate.double()).square().sum().item()
+    one, other = reals(reference), reals(candidate)
+    signal = one.square().sum().item()
+    noise = (one - other).square().sum().item()
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
