@@ -206,6 +206,17 @@ def test_a_planted_fault_comes_first(
     assert f"first seen at model.{module} (" in comparison.verdict.lines[0]
 
 
+def test_other_token_ids_are_other_values_and_no_other_kind(original, reference, tmp_path):
+    tokens = torch.randint(3, 256, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    candidate = recorded(original, tmp_path / "candidate.st", tokens)
+
+    told = diff(reference, candidate).verdict.origins
+
+    assert told[0].path == "inputs.0"
+    assert told[0].reason.startswith("inputs.0 holds other values: ")
+    assert told[0].reason.endswith(f" of {TOKENS} elements differ")
+
+
 PAIRS = [
     ((scale_doubled, "layers.0.mlp.up_proj"), (scale_doubled, "layers.2.self_attn.v_proj")),
     ((channels_swapped, "layers.0.mlp.down_proj"), (scale_doubled, "layers.2.mlp.gate_proj")),

@@ -9,6 +9,7 @@ residual add, an edit in place, or an input of the parent that differs in kind.
 What is usual is told by a floor, or else by the run's own places of the same kind.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -91,7 +92,7 @@ def _origin(step: Step, excess: Excess) -> Origin:
     differing = _differing(call.inputs)
     reason = _reason(step, excess)
     if differing is not None:
-        reason = f"{differing.path} differs in kind: {differing.reason or _shapes(differing)}"
+        reason = f"{differing.path} {_how_it_differs(differing)}"
     return Origin(
         call.module,
         call.call,
@@ -129,5 +130,11 @@ def _differing(inputs: Iterable[Row]) -> Row | None:
     return None
 
 
-def _shapes(row: Row) -> str:
-    return f"{row.dtype[0]} {row.shape[0]} against {row.dtype[1]} {row.shape[1]}"
+def _how_it_differs(row: Row) -> str:
+    if row.reason is not None:
+        return f"differs in kind: {row.reason}"
+    if row.status == "mismatch" and row.shape[0] is not None:
+        count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
+        return f"holds other values: {count} of {all_of_them} elements differ"
+    shapes = f"{row.dtype[0]} {row.shape[0]} against {row.dtype[1]} {row.shape[1]}"
+    return f"differs in kind: {shapes}"
