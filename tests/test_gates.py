@@ -79,6 +79,7 @@ def test_a_gate_is_a_condition_and_where_it_holds(text, subject, operator, limit
         ("peir>\u0660.\u0665", "no finite number"),
         ("peir>", "is no 'METRIC OP NUMBER"),
         ("peir", "has no limit"),
+        ("worst(peir)", "has no limit; write one, such as 'worst(peir)>0.05'"),
         ("peir==0", "is no 'METRIC OP NUMBER"),
         ("", "is no 'METRIC OP NUMBER"),
         ("PEIR>0.1", "'PEIR' is not known; choose one of max_abs_error"),

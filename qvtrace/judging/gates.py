@@ -73,7 +73,8 @@ class Gate:
         if subject in END_TO_END and pattern:
             raise faulty(f"{subject} is of the whole model; leave '@ {pattern}' out")
         if subject in _NUMBERED and operator is None:
-            raise faulty(f"has no limit; write one, such as '{subject}{_failing(subject)}0.05'")
+            example = f"{condition}{_failing(subject)}0.05"
+            raise faulty(f"has no limit; write one, such as '{example}'")
         if operator is not None and operator[0] != _failing(subject):
             raise faulty(_why_wrong_way(subject, operator))
         limit = 0.0 if operator is None else _limit(parsed["limit"], faulty)
