@@ -78,8 +78,11 @@ class Padding:
         return dict(self._padded())
 
     def _padded(self) -> Iterator[tuple[_CallKey, Flags]]:
-        calls = self._archive.manifest.calls
-        parameters = {(call.module, call.index): call.parameters for call in calls}
+        parameters = {
+            (call.module, call.index): call.parameters
+            for call in self._archive.manifest.calls
+            if (call.module, call.index) in self._root_calls
+        }
         for key, call in self._root_calls.items():
             trees = self._archive.input_trees(call)
             arguments = Arguments(*trees, parameters.get(key, ())).items()

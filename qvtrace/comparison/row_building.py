@@ -36,7 +36,7 @@ from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place
 from qvtrace.comparison.sample_pooling import SamplePool
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
-from qvtrace.manifest import CallEntry
+from qvtrace.manifest import CallEntry, has_several_samples
 from qvtrace.metrics.chosen_tokens import over_tokens
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference, Sums
@@ -94,8 +94,7 @@ class RowBuilder:
         self._each: list[Row] = []  # before samples are pooled
         self._each_aside: list[Row] = []
         self._differences: dict[Place, Difference] = {}
-        pool = SamplePool(self.calls)
-        self._pool = pool if pool.is_of_several and not per_sample else None
+        self._pools_samples = has_several_samples(reference.manifest) and not per_sample
         self._planned: list[tuple[Pair, LeafPair]] = []
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._with_details = details
@@ -156,8 +155,8 @@ class RowBuilder:
         ]
         self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
         self._each, self._each_aside = self.rows, self.aside
-        if self._pool is not None:
-            self._pool_samples(self._pool)
+        if self._pools_samples:
+            self._pool_samples()
 
     def sums(self) -> dict[Place, Sums]:
         """What rows are pooled from, of those whose elements were read."""
@@ -206,7 +205,8 @@ class RowBuilder:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)
 
-    def _pool_samples(self, pool: SamplePool) -> None:
+    def _pool_samples(self) -> None:
+        pool = SamplePool(self.calls)
         leaves = {
             Place.of(pair.reference, stored.path): _tensor(stored.reference)
             for pair, stored in (*self._planned, *self._planned_aside)

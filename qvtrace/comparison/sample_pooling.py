@@ -42,17 +42,10 @@ class SamplePool:
 
     def __init__(self, calls: Iterable[CallEntry]) -> None:
         """`calls` are the reference's: a place is told by the count of its call in a sample."""
-        self._samples: set[int] = set()
         self._first: dict[tuple[str, int, int], int] = {}
         for call in calls:
             key = call.module, call.sample, call.step
             self._first[key] = min(call.index, self._first.get(key, call.index))
-            self._samples.add(call.sample)
-
-    @property
-    def is_of_several(self) -> bool:
-        """Whether there is anything to pool."""
-        return len(self._samples) > 1
 
     def firsts(self, calls: Sequence[CallEntry]) -> list[CallEntry]:
         """The calls that pooled rows stand for: of each place those of the first sample."""
