@@ -14,7 +14,7 @@ from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
-from qvtrace.comparison.explanations import Explainer
+from qvtrace.comparison.explanations import Explainer, Explanation
 from qvtrace.comparison.floor_measurement import measure_floor
 from qvtrace.comparison.grouping import roll_up
 from qvtrace.comparison.logits import logits_of
@@ -36,7 +36,7 @@ from qvtrace.manifest import CallEntry, head_to_json
 from qvtrace.metrics.differences import LOCAL_METRICS
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
-from qvtrace.qparams.parameters import ModuleParameters
+from qvtrace.qparams.parameters import ModuleParameters, Parameters
 from qvtrace.qparams.saturation import saturated_pairs
 
 Source: TypeAlias = str | os.PathLike[str] | Archive
@@ -162,24 +162,38 @@ def compare_archives(
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
         portions=portion_texts(executed),
-        quantization={
-            pair.reference.module: (
-                tuple(parameters[0].of(pair.reference.module)),
-                tuple(parameters[1].of(pair.candidate.module)),
-            )
-            for pair in everything.pairs
-            if pair.reference.module in valued or options.details
-        },
+        quantization=_quantization(parameters, everything, None if options.details else valued),
         elements=dict(built.elements(valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
         logits=logits,
         groups=tuple(groups),
-        explanations=()
-        if not explained
-        else Explainer(built.contents, reference.manifest).explain(
-            built.places(explained, with_inputs=options.path == "output")
-        ),
+        explanations=_explanations(built, reference, explained, options),
     )
+
+
+def _quantization(
+    parameters: tuple[ModuleParameters, ModuleParameters],
+    alignment: Alignment,
+    modules: set[str] | None,
+) -> dict[str, tuple[tuple[Parameters, ...], tuple[Parameters, ...]]]:
+    """How both sides of these modules are quantized; None: of all that are paired."""
+    return {
+        pair.reference.module: (
+            tuple(parameters[0].of(pair.reference.module)),
+            tuple(parameters[1].of(pair.candidate.module)),
+        )
+        for pair in alignment.pairs
+        if modules is None or pair.reference.module in modules
+    }
+
+
+def _explanations(
+    built: RowBuilder, reference: Archive, modules: set[str], options: DiffOptions
+) -> tuple[Explanation, ...]:
+    if not modules:
+        return ()
+    places = built.places(modules, with_inputs=options.path == "output")
+    return Explainer(built.contents, reference.manifest).explain(places)
 
 
 def _hide_folders(archives: Sequence[Archive]) -> None:
