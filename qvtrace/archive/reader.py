@@ -1,13 +1,11 @@
 """Reads an archive: maps the file, and believes nothing that it says before checking it."""
 
-import gc
 import json
 import mmap
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +28,7 @@ from qvtrace.archive.layout import (
     count_nodes,
     nbytes,
 )
+from qvtrace.collector import without_collector
 from qvtrace.digests import digest_bytes
 from qvtrace.errors import (
     ArchiveError,
@@ -279,7 +278,7 @@ class Archive:
         if count_nodes(data) > MAX_MANIFEST_NODES:
             self._damaged("the manifest describes more than any model can do")
         try:
-            with _without_collector():
+            with without_collector():
                 return manifest_from_json(json.loads(data, parse_constant=_refuse_constant))
         except (ValueError, RecursionError) as error:
             raise DamagedArchiveError(
@@ -403,18 +402,6 @@ def _parse(data: bytes) -> Any:
     if count_nodes(data) > MAX_HEADER_NODES:
         raise ValueError("it names more tensors than there can be")
     return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep the garbage collector from looking again and again at a growing manifest."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

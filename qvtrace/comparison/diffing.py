@@ -1,14 +1,14 @@
 """Two archives -> a comparison: rows, coverage, whether they are comparable, a verdict."""
 
-import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from typing import TypeAlias, Unpack
 
 from qvtrace.archive import Archive
+from qvtrace.collector import without_collector
 from qvtrace.comparison.alignment import Alignment, align
 from qvtrace.comparison.comparability import comparable
 from qvtrace.comparison.comparison import Comparison, Side
@@ -61,24 +61,12 @@ def diff(
     options, and children of `ArchiveError` for files that cannot.
     """
     options = replace(options or DiffOptions(), **keywords)  # type: ignore[arg-type]
-    with no_collection(), ExitStack() as opened:
+    with without_collector(), ExitStack() as opened:
         archives = open_source(reference, opened), open_source(candidate, opened)
         noise, replayed = (
             None if source is None else open_source(source, opened) for source in (floor, local)
         )
         return compare_archives(*archives, noise, replayed, options)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Rows and trees live until the end and have no cycles, but each collection walks them all."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def compare_archives(

@@ -10,12 +10,12 @@ from torch import nn
 
 from qvtrace.archive import Archive
 from qvtrace.archive.passing import PassingTrace, PassingWriter
+from qvtrace.collector import without_collector
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.diffing import (
     Source,
     check_local,
     compare_archives,
-    no_collection,
     open_source,
 )
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
@@ -68,7 +68,7 @@ class Flight:
     def comparison(self) -> Comparison:
         """The difference of the two, when the recording has ended."""
         contents, trace = self._looking.contents, self._looking.trace
-        with no_collection():
+        with without_collector():
             found = compare_archives(
                 self._reference, trace, self._floor, self._local, self._options, contents
             )
