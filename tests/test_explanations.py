@@ -12,7 +12,7 @@ import qvtrace
 from qvtrace.cli import app
 from qvtrace.errors import UsageError
 from qvtrace.metrics.blocks import BLOCK
-from qvtrace.metrics.spreads import BINS, WORST, spread
+from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, spread, spread_of_some
 
 LOUD = 11  # the channel of the input that stands out
 OFF = 5  # the channel of the output that is wrong
@@ -256,6 +256,40 @@ def test_a_reference_of_zeros_has_an_error_and_no_ratio():
 
     assert {part.nsr for part in found.channels.worst} == {None}
     assert found.outliers == ()
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_some_tokens_tell_of_a_bad_channel_and_where_in_the_whole_they_stand(axis):
+    generator = np.random.default_rng(0)
+    reference = generator.standard_normal((4, 64, SAMPLE // 64)).astype(np.float32)
+    error = 1e-3 * generator.standard_normal(reference.shape).astype(np.float32)
+    np.moveaxis(error, axis, -1)[..., 5] += 1.0
+
+    some = spread_of_some(reference, reference + error, channel_axis=axis)
+    whole = spread(reference, reference + error, channel_axis=axis)
+
+    assert some is not None
+    assert whole is not None
+    assert some.sampled == (
+        SAMPLE // reference.shape[axis],
+        reference.size // reference.shape[axis],
+    )
+    assert (some.channels.worst[0].index, whole.channels.worst[0].index) == ((5,), (5,))
+    tokens = np.square(np.float64(reference + error) - reference).sum(axis=axis)
+    for part in some.tokens.worst:
+        assert part.nsr == pytest.approx(
+            tokens[part.index] / np.square(np.float64(reference)).sum(axis=axis)[part.index],
+            rel=1e-5,
+        )
+    assert len({part.index for part in some.tokens.worst}) == WORST
+
+
+def test_a_small_tensor_is_looked_at_whole():
+    reference = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
+
+    some = spread_of_some(reference, reference + np.float32(0.1))
+
+    assert some == spread(reference, reference + np.float32(0.1))
 
 
 def test_integers_and_empty_tensors_have_no_spread():

@@ -8,7 +8,7 @@ from qvtrace.metrics.blocks import Block, run
 from qvtrace.metrics.differences import Difference, comparison_job
 from qvtrace.metrics.elements import Readable
 from qvtrace.metrics.histograms import Histograms, histograms
-from qvtrace.metrics.spreads import Spread, spread
+from qvtrace.metrics.spreads import Spread, spread_of_some
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
 
@@ -72,7 +72,7 @@ class _Detailed:
             )
             for index, side in enumerate(self._sides, start=1)
         )
-        spread_of = spread(*self._arrays, channel_axis=self._channel_axis)
+        spread_of = spread_of_some(*self._arrays, channel_axis=self._channel_axis)
         return difference, Details(reference, candidate, histograms(*self._arrays), spread_of)
 
 

@@ -7,12 +7,12 @@ token. A head is an axis of its own among those.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvtrace.metrics.blocks import cut
+from qvtrace.metrics.differences import position
 from qvtrace.metrics.elements import Array, Readable, Reader, format_of, reader
 
 MOST = 0.9  # of the error, which few channels may carry
@@ -20,6 +20,7 @@ FEW = 0.1  # of the channels
 OUTLYING = 6.0  # times the median channel
 WORST = 8  # tokens, channels, heads that are named
 BINS = 64
+SAMPLE = 8 * 1024  # elements that `spread_of_some` looks at
 _FEWEST = 8  # channels, from which on their median says something
 
 Sums = NDArray[np.float64]
@@ -71,6 +72,7 @@ class Spread:
     outliers: tuple[Outlier, ...]  # at most `WORST`, the largest first
     outlying: int  # how many there are
     left_out: int  # positions
+    sampled: tuple[int, int] | None = None  # tokens that were looked at, and that there are
 
     @property
     def is_exact(self) -> bool:
@@ -116,6 +118,40 @@ def spread(
         len(outliers),
         sums.left_out,
     )
+
+
+def spread_of_some(
+    reference: Readable, candidate: Readable, *, channel_axis: int = -1
+) -> Spread | None:
+    """`spread` over tokens from all over the tensor, at most about `SAMPLE` elements: what a report
+    can have of every pair without another look at all of it."""
+    shape = reference.shape
+    if not reference.size or not shape:
+        return None
+    axis = channel_axis % len(shape)
+    leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
+    tokens = reference.size // channels
+    count = max(_FEWEST, SAMPLE // channels)
+    if tokens <= count:
+        return spread(reference, candidate, channel_axis=channel_axis)
+    chosen = (2 * np.arange(count) + 1) * tokens // (2 * count)
+    places = np.unravel_index(chosen, leading)
+    sides = (_tokens(side, chosen, places, axis) for side in (reference, candidate))
+    found = spread(*sides)
+    if found is None:
+        return None
+    indices = np.stack(places, axis=-1).tolist()
+    return replace(found.placed(lambda index: tuple(indices[index[0]])), sampled=(count, tokens))
+
+
+def _tokens(
+    side: Readable, chosen: NDArray[np.intp], places: tuple[NDArray[np.intp], ...], axis: int
+) -> Array:
+    """Some vectors along an axis, one after the other."""
+    if isinstance(side, np.ndarray) or axis < len(side.shape) - 1:
+        return np.moveaxis(_whole(side), axis, -1)[places]
+    channels, read = side.shape[-1], reader(side)
+    return np.stack([read(at * channels, (at + 1) * channels) for at in chosen.tolist()])
 
 
 class _Sums:
@@ -208,23 +244,22 @@ def _heads(sums: _Sums, leading: tuple[int, ...], axis: int) -> Along:
 def _along(error: Sums, signal: Sums, broken: NDArray[np.int64], shape: tuple[int, ...]) -> Along:
     whole = float(error.sum())
     ordered = np.sort(error)[::-1]
-    carrying = int(np.searchsorted(np.cumsum(ordered), MOST * whole)) + 1 if whole else 0
-    by_worst = np.lexsort((-error, -broken))[:WORST] if broken.any() else _largest(error)
-    told = by_worst[(error[by_worst] > 0) | (broken[by_worst] > 0)]
-    indices = np.stack(np.unravel_index(told, shape), axis=-1).tolist() if shape else [()]
-
-    def part(place: Any, index: tuple[int, ...]) -> Part:
-        nsr = float(error[place] / signal[place]) if signal[place] else None
-        share = float(error[place] / whole) if whole else None
-        usable = nsr if nsr is None or math.isfinite(nsr) else None
-        return Part(index, share, usable, int(broken[place]))
-
-    return Along(
-        error.size,
-        tuple(part(place, tuple(index)) for place, index in zip(told, indices, strict=False)),
-        min(carrying, error.size),
-        _profile(error, whole),
+    carrying = int(ordered.cumsum().searchsorted(MOST * whole)) + 1 if whole else 0
+    is_broken = bool(broken.any())
+    by_worst = np.lexsort((-error, -broken))[:WORST] if is_broken else _largest(error)
+    found = zip(
+        by_worst.tolist(),
+        *(values[by_worst].tolist() for values in (error, signal, broken)),
+        strict=True,
     )
+    worst = []
+    for place, noise, own, count in found:
+        if noise > 0 or count > 0:
+            nsr = noise / own if own else None
+            usable = nsr if nsr is None or math.isfinite(nsr) else None
+            share = noise / whole if whole else None
+            worst.append(Part(position(place, shape), share, usable, count))
+    return Along(error.size, tuple(worst), min(carrying, error.size), _profile(error, whole))
 
 
 def _largest(error: Sums) -> NDArray[np.intp]:
@@ -237,6 +272,8 @@ def _profile(error: Sums, whole: float) -> tuple[float, ...]:
     if not whole:
         return ()
     bins = min(BINS, error.size)
+    if bins == error.size:
+        return tuple((error / whole).tolist())
     starts = np.arange(bins) * error.size // bins
     return tuple((np.add.reduceat(error, starts) / whole).tolist())
 
@@ -248,10 +285,10 @@ def _outliers(sums: _Sums) -> list[Outlier]:
     mean_square = sums.channel_signal / np.maximum(sums.channel_counted, 1)
     times = [_times_median(of) for of in (sums.channel_peak, np.sqrt(mean_square))]
     larger = np.maximum(*times)
-    places = [place for place in np.argsort(-larger, kind="stable") if larger[place] >= OUTLYING]
+    outlying = np.flatnonzero(larger >= OUTLYING)
+    places = outlying[np.argsort(-larger[outlying], kind="stable")].tolist()
     return [
-        Outlier(int(place), *(float(found[place]) for found in (larger, *times)))
-        for place in places
+        Outlier(place, *(float(found[place]) for found in (larger, *times))) for place in places
     ]
 
 

@@ -50,6 +50,9 @@ def spread_texts(spread: Spread, whose: str = "") -> Iterator[str]:
         yield from _axis_texts(spread)
     if spread.outliers:
         yield _outlier_text(spread, whose)
+    if spread.sampled is not None:
+        seen, tokens = spread.sampled
+        yield f"of {seen} tokens from all over its {tokens}; `diff --explain` looks at all"
     if spread.left_out:
         yield f"{counted(spread.left_out, 'position')} left out, masked or not finite"
 
