@@ -21,6 +21,8 @@ from qvtrace.manifest import Manifest, VariantInfo
 from qvtrace.metrics.factors import factor_text
 from qvtrace.qparams.findings import Finding
 
+_SAME = frozenset({"identical", "exact", "opaque"})
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -144,10 +146,22 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
     if variant.quantizer is not None and variant.settings.get("no_quantize") is True:
         yield f"{variant.quantizer} with quantization off: what differs comes from its wrappers"
     elif variant.quantizer is not None and not variant.quantized:
-        yield f"the quantizer {variant.quantizer} changed NO module"
+        yield f"the quantizer {variant.quantizer} {_what_it_did(evidence)}"
     experts = variant.settings.get("float_experts")
     if isinstance(experts, dict) and isinstance(share := experts.get("share"), int | float):
         yield f"fused experts stayed float, {share:.0%} of the weights"
+
+
+def _what_it_did(evidence: Evidence) -> str:
+    """Of a quantizer of which no module is known that it changed: that it changed none is only said
+    where nothing differs either."""
+    otherwise = evidence.candidate.variant.settings.get("otherwise")
+    if isinstance(otherwise, list) and otherwise:
+        return f"quantized NO module that is known ({'; '.join(map(str, otherwise))})"
+    different = sum(row.status not in _SAME for row in evidence.rows)
+    if different:
+        return f"names NO module that it changed, yet {_counted(different, 'row')} differ"
+    return "changed NO module"
 
 
 def _look_swapped(reference: VariantInfo, candidate: VariantInfo) -> bool:

@@ -219,6 +219,8 @@ def _described(prepared: PreparedModel, outcome: Quantized, label: str) -> Prepa
     """`prepared` with the model of `outcome`, and with what is to be said of it."""
     outcome.model.eval()
     settings = {**outcome.settings, "left_float": _counted(outcome)}
+    if outcome.otherwise:
+        settings["otherwise"] = list(outcome.otherwise)
     warnings = [*prepared.warnings, *_nothing_changed(outcome, label)]
     experts = float_experts(outcome.model)
     if experts is not None:
@@ -257,7 +259,11 @@ def _silent(chosen: Chosen) -> AbstractContextManager[object]:
 
 
 def _nothing_changed(outcome: Quantized, label: str) -> Iterator[str]:
-    if not outcome.quantized and not outcome.settings.get("no_quantize"):
+    if outcome.quantized or outcome.settings.get("no_quantize"):
+        return
+    if outcome.otherwise:
+        yield f"{label} quantized no module that is known: {'; '.join(outcome.otherwise)}"
+    else:
         yield f"{label} CHANGED NOTHING, the model is still float: {_why_nothing(outcome)}"
 
 

@@ -42,6 +42,12 @@ def kept_text(variant: Mapping[str, Any]) -> str | None:
     return f"{counted if isinstance(counted, int) else len(patterns)} kept float"
 
 
+def otherwise_texts(settings: Mapping[str, Any]) -> list[str]:
+    """What a quantizer did beside changing modules."""
+    told = settings.get("otherwise")
+    return list(map(str, told)) if isinstance(told, list) else []
+
+
 def _settings(variant: Mapping[str, Any]) -> Mapping[str, Any]:
     settings = variant.get("settings")
     return settings if isinstance(settings, dict) else {}

@@ -8,7 +8,7 @@ from qvtrace.manifest import StepEntry, VariantInfo
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
-from qvtrace.reports.quantization import is_switched_off
+from qvtrace.reports.quantization import is_switched_off, otherwise_texts
 from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def quantizer_lines(
     if variant.left_float:
         left = listed(folded(variant.left_float), limit)
         text += f"; {len(variant.left_float)} left float: {left}"
+    text += "".join(f"; {printable(each)}" for each in otherwise_texts(variant.settings))
     yield from labelled("quantized", words(text), width)
 
 

@@ -1,6 +1,7 @@
 """What a model that came quantized holds."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ _REMEDIES = {
     "quanto": "pip install 'qvtrace[quanto]'",
 }
 _PLAIN = (Tensor, nn.Parameter)
+_REPLACEMENTS = "transformers.integrations"  # where transformers keeps classes of quantizers
 
 
 def remedy(method: object) -> str:
@@ -24,16 +26,40 @@ def remedy(method: object) -> str:
 
 
 def as_quantized(model: nn.Module, settings: Json) -> Quantized:
-    """What a model that came quantized holds: weights of a quantized class, integers or fp8."""
+    """What a model that came quantized holds: weights of a quantized class, integers or fp8, and
+    modules of classes that neither torch nor the model brings."""
     modules = dict(model.named_modules())
-    quantized = tuple(name for name, module in modules.items() if _holds_quantized(module))
+    own = _package(model)
+    quantized = tuple(
+        name
+        for name, module in modules.items()
+        if _holds_quantized(module) or _is_foreign(_package(module), own)
+    )
     float_linears = (name for name, module in modules.items() if isinstance(module, nn.Linear))
     left = dict.fromkeys(float_linears, "float in the checkpoint") | dict(other_matrices(model))
     left_float: dict[str, tuple[str, ...]] = {}
     for name, reason in left.items():
         if name not in quantized:
             left_float[reason] = (*left_float.get(reason, ()), name)
-    return Quantized(model, settings, quantized, left_float)
+    return Quantized(model, settings, quantized, left_float, otherwise=tuple(_dequantized(model)))
+
+
+def _dequantized(model: Any) -> Iterator[str]:
+    """Where a machine has no kernels for a format, transformers makes floats of it as it loads."""
+    settings = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    if getattr(settings, "dequantize", False):
+        yield "its weights were dequantized when they were loaded"
+
+
+def _is_foreign(package: str, own: str) -> bool:
+    if package.startswith("transformers."):
+        return package == _REPLACEMENTS
+    return package not in ("torch.nn", own)
+
+
+def _package(module: nn.Module) -> str:
+    """The first two names of where its class is."""
+    return ".".join(type(module).__module__.split(".")[:2])
 
 
 def _holds_quantized(module: nn.Module) -> bool:

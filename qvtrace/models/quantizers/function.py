@@ -36,7 +36,9 @@ class FunctionQuantizer:
         """Call the function; raises `ModelError` when it raises or returns no model."""
         label = f"--quantizer {self.name}"
         function = self._function.load("--quantizer", reuse=True)
-        return observed(model, lambda: call_function(function, label, model, context), label)
+        return observed(
+            model, lambda: call_function(function, label, model, context), label, context
+        )
 
 
 def call_function(

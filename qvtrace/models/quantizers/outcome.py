@@ -31,6 +31,7 @@ class Quantized:
     quantized: tuple[str, ...] = ()
     left_float: dict[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> modules
     versions: dict[str, str] = field(default_factory=dict)
+    otherwise: tuple[str, ...] = ()  # in words, what else differs that may change the outcome
 
 
 def cannot_quantize(label: str, error: Exception, remedy: str = "try another scheme") -> ModelError:

@@ -97,7 +97,7 @@ class PluginQuantizer:
                 ) from error
 
         versions = {} if self.version is None else {self.origin: self.version}
-        return observed(model, quantize, label, versions)
+        return observed(model, quantize, label, context, versions)
 
     @cached_property
     def _loaded(self) -> Any:
