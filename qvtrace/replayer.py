@@ -20,6 +20,7 @@ from torch import nn
 from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
 from qvtrace.archive.dry_run import DryWriter
+from qvtrace.archive.overwriting import InputFile, refuse_overwriting_by_archive
 from qvtrace.archive.writer import Tensor
 from qvtrace.comparison.alignment import COMPILED, WRAPPED, unwrapped
 from qvtrace.errors import DamagedArchiveError, UsageError
@@ -126,8 +127,7 @@ class Replay:
         self, model: nn.Module, archive: Archive, path: Path, options: ReplayOptions
     ) -> None:
         """`run` does it."""
-        if path.resolve() == archive.file.resolve():
-            raise UsageError(f"--output {path}: is the archive that is replayed; name another file")
+        refuse_overwriting_by_archive(path, [InputFile(archive.file, "is replayed")])
         refuse_private(archive)
         self._model = model
         self._archive = archive

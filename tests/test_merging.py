@@ -338,7 +338,7 @@ def test_nothing_is_overwritten_unasked(pair: list[Path], tmp_path: Path) -> Non
 
     with pytest.raises(ExistingFileError, match=r"fp\.st"):
         qvtrace.merge(pair)
-    with pytest.raises(UsageError, match="is one of the files to merge"):
+    with pytest.raises(UsageError, match="which is merged"):
         qvtrace.merge(pair, pair[0], overwrite=True)
 
     assert (tmp_path / "fp.st").read_text() == "mine"

@@ -306,7 +306,7 @@ def test_nothing_is_overwritten_unless_asked(original, reference, tmp_path):
     (tmp_path / "there.st").write_text("mine")
     with pytest.raises(ExistingFileError):
         replay(original, reference, tmp_path / "there.st")
-    with pytest.raises(UsageError, match="is the archive that is replayed"):
+    with pytest.raises(UsageError, match="which is replayed"):
         replay(original, reference, reference, overwrite=True)
     with pytest.raises(UsageError, match="--depth 9: no recorded module"):
         replay(original, reference, tmp_path / "deep.st", depth=9)

@@ -1,5 +1,6 @@
 """`qvtrace diff`: where the candidate differs from the reference."""
 
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from qvtrace.cli.flags import (
     option,
     with_flags,
 )
-from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+from qvtrace.cli.reporting import check_output, write_comparison
 
 
 @with_flags
@@ -43,10 +44,11 @@ def diff(
     report: ReportFlags,
 ) -> None:
     """Compare two archives module by module; the first is the reference."""
+    from qvtrace.cli.files_read import compared, named, of_gates, of_rows
     from qvtrace.comparison.diffing import diff as compare
 
-    others = [file for file in (rows.floor, local) if file is not None]
-    refuse_archive_name(report, reference, candidate, *others)
+    files = (compared(reference, candidate), of_rows(rows), of_gates(gates))
+    check_output(report.output, chain(*files, named(("--local", local))))
     options = rows.options(patterns, gates, elements, report.limit(elements))
     comparison = compare(
         reference,

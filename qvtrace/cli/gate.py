@@ -1,11 +1,12 @@
 """`qvtrace gate`: another verdict on a comparison that was written as JSON."""
 
+from itertools import chain
 from typing import Annotated
 
 import typer
 
 from qvtrace.cli.flags import GATES, GateFlags, ReportFlags, option, with_flags
-from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import UsageError
 
 
@@ -32,11 +33,13 @@ def gate(
     report: ReportFlags,
 ) -> None:
     """Judge the result of a comparison anew, without the archives."""
+    from qvtrace.cli.files_read import named, of_gates
     from qvtrace.comparison.results import load_result
     from qvtrace.judging.judge import judge
     from qvtrace.judging.regression import parse_limits
 
-    refuse_archive_name(report, result, *([baseline] if baseline else []))
+    files = (named(("RESULT", result), ("--baseline", baseline)), of_gates(gates))
+    check_output(report.output, chain(*files))
     fail_on = gates.gates()
     limits = parse_limits(max_regression or ())
     if baseline is not None and not limits:

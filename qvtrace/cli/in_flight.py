@@ -9,7 +9,7 @@ import typer
 
 from qvtrace.cli.flags import ReportFlags
 from qvtrace.cli.recording import Job, run_job
-from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def run_in_flight(asked: InFlight) -> None:
     from qvtrace.inflight.flight import Flight
 
     job, report = asked.job, asked.report
-    others = [file for file in (asked.floor, asked.local) if file is not None]
-    refuse_archive_name(report, asked.reference, *others)
     if job.model.like is not None:
         raise UsageError("--like: --in-flight says which archive to be like; leave it out")
+    job = replace(job, model=replace(job.model, like=asked.reference))
+    check_output(report.output, job.files_read)
     if job.storage.weights:
         raise UsageError("--weights: no weights are compared in flight; leave it out")
     for name, value in (
@@ -55,8 +55,7 @@ def run_in_flight(asked: InFlight) -> None:
         reference, floor, local = archives
         assert reference is not None
         flight = Flight(reference, asked.options, floor=floor, local=local)
-        model = replace(job.model, like=asked.reference)
-        run_job(replace(job, model=model, open_writer=flight.open_writer))
+        run_job(replace(job, open_writer=flight.open_writer))
         print(file=sys.stderr)
         comparison = flight.comparison()
     with redirect_stdout(sys.stderr) if job.watch.print_calls else nullcontext():

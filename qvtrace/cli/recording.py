@@ -3,6 +3,7 @@
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,10 @@ from qvtrace.cli.watching import check_watching, print_inputs, shares_terminal, 
 from qvtrace.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qvtrace.archive import Archive
+    from qvtrace.archive.overwriting import InputFile
     from qvtrace.manifest import Manifest
     from qvtrace.models import PreparedModel
     from qvtrace.privacy import Privacy
@@ -56,6 +58,14 @@ class Job:
     watch: WatchFlags = field(default_factory=WatchFlags)
     elements: ElementFlags = field(default_factory=ElementFlags)
     open_writer: "Callable[[Manifest], Writer] | None" = None  # in place of the file
+    compared_by: tuple["InputFile", ...] = ()  # what is read of the comparison that follows
+
+    @property
+    def files_read(self) -> "Iterator[InputFile]":
+        """What a recording must not be written over."""
+        from qvtrace.cli.files_read import of_model, of_storage
+
+        return chain(self.compared_by, of_model(self.model), of_storage(self.storage))
 
     @property
     def messages_only(self) -> bool:
@@ -67,6 +77,7 @@ def run_job(job: Job) -> "Outcome":
     """Record, and say what came of it: on standard error, or on standard output for a dry run
     that does not print calls there."""
     from qvtrace.archive import refuse_existing
+    from qvtrace.archive.overwriting import refuse_overwriting_by_archive
     from qvtrace.reports.recording import dry_run_lines, in_flight_lines, recording_lines
 
     if not job.file.name or job.file.is_dir():
@@ -83,21 +94,12 @@ def run_job(job: Job) -> "Outcome":
         outcome = _record(job)
         print_lines(in_flight_lines(outcome, error_width()), sys.stderr)
         return outcome
-    refuse_own_reference(job.file, job.model.like)
+    refuse_overwriting_by_archive(job.file, job.files_read)
     if not job.overwrite:
         refuse_existing(job.file)  # before a model is loaded in vain
     outcome = _record(job)
     print_lines(recording_lines(outcome, error_width()), sys.stderr)
     return outcome
-
-
-def refuse_own_reference(file: Path, like: str | None) -> None:
-    """Raise `UsageError` where a recording would be written over the one that it is to be like."""
-    if like is not None and file.exists() and Path(like).exists() and file.samefile(like):
-        raise UsageError(
-            f"--output {file}: is {like}, which --like names; the reference would be lost, "
-            "choose another name"
-        )
 
 
 def _record(job: Job) -> "Outcome":

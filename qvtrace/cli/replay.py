@@ -67,10 +67,15 @@ def replay(
 
     The error that is left is the module's own: compare with --local, or as any other archive.
     """
+    from qvtrace.archive.overwriting import refuse_overwriting_by_archive
+    from qvtrace.cli.files_read import compared, of_model
+
     file = output or TRACES / "local.st"
     refuse_samples(model, archive)
     if not file.name or file.is_dir():
         raise UsageError(f"--output {file}: is a folder; name a file in it, such as local.st")
+    inputs = (*compared(archive), *of_model(model, archive))
+    refuse_overwriting_by_archive(file, inputs)
     report = _replay(archive, variant, model, patterns, share, depth, file, overwrite=force)
     from qvtrace.reports.recording import replay_lines
 

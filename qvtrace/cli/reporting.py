@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,11 @@ from qvtrace.cli.terminal import output_width, print_lines, shows_blocks
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
+    from qvtrace.archive.overwriting import InputFile
     from qvtrace.comparison.comparison import Comparison
     from qvtrace.reports.styled import Styled
 
-_ARCHIVE_SUFFIXES = (".st", ".safetensors", ".partial")
+_ARCHIVE_SUFFIXES = (".st", ".safetensors", ".partial", ".manifest.json", ".journal")
 
 
 def write_comparison(comparison: "Comparison", report: ReportFlags, *, rows: bool = True) -> None:
@@ -47,20 +48,15 @@ def _tell_github(comparison: "Comparison", report: ReportFlags) -> None:
         print(line, file=sys.stdout if is_free else sys.stderr)
 
 
-def refuse_archive_name(report: ReportFlags, *archives: str) -> None:
-    """Raise `UsageError` where a report would be written over one of these or another archive."""
-    refuse_name_of_archive(report.output, *archives)
+def check_output(output: Path | None, inputs: Iterable["InputFile"]) -> None:
+    """Raise `UsageError` where a report would be written over one of the inputs, or be named as an
+    archive or what is beside one."""
+    from qvtrace.archive.overwriting import refuse_overwriting
 
-
-def refuse_name_of_archive(output: Path | None, *archives: str) -> None:
-    """Raise `UsageError` where what is no archive would be written over one, or be named as one."""
-    if output is not None and output.exists():
-        for archive in map(Path, archives):
-            if archive.exists() and output.samefile(archive):
-                raise UsageError(
-                    f"--output {output}: is {archive}, which is compared; choose another name"
-                )
-    if output is not None and output.suffix in _ARCHIVE_SUFFIXES:
+    if output is None:
+        return
+    refuse_overwriting(output, inputs)
+    if output.name.endswith(_ARCHIVE_SUFFIXES):
         raise UsageError(
             f"--output {output}: is the name of an archive, and this writes a report; "
             "choose another name"

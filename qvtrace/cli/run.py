@@ -4,6 +4,7 @@ import gc
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,8 @@ from qvtrace.cli.flags import (
     with_flags,
 )
 from qvtrace.cli.in_flight import InFlight, run_in_flight
-from qvtrace.cli.recording import TRACES, Job, refuse_own_reference, run_job
-from qvtrace.cli.reporting import refuse_archive_name, write_comparison
+from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
 
 
@@ -75,6 +76,8 @@ def run(
 
     With --in-flight, only the quantized one runs and nothing is stored.
     """
+    from qvtrace.archive.overwriting import refuse_overwriting_by_archive
+    from qvtrace.cli.files_read import compared, named, of_gates, of_rows
     from qvtrace.comparison.diffing import diff
 
     if watch.print_calls and report.output is None and report.format is not Format.TABLE:
@@ -96,19 +99,21 @@ def run(
             recorded_by="run",
             watch=watch,
             elements=elements,
+            compared_by=(
+                *compared(in_flight),
+                *named(("--local", local)),
+                *of_rows(rows),
+                *of_gates(gates),
+            ),
         )
         options = replace(options, details=report.details)
         run_in_flight(InFlight(in_flight, job, options, report, rows.floor, local))
     for name, given in (("variant", variant), ("local", local)):
         if given is not None:
             raise UsageError(f"--{name}: says something with --in-flight only; leave it out")
-    refuse_archive_name(report, *([rows.floor] if rows.floor else []))
     options = rows.options(ModulePatterns(), gates, elements, report.limit(elements))
     folder = traces or TRACES
     reference, candidate = (folder / f"{variant}.st" for variant in Variant)
-    for file in (reference, candidate):
-        refuse_own_reference(file, model.like)
-        _refuse_foreign(file, force=force)
     job = Job(
         model,
         Variant.FP,
@@ -120,7 +125,12 @@ def run(
         recorded_by="run",
         watch=watch,
         elements=elements,
+        compared_by=(*of_rows(rows), *of_gates(gates)),
     )
+    check_output(report.output, chain(job.files_read, compared(reference, candidate)))
+    for file in (reference, candidate):
+        refuse_overwriting_by_archive(file, job.files_read)
+        _refuse_foreign(file, force=force)
     _record_both(job, candidate)
     comparison = diff(
         reference, candidate, floor=rows.floor, options=options, details=report.details

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ from qvtrace.cli.flags import (
 )
 from qvtrace.cli.recording import TRACES
 from qvtrace.cli.replay import refuse_samples
-from qvtrace.cli.reporting import refuse_name_of_archive, write_file
+from qvtrace.cli.reporting import check_output, write_file
 from qvtrace.cli.terminal import output_width, print_lines, print_next
 from qvtrace.errors import UsageError
 
@@ -102,12 +103,13 @@ def suggest(
     Candidates are ordered by their local error, as `replay` has it; each set is then really run.
     --include and --exclude narrow which modules may be kept.
     """
+    from qvtrace.cli.files_read import compared, of_model
     from qvtrace.suggesting.targets import Target
 
     if variant is Variant.FP:
         raise UsageError("--variant fp: is not quantized; leave the option out")
     refuse_samples(model, archive)
-    refuse_name_of_archive(output, archive)
+    check_output(output, chain(compared(archive), of_model(model, archive)))
     found = _suggest(archive, Target.parse(target), max_runs, budget, model, patterns)
     command = _next_command(found, archive, model, output if format == "json" else None)
     _write(found, format, output, command)

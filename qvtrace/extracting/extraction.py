@@ -70,6 +70,7 @@ def extract(
     check_folder(target, overwrite=overwrite)
     with ExitStack() as opened:
         archives = open_source(reference, opened), open_source(candidate, opened)
+        _refuse_folder_of(archives, target)
         alignment = align(archives[0].manifest, archives[1].manifest, maps)
         pair = _chosen(alignment, module, call, sample)
         name = shown(pair.reference.module)
@@ -86,6 +87,15 @@ def extract(
             (made / "README.md").write_text(readme, encoding="utf-8")
     names = tuple(sorted([*written, "README.md"]))
     return Extract(target, pair.reference.module, pair.reference.index, names, tuple(taken.missing))
+
+
+def _refuse_folder_of(archives: tuple[Archive, Archive], folder: Path) -> None:
+    """Raise `UsageError` where an archive would be lost with the folder that is replaced."""
+    for archive in archives:
+        if archive.file.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--output {folder}: holds {archive.file}, which is compared; choose another folder"
+            )
 
 
 def _chosen(alignment: Alignment, module: str, call: int | None, sample: int | None) -> Pair:

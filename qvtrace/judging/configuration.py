@@ -38,14 +38,15 @@ def load_configuration(file: Path | None = None) -> Configuration:
 
 
 def _nearest() -> Configuration:
-    for file in _pyprojects():
+    for file in configuration_files():
         table = _tool_table(_parsed(file))
         if table is not None:
             return _configuration(file, table)
     return Configuration()
 
 
-def _pyprojects() -> Iterator[Path]:
+def configuration_files() -> Iterator[Path]:
+    """Where the table is looked for unless a file is named, the nearest first."""
     here = Path.cwd()
     files = (folder / PYPROJECT for folder in (here, *here.parents))
     for file in filter(Path.is_file, files):

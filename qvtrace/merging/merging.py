@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
+from qvtrace.archive.overwriting import InputFile, refuse_overwriting_by_archive
 from qvtrace.digests import digest_json
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import (
@@ -65,8 +66,8 @@ def merge(
                 )
         archives = in_order(archives)
         target = _target(archives[0].file, output)
-        if any(target.exists() and target.samefile(archive.file) for archive in archives):
-            raise UsageError(f"--output {target}: is one of the files to merge; name another")
+        ranks = (InputFile(archive.file, "is merged") for archive in archives)
+        refuse_overwriting_by_archive(target, ranks)
         return _Merging(archives, target, overwrite=overwrite).run()
 
 

@@ -38,6 +38,20 @@ class FunctionName:
         return f"{path if self.is_file else self.place}:{self.attribute}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file with its code; of a module, each that it may be in."""
+        if self.is_file:
+            return (Path(self.place).expanduser(),)
+        parts = self.place.split(".")
+        folders = [Path(entry, *parts) for entry in ("", *sys.path)]
+        return tuple(
+            file
+            for folder in folders
+            for file in (folder.with_suffix(".py"), folder / "__init__.py")
+            if file.is_file()
+        )
+
+    @property
     def is_file(self) -> bool:
         """Whether the place is a file, not a module."""
         return self.place.endswith(".py")
