@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ _MARGIN = 15.0  # dB, by which an output around may be worse than the rest after
 _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
-_SAME_FACTOR = 0.02
+_SAME_FACTOR = 0.02  # relative
 _HELD = 0.7  # share of a scaled output's error that a sum with it in it has at least
 _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 
@@ -90,14 +91,34 @@ class Surroundings:
         self._outputs = outputs
         self._given = given
         self._is_summand = is_summand
-        self._takers: dict[tuple[str, str], list[Pair]] | None = None
 
     def judge(self, pair: Pair, path: str, scaled: Output) -> Judgement:
         """Whether the nearest output around a place agrees that is not scaled itself; where it does
         not, whether what is computed from the scaled one does: the fault is another, then."""
+        judgement = self._judge_alone(pair, path, scaled)
+        if not judgement.agrees or judgement.module == pair.reference.module:
+            return judgement
+        first = self._first_of(pair, scaled)
+        return judgement if first is None else self._judge_alone(*first)
+
+    def _judge_alone(self, pair: Pair, path: str, scaled: Output) -> Judgement:
         judgement = self._judge_by_around(pair, path, scaled)
         taker = None if judgement.agrees else self._taken_out_by(scaled)
         return judgement if taker is None else Judgement(True, taker.reference.module)
+
+    def _first_of(self, pair: Pair, scaled: Output) -> tuple[Pair, str, Output] | None:
+        """Where a factor comes from that a call was given, as a residual stream hands one on from
+        block to block: there, other errors do not hide yet what became of it."""
+        first, met = None, {scaled.digests}
+        while True:
+            given = (self._scaled.get(digests) for digests in product(*self._given(pair)))
+            found = next(
+                (one for one in given if one is not None and _have_one_factor(one[2], scaled)), None
+            )
+            if found is None or found[2].digests in met:
+                return first
+            first, (pair, _, scaled) = found, found
+            met.add(scaled.digests)
 
     def _judge_by_around(self, pair: Pair, path: str, scaled: Output) -> Judgement:
         for around in self._around(pair, path):
@@ -129,11 +150,12 @@ class Surroundings:
             return other.metrics.max_abs_error == 0
         if may_hold(other, scaled) and self._is_summand(scaled, other):
             return False
-        if _is_like(other, scaled.scaling.residual.metrics):
+        if _is_like(other, scaled, scaled.scaling.residual.metrics):
             return True
         # What comes before a model's first quantized weight is exact, what comes after is not.
         noise = self._noise_after(scaled)
-        return noise is not None and _is_as_good(other.metrics.sqnr, noise, _enough(other))
+        sizes = other.metrics.sqnr, scaled.metrics.sqnr
+        return noise is not None and _is_as_good(*sizes, noise, _enough(other))
 
     def _taken_out_by(self, scaled: Output) -> Pair | None:
         """A call that is given the scaled output and agrees all the same, where the factor is gone
@@ -143,9 +165,21 @@ class Surroundings:
         rest = scaled.scaling.residual.metrics
         for taker in self._taking(scaled.digests):
             found = [other for other in self._outputs(taker) if other.digests != scaled.digests]
-            if found and all(other.scaling is None and _is_like(other, rest) for other in found):
+            if found and all(
+                other.scaling is None and _is_like(other, scaled, rest) for other in found
+            ):
                 return taker
         return None
+
+    @cached_property
+    def _scaled(self) -> dict[tuple[str, str], tuple[Pair, str, Output]]:
+        """By the digests of scaled outputs, the first call that gave them."""
+        found: dict[tuple[str, str], tuple[Pair, str, Output]] = {}
+        for pair in self._pairs.values():
+            for output in self._outputs(pair):
+                if output.scaling is not None:
+                    found.setdefault(output.digests, (pair, "output", output))
+        return found
 
     def _noise_after(self, scaled: Output) -> float | None:
         """The worst SQNR of what is computed from a scaled output; None unless the factor is gone
@@ -165,12 +199,15 @@ class Surroundings:
 
     def _taking(self, digests: tuple[str, str]) -> list[Pair]:
         """The paired calls that were given these contents."""
-        if self._takers is None:
-            self._takers = defaultdict(list)
-            for pair in self._pairs.values():
-                for one, other in product(*self._given(pair)):
-                    self._takers[one, other].append(pair)
         return self._takers.get(digests, [])
+
+    @cached_property
+    def _takers(self) -> dict[tuple[str, str], list[Pair]]:
+        takers = defaultdict(list)
+        for pair in self._pairs.values():
+            for one, other in product(*self._given(pair)):
+                takers[one, other].append(pair)
+        return takers
 
 
 def _key(call: CallEntry) -> tuple[str, int]:
@@ -206,10 +243,15 @@ def _have_one_factor(one: Output, other: Output) -> bool:
     return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
 
 
-def _is_like(other: Output, rest: Metrics) -> bool:
+def _is_like(other: Output, scaled: Output, rest: Metrics) -> bool:
     """Whether an output agrees as well as a scaled one does after its factor."""
     return all(
-        _is_as_good(getattr(other.metrics, metric), getattr(rest, metric), _enough(other))
+        _is_as_good(
+            getattr(other.metrics, metric),
+            getattr(scaled.metrics, metric),
+            getattr(rest, metric),
+            _enough(other),
+        )
         for metric in _JUDGED_BY
     )
 
@@ -219,8 +261,16 @@ def _enough(other: Output) -> float:
     return min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
 
 
-def _is_as_good(found: float | None, rest: float | None, enough: float) -> bool:
-    """Whether an SQNR is as good as that of the rest; one that is not defined has no say."""
+def _is_as_good(
+    found: float | None, scaled: float | None, rest: float | None, enough: float
+) -> bool:
+    """Whether an SQNR is that of what is left after a factor, give or take some noise, rather than
+    that of the scaled output; one that is not defined has no say."""
     if found is None:
         return True
-    return found >= (enough if rest is None else min(enough, max(rest - _MARGIN, _NEVER_ENOUGH)))
+    if rest is None:
+        return found >= enough
+    least = rest - _MARGIN
+    if scaled is not None:
+        least = max(scaled + _ABSORBED, min(least, (scaled + rest) / 2))
+    return found >= min(enough, max(least, _NEVER_ENOUGH))

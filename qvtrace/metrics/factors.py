@@ -20,6 +20,7 @@ _FEWEST_ELEMENTS = 16  # of all channels, for one factor
 _GLANCE = 8  # tokens that are looked at first
 _PROMISING = 0.25  # share of the error's energy that is left, in these
 _EXPLAINED = 0.2  # the same, in all tokens: 7 dB
+_HALVED = 0.5  # the same, of the reference and the candidate over its factors
 _AS_GOOD = 2.0  # a simpler form may leave so many times what the finest one leaves
 _ROUNDING = 1e-12  # of a channel's energy: errors that mean nothing
 _MOST_BLOCKS = 64
@@ -133,7 +134,8 @@ def fits(reference: Readable, candidate: Readable, factor: ScaleFactor) -> bool:
     values = factor if isinstance(factor, float) else factor.values
     with np.errstate(all="ignore"):
         sums = matrix.sums()
-        return sums.left_by(values) <= _EXPLAINED * sums.error() < math.inf
+        is_explained = sums.left_by(values) <= _EXPLAINED * sums.error() < math.inf
+        return is_explained and sums.is_better_without(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,19 @@ class _Sums:
 
     def left_by(self, factors: Floats | float) -> float:
         """The energy of the error after these factors."""
+        return float(self._left(factors).sum())
+
+    def is_better_without(self, factors: Floats | float) -> bool:
+        """Whether the candidate over these factors is nearer to the reference than as it is.
+
+        Next to a reference that is lost, anything is little, and little of it is left after a
+        factor of about 0: over that it is a large error.
+        """
+        return float((self._left(factors) / np.square(factors)).sum()) <= _HALVED * self.error()
+
+    def _left(self, factors: Floats | float) -> Floats:
         left = self.candidates - factors * (2.0 * self.products - factors * self.references)
-        return float(np.maximum(left, 0.0).sum())
+        return np.maximum(left, 0.0)
 
     def left_by_channel(self) -> float:
         """The same after each channel's own factor; infinite where tokens are too few to tell.
@@ -254,6 +267,11 @@ class _Sums:
 
     def factor(self) -> ScaleFactor | None:
         """The simplest form that explains the error: one factor, one by block, one by channel."""
+        found = self._simplest()
+        values = found.values if isinstance(found, ChannelFactors) else found
+        return found if values is not None and self.is_better_without(values) else None
+
+    def _simplest(self) -> ScaleFactor | None:
         if not math.isfinite(self._rounding()):
             return None
         common, finest = self.common(), self.left_by_channel()
