@@ -327,6 +327,60 @@ def test_an_output_that_nothing_is_around_has_its_factor_for_a_fault(against):
     assert "a factor is the fault: 1#0 is the reference times 3" in comparison.verdict.text
 
 
+class Residual(nn.Module):
+    """What a module adds to a stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.down(torch.nn.functional.gelu(self.up(self.norm(hidden))))
+
+
+def test_a_factor_that_a_stream_hands_on_is_the_fault_that_it_was(tmp_path):
+    """Behind it, the blocks add to the stream what is not scaled, as noise would be."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Residual(64) for _ in range(3)), nn.LayerNorm(64), nn.Linear(64, 50))
+    hidden = torch.randn(1, 40, 64)
+    for name in ("fp.st", "quant.st"):
+        with torch.no_grad(), record(model, tmp_path / name):
+            model(hidden)
+        model[1].register_forward_hook(lambda module, args, output: 1.05 * output)
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "quant.st")
+
+    assert row_of(comparison, "2").scale_factor == pytest.approx(1.05, abs=0.01)
+    for module in ("1", "2"):
+        assert row_of(comparison, module).reason.startswith("the factor is the fault: ")
+    assert [origin.module for origin in comparison.verdict.origins] == ["1"]
+
+
+def test_an_output_that_is_lost_is_no_multiple_of_the_reference(against):
+    def lose_a_projection(model: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(2)
+        model[0].attention.proj.weight.copy_(1e-20 * torch.randn(16, 16, generator=generator))
+        model[0].attention.proj.bias.zero_()
+
+    assert row_of(against(lose_a_projection), "0.attention.proj").scale_factor is None
+
+
+def round_to_16_bits(model: nn.Module) -> None:
+    """The keys but little, the values more, so that what is around is noisier than the keys are."""
+    fold_keys(model)
+    weight = model[0].attention.qkv.weight
+    for rows, steps in ((slice(16, 32), 2**15), (slice(32, 48), 2**9)):
+        weight[rows] = (weight[rows] * steps).round() / steps
+
+
+def test_a_fold_is_made_up_for_where_what_is_around_is_noisier_but_not_by_the_factor(against):
+    row = row_of(against(round_to_16_bits), "0.attention.qkv")
+
+    assert row.reason == "equal up to a factor: 0.attention agrees"
+
+
 def test_a_row_equal_up_to_a_factor_is_the_last_that_anyone_has_to_look_at(against):
     comparison = against(fold_norm, sort_by="peir", top=3)
 

@@ -423,6 +423,38 @@ def test_the_noise_of_a_call_is_the_median_over_tokens_of_error_power_to_signal_
     assert rows[later, "inputs.0"].undefined["gain"] == "input"
 
 
+class FirstToken(nn.Module):
+    """A classifier of the first token, as a vision transformer has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+        self.embed = nn.Linear(16, 16)
+        self.classifier = nn.Linear(16, 16, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.classifier(self.embed(self.before(hidden))[:, 0])
+
+
+def test_a_token_that_is_noisier_than_most_is_no_noise_that_comes_in_where_it_is_taken(tmp_path):
+    torch.manual_seed(0)
+    model, hidden = FirstToken(), torch.randn(1, TOKENS, 16)
+
+    def add_noise(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        noise[:, 0] *= 20
+        return output + 1e-3 * noise
+
+    for name in ("fp.st", "quant.st"):
+        with torch.no_grad(), record(model, tmp_path / name):
+            model(hidden)
+        model.embed.register_forward_hook(add_noise)
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "quant.st")
+
+    assert [origin.module for origin in comparison.verdict.origins] == ["embed"]
+
+
 @pytest.mark.parametrize("metric", ["added", "gain"])
 def test_rows_sort_by_what_their_calls_add(original, reference, tmp_path, metric):
     model = faulty(original, "quantized", (scale_doubled, "layers.1.mlp.down_proj"))

@@ -59,6 +59,37 @@ def noise(row: Row) -> float | None:
     return _of_metrics(row.metrics, row.undefined)
 
 
+class GivenTokens:
+    """The noise of the worst of the tokens that were there for a call to take.
+
+    A pooler takes one token, and most may be better than that, as the median tells.
+    """
+
+    def __init__(self) -> None:
+        self._worst: dict[tuple[int, int], float] = {}  # by channels and number of tokens
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take in what a call received or gave."""
+        for row in rows:
+            rest = row.residual if row.is_made_up_for else None
+            value = (row.metrics if rest is None else rest.metrics).token_sqnr_min
+            if value is not None and row.shape[0]:
+                key = row.shape[0][-1], math.prod(row.shape[0][:-1])
+                self._worst[key] = max(self._worst.get(key, 0.0), 10.0 ** (-value / 10.0))
+
+    def worst_for(self, rows: Iterable[Row]) -> float:
+        """How noisy what is taken may be since it is fewer of these tokens."""
+        taken = [(row.shape[0][-1], math.prod(row.shape[0][:-1])) for row in rows if row.shape[0]]
+        return max(
+            (
+                noise
+                for (channels, count), noise in self._worst.items()
+                if any(channels == own and count > of for own, of in taken)
+            ),
+            default=0.0,
+        )
+
+
 def _of_metrics(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
     for metric in ("token_sqnr_p50", "sqnr"):
         value = getattr(metrics, metric)

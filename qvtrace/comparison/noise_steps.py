@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from qvtrace.comparison.noise import CallKey, CallNoise, added
+from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added
 from qvtrace.comparison.rows import Row
 from qvtrace.patterns import shown
 
@@ -67,22 +67,35 @@ def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[Step]:
     has_nan = _has_new_nan(parent.inputs)
     before = ["the inputs"]
     last = parent.module
+    given = GivenTokens()
+    given.add(parent.inputs)
     for child in children:
         after = f"the input of {_inner(parent, child)}"
         nan = _has_new_nan(child.inputs) and not has_nan
         kind = f"{_kind(last)} > {_kind(child.module)}"
-        noises = bound, child.noise_in
+        noises = _received(bound, child.noise_in, given, child.inputs), child.noise_in
         yield Step(parent, _joined(before), after, *noises, nan, False, kind, kind)
         # Noise that has been told of is no news further on.
         for noise in (child.noise_in, child.noise_out):
             bound = None if bound is None or noise is None else max(bound, noise)
         has_nan = has_nan or _has_new_nan(child.inputs) or _has_new_nan(child.outputs)
         before.append(_inner(parent, child))
+        given.add(child.outputs)
         last = child.module
     nan = _has_new_nan(parent.outputs) and not has_nan
     kind = f"{_kind(last)} > output of {_kind(parent.module)}"
-    noises = bound, parent.noise_out
+    noises = _received(bound, parent.noise_out, given, parent.outputs), parent.noise_out
     yield Step(parent, _joined(before), "the output", *noises, nan, False, kind, kind)
+
+
+def _received(
+    bound: float | None, noise: float | None, given: GivenTokens, taken: Sequence[Row]
+) -> float | None:
+    """The noise that comes in where so much shows: what was there, or what a few tokens of that
+    had all along."""
+    if bound is None or noise is None or noise <= bound:
+        return bound
+    return max(bound, min(noise, given.worst_for(taken)))
 
 
 def _has_new_nan(rows: Iterable[Row]) -> bool:

@@ -98,7 +98,7 @@ class Surroundings:
         judgement = self._judge_alone(pair, path, scaled)
         if not judgement.agrees or judgement.module == pair.reference.module:
             return judgement
-        first = self._first_of(pair, scaled)
+        first = self._first_of(pair, path, scaled)
         return judgement if first is None else self._judge_alone(*first)
 
     def _judge_alone(self, pair: Pair, path: str, scaled: Output) -> Judgement:
@@ -106,15 +106,16 @@ class Surroundings:
         taker = None if judgement.agrees else self._taken_out_by(scaled)
         return judgement if taker is None else Judgement(True, taker.reference.module)
 
-    def _first_of(self, pair: Pair, scaled: Output) -> tuple[Pair, str, Output] | None:
+    def _first_of(self, pair: Pair, path: str, scaled: Output) -> tuple[Pair, str, Output] | None:
         """Where a factor comes from that a call was given, as a residual stream hands one on from
         block to block: there, other errors do not hide yet what became of it."""
-        first, met = None, {scaled.digests}
+        first = self._scaled.get(scaled.digests)
+        if path.partition(".")[0] != "output" and first is not None:
+            pair = first[0]
+        met = {scaled.digests}
         while True:
-            given = (self._scaled.get(digests) for digests in product(*self._given(pair)))
-            found = next(
-                (one for one in given if one is not None and _have_one_factor(one[2], scaled)), None
-            )
+            given = map(self._scaled.get, product(*self._given(pair)))
+            found = next((one for one in given if one and _have_one_factor(one[2], scaled)), None)
             if found is None or found[2].digests in met:
                 return first
             first, (pair, _, scaled) = found, found
