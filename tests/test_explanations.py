@@ -12,7 +12,8 @@ import qvtrace
 from qvtrace.cli import app
 from qvtrace.errors import UsageError
 from qvtrace.metrics.blocks import BLOCK
-from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, spread, spread_of_some
+from qvtrace.metrics.details import compare_in_detail
+from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, spread
 
 LOUD = 11  # the channel of the input that stands out
 OFF = 5  # the channel of the output that is wrong
@@ -53,6 +54,11 @@ def files(tmp_path_factory):
 def explained(files, pattern="down_proj", **options):
     comparison = qvtrace.diff(*files, explain=pattern, **options)
     return {found.place.path: found.spread for found in comparison.explanations}
+
+
+def spread_of_some(reference, candidate, axis=-1):
+    ((_, details),) = compare_in_detail([(reference, candidate, axis)])
+    return details.spread
 
 
 def run(*arguments):
@@ -265,7 +271,7 @@ def test_some_tokens_tell_of_a_bad_channel_and_where_in_the_whole_they_stand(axi
     error = 1e-3 * generator.standard_normal(reference.shape).astype(np.float32)
     np.moveaxis(error, axis, -1)[..., 5] += 1.0
 
-    some = spread_of_some(reference, reference + error, channel_axis=axis)
+    some = spread_of_some(reference, reference + error, axis)
     whole = spread(reference, reference + error, channel_axis=axis)
 
     assert some is not None

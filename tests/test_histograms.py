@@ -7,8 +7,13 @@ import pytest
 from qvtrace.metrics.details import compare_in_detail, details_all
 from qvtrace.metrics.differences import compare
 from qvtrace.metrics.elements import Rearranged
-from qvtrace.metrics.histograms import BINS, SAMPLE, Histogram, histograms
+from qvtrace.metrics.histograms import BINS, SAMPLE, Histogram
 from qvtrace.metrics.statistics import statistics
+
+
+def histograms(reference, candidate):
+    (details,) = details_all([(reference, candidate)])
+    return details.histograms
 
 
 def noisy(*shape, dtype=np.float32):

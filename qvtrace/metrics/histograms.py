@@ -1,7 +1,9 @@
 """Histograms of a pair of arrays, from elements that are evenly strided over them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -47,35 +49,75 @@ class Histograms:
     step: int
 
 
-def histograms(reference: Readable, candidate: Readable) -> Histograms | None:
-    """The histograms of a pair; None where elements do not face each other: of arrays of different
-    shapes, or of which one only is complex."""
+@dataclass(frozen=True, slots=True)
+class SomeElements:
+    """Every `step`th element of a pair, of complex ones both parts."""
+
+    reference: Array
+    candidate: Array
+    step: int
+    formats: tuple[Format, Format]
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What those have in common that are looked at together."""
+        return self.reference.size, self.formats
+
+
+def some_elements(reference: Readable, candidate: Readable) -> SomeElements | None:
+    """At most `SAMPLE` elements of a pair; None where they do not face each other: of arrays of
+    different shapes, or of which one only is complex."""
     formats = format_of(reference.dtype), format_of(candidate.dtype)
     is_complex = [side.kind == "complex" for side in formats]
     if reference.shape != candidate.shape or is_complex[0] != is_complex[1]:
         return None
     step = _step(reference)
+    return SomeElements(_parts(reference, step), _parts(candidate, step), step, formats)
+
+
+def histograms(samples: Sequence[SomeElements]) -> list[Histograms]:
+    """Those of each pair; all are of one form.
+
+    Rows together need few calls into numpy, in each of which threads may wait for another.
+    """
+    formats = samples[0].formats
     with np.errstate(all="ignore"):
-        values = _values(_parts(reference, step), _parts(candidate, step))
+        values = _values(samples)
         lows, highs = _ends(values)
-        looked_at = values.shape[1]
         limits = [side.sentinel for side in formats]
-        if looked_at and not _all_count(lows, highs, limits):
-            values = values[:, _countable(values, formats[0])]
-            lows, highs = _ends(values)
-        counted = values.shape[1]
-        left_out = looked_at - counted
-        if not counted:
-            return Histograms(None, None, None, 0, left_out, step)
-        three = _counts(values, _bins(lows, highs, counted, formats))
-        return Histograms(three[0], three[1], three[2], counted, left_out, step)
+        whole: list[int] = []
+        cut: list[int] = []
+        for pair, ends in enumerate(zip(lows, highs, strict=True)):
+            is_whole = values.shape[2] and _all_count(*ends, limits)
+            (whole if is_whole else cut).append(pair)
+        found = {pair: _of_countable(samples[pair], values[pair]) for pair in cut}
+        if whole:
+            bins = [_bins(lows[pair], highs[pair], values.shape[2], formats) for pair in whole]
+            counted = _counts(values if not cut else values[whole], bins)
+            for pair, three in zip(whole, counted, strict=True):
+                found[pair] = Histograms(*three, values.shape[2], 0, samples[pair].step)
+    return [found[pair] for pair in range(len(samples))]
+
+
+def _of_countable(sample: SomeElements, values: Floats) -> Histograms:
+    """Of one pair, some of whose elements do not count."""
+    looked_at = values.shape[1]
+    values = values[:, _countable(values, sample.formats[0])]
+    counted = values.shape[1]
+    left_out = looked_at - counted
+    if not counted:
+        return Histograms(None, None, None, 0, left_out, sample.step)
+    (lows,), (highs,) = _ends(values[np.newaxis])
+    bins = _bins(lows, highs, counted, sample.formats)
+    (three,) = _counts(values[np.newaxis], [bins])
+    return Histograms(*three, counted, left_out, sample.step)
 
 
 def _strided(side: Readable, step: int) -> Array:
     """Every `step`th element."""
     if isinstance(side, np.ndarray | np.generic):
         flat = side.reshape(-1) if side.flags.c_contiguous else side.flat
-        return flat[::step]
+        return flat[::step].copy()  # while it is in the cache
     read, together = reader(side), step * max(1, BLOCK // step)
     starts = range(0, side.size, together)
     pieces = [read(start, min(start + together, side.size))[::step] for start in starts]
@@ -101,24 +143,24 @@ def _parts(side: Readable, step: int) -> Array:
     return elements
 
 
-def _values(reference: Array, candidate: Array) -> Floats:
-    """Rows of float64: of the reference, of the candidate, and of the error.
-
-    Three rows together need few calls into numpy, in each of which threads may wait for another.
-    """
-    values = scratch.error64[: 3 * reference.size].reshape(3, -1)
-    upcast(reference, values[0])
-    upcast(candidate, values[1])
-    np.subtract(values[1], values[0], out=values[2])
+def _values(samples: Sequence[SomeElements]) -> Floats:
+    """Three rows of float64 for each pair: of the reference, of the candidate, and of the error."""
+    size = samples[0].reference.size
+    values = scratch.error64[: 3 * len(samples) * size].reshape(len(samples), 3, size)
+    for sample, (reference, candidate, _) in zip(samples, values, strict=True):
+        upcast(sample.reference, reference)
+        upcast(sample.candidate, candidate)
+    np.subtract(values[:, 1], values[:, 0], out=values[:, 2])
     return values
 
 
-def _ends(values: Floats) -> tuple[list[float], list[float]]:
+def _ends(values: Floats) -> tuple[list[list[float]], list[list[float]]]:
     """The smallest and the largest value of each row; NaN where one of them is."""
-    if not values.shape[1]:
-        return [], []
-    lows: list[float] = np.minimum.reduce(values, axis=1).tolist()
-    highs: list[float] = np.maximum.reduce(values, axis=1).tolist()
+    if not values.shape[2]:
+        nothing: list[list[float]] = [[] for _ in values]
+        return nothing, nothing
+    lows: list[list[float]] = np.minimum.reduce(values, axis=2).tolist()
+    highs: list[list[float]] = np.maximum.reduce(values, axis=2).tolist()
     return lows, highs
 
 
@@ -154,23 +196,29 @@ def _bins(
     return [_Bins(low, high, count), _Bins(low, high, count), errors]
 
 
-def _counts(values: Floats, bins: list[_Bins]) -> list[Histogram | None]:
-    """The histogram of each row."""
-    scales = [_scale(own) for own in bins]
+_Three: TypeAlias = tuple[Histogram | None, Histogram | None, Histogram | None]
+
+
+def _counts(values: Floats, bins: Sequence[Sequence[_Bins]]) -> list[_Three]:
+    """The histograms of the rows of each pair; `values` are written to."""
+    own = [each for of_pair in bins for each in of_pair]
+    scales = [_scale(each) for each in own]
     scaled = values
-    np.subtract(scaled, _column([own.low for own in bins]), out=scaled)
+    np.subtract(scaled, _column([each.low for each in own]), out=scaled)
     np.multiply(scaled, _column([scale or 0.0 for scale in scales]), out=scaled)
     positions = scratch.wide[0][: values.size].view(np.intp).reshape(values.shape)
     np.copyto(positions, scaled, casting="unsafe")
     room = BINS + 2  # each row's bins, and its upper end
-    positions += np.arange(0, len(bins) * room, room).reshape(-1, 1)
-    found = np.bincount(positions.reshape(-1), minlength=len(bins) * room).tolist()
-    rows = [found[start : start + room] for start in range(0, len(found), room)]
-    return [_histogram(*row, values.shape[1]) for row in zip(bins, scales, rows, strict=True)]
+    positions += np.arange(0, len(own) * room, room).reshape(-1, 3, 1)
+    found = np.bincount(positions.reshape(-1), minlength=len(own) * room).tolist()
+    counts = [found[start : start + room] for start in range(0, len(found), room)]
+    rows = [_histogram(*row, values.shape[2]) for row in zip(own, scales, counts, strict=True)]
+    return list(zip(rows[::3], rows[1::3], rows[2::3], strict=True))
 
 
 def _column(numbers: list[float]) -> Floats:
-    return np.array(numbers).reshape(-1, 1)
+    """A number for each row, three of them to a pair."""
+    return np.array(numbers).reshape(-1, 3, 1)
 
 
 def _scale(bins: _Bins) -> float | None:

@@ -5,25 +5,24 @@ token. A head is an axis of its own among those.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvtrace.metrics.blocks import cut
-from qvtrace.metrics.differences import position
-from qvtrace.metrics.elements import Array, Readable, Reader, format_of, reader
+from qvtrace.metrics.elements import Array, Readable, format_of, reader
+from qvtrace.metrics.square_sums import Counts, SquareSums, Sums
 
 MOST = 0.9  # of the error, which few channels may carry
 FEW = 0.1  # of the channels
 OUTLYING = 6.0  # times the median channel
 WORST = 8  # tokens, channels, heads that are named
 BINS = 64
-SAMPLE = 8 * 1024  # elements that `spread_of_some` looks at
+SAMPLE = 8 * 1024  # elements of which `some_tokens` consist
 _FEWEST = 8  # channels, from which on their median says something
 
-Sums = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,133 +96,80 @@ def spread(
     None for arrays that have no elements or no axis, that hold no floats, or whose squares leave
     the range of float64.
     """
-    if not reference.size or not reference.shape:
-        return None
-    if any(format_of(side.dtype).kind == "integer" for side in (reference, candidate)):
+    if not _has_a_spread(reference, candidate):
         return None
     if channel_axis % len(reference.shape) != len(reference.shape) - 1:
         reference, candidate = (
             np.moveaxis(_whole(side), channel_axis, -1) for side in (reference, candidate)
         )
-    sums = _sums(reference, candidate)
-    if not all(np.isfinite(total).all() for total in (sums.token, sums.channel)):
-        return None
-    leading = reference.shape[:-1]
-    outliers = _outliers(sums)
-    return Spread(
-        _along(sums.token, sums.token_signal, sums.token_broken, leading),
-        _along(sums.channel, sums.channel_signal, sums.channel_broken, reference.shape[-1:]),
-        None if head_axis is None else _heads(sums, leading, head_axis),
-        tuple(outliers[:WORST]),
-        len(outliers),
-        sums.left_out,
-    )
+    sums = SquareSums.of(reference, candidate)
+    (found,) = _spreads(sums, reference.shape[:-1])
+    if found is None or head_axis is None:
+        return found
+    return replace(found, heads=_heads(sums, reference.shape[:-1], head_axis))
 
 
-def spread_of_some(
+@dataclass(frozen=True, slots=True)
+class SomeTokens:
+    """Some vectors of a pair along an axis."""
+
+    reference: Array  # of tokens and channels
+    candidate: Array
+    leading: tuple[int, ...]  # the shape of all tokens
+    chosen: Places  # which of them these are, counted through
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What those have in common that are looked at together."""
+        return self.leading, self.reference.shape, self.reference.dtype, self.candidate.dtype
+
+
+def some_tokens(
     reference: Readable, candidate: Readable, *, channel_axis: int = -1
-) -> Spread | None:
-    """`spread` over tokens from all over the tensor, at most about `SAMPLE` elements: what a report
-    can have of every pair without another look at all of it."""
-    shape = reference.shape
-    if not reference.size or not shape:
+) -> SomeTokens | None:
+    """Tokens from all over a pair, at most about `SAMPLE` elements: what a report can have of every
+    pair without another look at all of it. None for what has no spread."""
+    if not _has_a_spread(reference, candidate):
         return None
+    shape = reference.shape
     axis = channel_axis % len(shape)
     leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
     tokens = reference.size // channels
-    count = max(_FEWEST, SAMPLE // channels)
-    if tokens <= count:
-        return spread(reference, candidate, channel_axis=channel_axis)
+    count = min(tokens, max(_FEWEST, SAMPLE // channels))
     chosen = (2 * np.arange(count) + 1) * tokens // (2 * count)
-    places = np.unravel_index(chosen, leading)
-    sides = (_tokens(side, chosen, places, axis) for side in (reference, candidate))
-    found = spread(*sides)
-    if found is None:
-        return None
-    indices = np.stack(places, axis=-1).tolist()
-    return replace(found.placed(lambda index: tuple(indices[index[0]])), sampled=(count, tokens))
+    one, other = (_tokens(side, chosen, leading, axis) for side in (reference, candidate))
+    return SomeTokens(one, other, leading, chosen)
 
 
-def _tokens(
-    side: Readable, chosen: NDArray[np.intp], places: tuple[NDArray[np.intp], ...], axis: int
-) -> Array:
+def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
+    """How the error of each pair is spread over its tokens; all are of one form."""
+    tokens, channels = samples[0].reference.shape
+    sums = SquareSums(len(samples), tokens, channels)
+    sums.add(
+        np.stack([sample.reference for sample in samples]),
+        np.stack([sample.candidate for sample in samples]),
+    )
+    return _spreads(sums, samples[0].leading, samples[0].chosen)
+
+
+def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
+    kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
+    return bool(reference.size and reference.shape) and "integer" not in kinds
+
+
+def _tokens(side: Readable, chosen: Places, leading: tuple[int, ...], axis: int) -> Array:
     """Some vectors along an axis, one after the other."""
-    if isinstance(side, np.ndarray) or axis < len(side.shape) - 1:
-        return np.moveaxis(_whole(side), axis, -1)[places]
-    channels, read = side.shape[-1], reader(side)
-    return np.stack([read(at * channels, (at + 1) * channels) for at in chosen.tolist()])
-
-
-class _Sums:
-    """Of one pair of arrays, by token and by channel."""
-
-    def __init__(self, tokens: int, channels: int) -> None:
-        self.token, self.token_signal = np.zeros(tokens), np.zeros(tokens)
-        self.token_broken = np.zeros(tokens, dtype=np.int64)
-        self.channel, self.channel_signal = np.zeros(channels), np.zeros(channels)
-        self.channel_broken = np.zeros(channels, dtype=np.int64)
-        self.channel_peak = np.zeros(channels)
-        self.channel_counted = np.zeros(channels, dtype=np.int64)
-        self.left_out = 0
-
-    def add(self, rows: slice, columns: slice, reference: Array, candidate: Array) -> None:
-        """A block: whole tokens, or a piece of one."""
-        if _is_plain(reference) and _is_plain(candidate):
-            one = reference.astype(np.float64)
-            self._add(rows, columns, one, one - candidate)
-            self.channel_counted[columns] += len(one)
-            return
-        finite = np.isfinite(reference), np.isfinite(candidate)
-        valid = finite[0] & finite[1]
-        valid &= np.abs(reference) < format_of(reference.dtype).sentinel
-        broken = finite[0] != finite[1]
-        wide = np.complex128 if "c" in (reference.dtype.kind, candidate.dtype.kind) else np.float64
-        one, other = (np.where(valid, side.astype(wide), 0) for side in (reference, candidate))
-        self._add(rows, columns, np.abs(one), np.abs(one - other))
-        self.token_broken[rows] += broken.sum(axis=1)
-        self.channel_broken[columns] += broken.sum(axis=0)
-        self.channel_counted[columns] += valid.sum(axis=0)
-        self.left_out += int(valid.size - valid.sum())
-
-    def _add(self, rows: slice, columns: slice, reference: Sums, error: Sums) -> None:
-        peak = self.channel_peak[columns]
-        np.maximum(peak, reference.max(axis=0), out=peak)
-        np.maximum(peak, -reference.min(axis=0), out=peak)
-        for values, token, channel in (
-            (error, self.token, self.channel),
-            (reference, self.token_signal, self.channel_signal),
-        ):
-            token[rows] += np.einsum("ij,ij->i", values, values)
-            channel[columns] += np.einsum("ij,ij->j", values, values)
-
-
-def _is_plain(array: Array) -> bool:
-    """Whether every element is a real number that counts."""
-    if array.dtype not in (np.float32, np.float64):
-        return False
-    limit = format_of(array.dtype).sentinel
-    return bool(-limit < array.min() and array.max() < limit)  # neither holds of NaN
-
-
-def _sums(reference: Readable, candidate: Readable) -> _Sums:
-    channels = reference.shape[-1]
-    sums = _Sums(reference.size // channels, channels)
-    sides: tuple[Reader, Reader] = reader(reference), reader(candidate)
-    with np.errstate(all="ignore"):
-        for block in cut(reference.size // channels, channels):
-            first, column = divmod(block.start, channels)
-            width = block.size // block.rows
-            pieces = (
-                _floats(read(block.start, block.stop)).reshape(block.rows, width) for read in sides
-            )
-            rows, columns = slice(first, first + block.rows), slice(column, column + width)
-            sums.add(rows, columns, *pieces)
-    return sums
-
-
-def _floats(elements: Array) -> Array:
-    """Eight-bit floats, of which numpy knows little, as float64."""
-    return elements.astype(np.float64) if elements.dtype.itemsize == 1 else elements
+    vectors: Array
+    channels, is_last = side.shape[axis], axis == len(side.shape) - 1
+    if isinstance(side, np.ndarray) and is_last and side.flags.c_contiguous:
+        vectors = side.reshape(-1, channels)[chosen]
+    elif isinstance(side, np.ndarray) or not is_last:
+        places = np.unravel_index(chosen, leading) if leading else np.newaxis
+        vectors = np.moveaxis(_whole(side), axis, -1)[places]
+    else:
+        read = reader(side)
+        vectors = np.stack([read(at * channels, (at + 1) * channels) for at in chosen.tolist()])
+    return vectors
 
 
 def _whole(array: Readable) -> Array:
@@ -232,68 +178,126 @@ def _whole(array: Readable) -> Array:
     return array.read(0, array.size).reshape(array.shape)
 
 
-def _heads(sums: _Sums, leading: tuple[int, ...], axis: int) -> Along:
-    others = tuple(other for other in range(len(leading)) if other != axis)
-    error, signal = (
-        totals.reshape(leading).sum(axis=others) for totals in (sums.token, sums.token_signal)
-    )
-    broken = sums.token_broken.reshape(leading).sum(axis=others)
-    return _along(error, signal, broken, leading[axis : axis + 1])
-
-
-def _along(error: Sums, signal: Sums, broken: NDArray[np.int64], shape: tuple[int, ...]) -> Along:
-    whole = float(error.sum())
-    ordered = np.sort(error)[::-1]
-    carrying = int(ordered.cumsum().searchsorted(MOST * whole)) + 1 if whole else 0
-    is_broken = bool(broken.any())
-    by_worst = np.lexsort((-error, -broken))[:WORST] if is_broken else _largest(error)
+def _spreads(
+    sums: SquareSums, leading: tuple[int, ...], chosen: Places | None = None
+) -> list[Spread | None]:
+    """Of each pair of `sums`, of whose tokens only those `chosen` were looked at."""
+    count, channels = sums.token.shape[1], sums.channel.shape[1]
+    tokens = math.prod(leading)
     found = zip(
-        by_worst.tolist(),
-        *(values[by_worst].tolist() for values in (error, signal, broken)),
+        sums.is_finite().tolist(),
+        _alongs(sums.token, sums.token_signal, sums.token_broken, leading, chosen),
+        _alongs(sums.channel, sums.channel_signal, sums.channel_broken, (channels,)),
+        _outliers(sums),
+        sums.left_out.tolist(),
         strict=True,
     )
-    worst = []
-    for place, noise, own, count in found:
-        if noise > 0 or count > 0:
-            nsr = noise / own if own else None
-            usable = nsr if nsr is None or math.isfinite(nsr) else None
-            share = noise / whole if whole else None
-            worst.append(Part(position(place, shape), share, usable, count))
-    return Along(error.size, tuple(worst), min(carrying, error.size), _profile(error, whole))
-
-
-def _largest(error: Sums) -> NDArray[np.intp]:
-    """Where the largest are, the first of equal ones first."""
-    return np.argsort(-error, kind="stable")[:WORST]
-
-
-def _profile(error: Sums, whole: float) -> tuple[float, ...]:
-    """Shares of equal runs, which are one token or channel each where there are few."""
-    if not whole:
-        return ()
-    bins = min(BINS, error.size)
-    if bins == error.size:
-        return tuple((error / whole).tolist())
-    starts = np.arange(bins) * error.size // bins
-    return tuple((np.add.reduceat(error, starts) / whole).tolist())
-
-
-def _outliers(sums: _Sums) -> list[Outlier]:
-    """Channels whose largest magnitude or root mean square is many times the median channel's."""
-    if sums.channel_peak.size < _FEWEST:
-        return []
-    mean_square = sums.channel_signal / np.maximum(sums.channel_counted, 1)
-    times = [_times_median(of) for of in (sums.channel_peak, np.sqrt(mean_square))]
-    larger = np.maximum(*times)
-    outlying = np.flatnonzero(larger >= OUTLYING)
-    places = outlying[np.argsort(-larger[outlying], kind="stable")].tolist()
+    sampled = None if count == tokens else (count, tokens)
     return [
-        Outlier(place, *(float(found[place]) for found in (larger, *times))) for place in places
+        Spread(
+            by_token, by_channel, None, tuple(outliers[:WORST]), len(outliers), left_out, sampled
+        )
+        if is_finite
+        else None
+        for is_finite, by_token, by_channel, outliers, left_out in found
     ]
 
 
+def _heads(sums: SquareSums, leading: tuple[int, ...], axis: int) -> Along:
+    others = tuple(1 + other for other in range(len(leading)) if other != axis)
+    error, signal, broken = (
+        totals.reshape(-1, *leading).sum(axis=others)
+        for totals in (sums.token, sums.token_signal, sums.token_broken)
+    )
+    return _alongs(error, signal, broken, leading[axis : axis + 1])[0]
+
+
+def _alongs(
+    error: Sums,
+    signal: Sums,
+    broken: Counts,
+    shape: tuple[int, ...],
+    chosen: Places | None = None,
+) -> list[Along]:
+    """Of each pair, which is a row of the sums; `shape` is of what they are sums of."""
+    with np.errstate(all="ignore"):
+        wholes = error.sum(axis=1, keepdims=True)
+        ordered = np.sort(error, axis=1)[:, ::-1]
+        carrying = 1 + (ordered.cumsum(axis=1) < MOST * wholes).sum(axis=1)
+        worst = _worst(error, broken)
+        errors, signals = (np.take_along_axis(of, worst, axis=1) for of in (error, signal))
+        numbers = errors / wholes, errors / signals
+    profiles = _profiles(error, wholes).tolist()
+    counts = np.take_along_axis(broken, worst, axis=1)
+    at = worst if chosen is None else chosen[worst]
+    indices = np.moveaxis(np.array(np.unravel_index(at, shape or 1)), 0, -1)[..., : len(shape)]
+    parts = zip(*(of.tolist() for of in (indices, errors, *numbers, counts)), strict=True)
+    found = zip(wholes[:, 0].tolist(), carrying.tolist(), parts, profiles, strict=True)
+    count = error.shape[1]
+    return [
+        Along(
+            count,
+            tuple(_parts(*of_pair)),
+            min(most, count) if whole else 0,
+            tuple(profile) if whole else (),
+        )
+        for whole, most, of_pair, profile in found
+    ]
+
+
+def _parts(
+    indices: list[list[int]],
+    errors: list[float],
+    shares: list[float],
+    ratios: list[float],
+    broken: list[int],
+) -> Iterator[Part]:
+    for index, error, share, ratio, count in zip(
+        indices, errors, shares, ratios, broken, strict=True
+    ):
+        if error > 0 or count > 0:
+            nsr = ratio if math.isfinite(ratio) else None
+            yield Part(tuple(index), None if math.isnan(share) else share, nsr, count)
+
+
+def _worst(error: Sums, broken: Counts) -> Places:
+    """Where the worst are in each row, the first of equal ones first."""
+    if broken.any():
+        return np.lexsort((-error, -broken), axis=1)[:, :WORST]
+    return np.argsort(-error, axis=1, kind="stable")[:, :WORST]
+
+
+def _profiles(error: Sums, wholes: Sums) -> Sums:
+    """Shares of equal runs, which are one token or channel each where there are few."""
+    count = error.shape[1]
+    bins = min(BINS, count)
+    starts = np.arange(bins) * count // bins
+    with np.errstate(all="ignore"):
+        profiles: Sums = np.add.reduceat(error, starts, axis=1) / wholes
+    return profiles
+
+
+def _outliers(sums: SquareSums) -> list[list[Outlier]]:
+    """Channels whose largest magnitude or root mean square is many times the median channel's."""
+    pairs, channels = sums.channel_peak.shape
+    found: list[list[Outlier]] = [[] for _ in range(pairs)]
+    if channels < _FEWEST:
+        return found
+    mean_square = sums.channel_signal / np.maximum(sums.channel_counted, 1)
+    times = [_times_median(of) for of in (sums.channel_peak, np.sqrt(mean_square))]
+    larger = np.maximum(*times)
+    for pair in np.flatnonzero((larger >= OUTLYING).any(axis=1)).tolist():
+        outlying = np.flatnonzero(larger[pair] >= OUTLYING)
+        places = outlying[np.argsort(-larger[pair, outlying], kind="stable")].tolist()
+        found[pair] = [
+            Outlier(place, *(float(of[pair, place]) for of in (larger, *times))) for place in places
+        ]
+    return found
+
+
 def _times_median(values: Sums) -> Sums:
-    lower, upper = (values.size - 1) // 2, values.size // 2
-    ordered = np.partition(values, (lower, upper))  # np.median takes three times as long
-    median = float(ordered[lower] + ordered[upper]) / 2
-    return values / median if median else np.zeros_like(values)
+    """Each value over the median of its row; 0 where that is 0."""
+    lower, upper = (values.shape[1] - 1) // 2, values.shape[1] // 2
+    ordered = np.partition(values, (lower, upper), axis=1)  # np.median takes three times as long
+    medians = (ordered[:, lower] + ordered[:, upper])[:, np.newaxis] / 2
+    return np.divide(values, medians, out=np.zeros_like(values), where=medians != 0)

@@ -87,6 +87,11 @@ class _Part:
     negative_inf: int
     zeros: int
 
+    def statistics(self, count: int) -> Statistics:
+        """Of an array that is this block."""
+        counts = self.nan, self.positive_inf, self.negative_inf, self.zeros
+        return Statistics(count, self.low, self.high, self.mean, self.stddev, *counts)
+
 
 class StatisticsJob:
     """`statistics` of one array, to be run with others; complex elements are two reals. Any blocks
@@ -122,6 +127,8 @@ class StatisticsJob:
 
     def result(self, parts: Sequence[_Part]) -> Statistics:
         """What all of them say."""
+        if len(parts) == 1 and parts[0].finite:
+            return parts[0].statistics(self._count)
         counted = [part for part in parts if part.finite]
         counts = [part.finite for part in counted]
         weights = [math.sqrt(count / sum(counts)) for count in counts]
