@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeAlias, Unpack
 
@@ -15,17 +15,17 @@ from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.explanations import Explainer, Explanation
-from qvtrace.comparison.floor_measurement import measure_floor
+from qvtrace.comparison.floor_measurement import Measured, measure_floor
 from qvtrace.comparison.grouping import roll_up
 from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
-from qvtrace.comparison.origins import find_origins
+from qvtrace.comparison.origins import Origins, find_origins
 from qvtrace.comparison.portions import portion_texts
 from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder
-from qvtrace.comparison.rows import WEIGHTS, Row, is_weight
+from qvtrace.comparison.rows import WEIGHTS, Row
 from qvtrace.comparison.tokens import compare_tokens
 from qvtrace.comparison.verdict import Evidence, judge
 from qvtrace.comparison.weight_pairs import WeightPairs, pair_weights
@@ -81,47 +81,33 @@ def compare_archives(
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
     rotations = () if options.transform is None else load_rotations(options.transform)
-    everything = align(reference.manifest, candidate.manifest, options.maps)
-    weights = _weights(reference, candidate, everything, options)
-    valued = _modules(everything, weights, options.values, "--values")
-    explained = _modules(everything, weights, options.explain, "--explain")
-    alignment, weights = _filtered(everything, weights, options)
+    chosen = _choose(reference, candidate, options)
     built = RowBuilder(
         reference,
         candidate,
         options.path,
-        everything.pairs,
+        chosen.everything.pairs,
         details=options.details,
         contents=contents,
         rotations=rotations,
         per_sample=options.per_sample,
     )
     if options.path != WEIGHTS:
-        _add_calls(built, alignment)
-    weight_rows = WeightRows(built, reference, candidate, everything)
-    weight_rows.add(weights)
+        _add_calls(built, chosen.alignment)
+    weight_rows = WeightRows(built, reference, candidate, chosen.everything)
+    weight_rows.add(chosen.weights)
     built.compare()
-    coverage = cover(built, alignment)
+    coverage = cover(built, chosen.alignment)
     comparability = comparable(reference, candidate)
     manifests = reference.manifest, candidate.manifest
     tokens = compare_tokens(*manifests)
-    logits = logits_of(built.contents, everything.pairs)
+    logits = logits_of(built.contents, chosen.everything.pairs)
     parameters = parameters_of(reference), parameters_of(candidate)
-    findings = _findings(built.contents, alignment, parameters)
-    of_calls = [row for row in (*built.rows, *built.aside) if not is_weight(row)]
-    noises = call_noises(of_calls, built.calls, replayed)
-    executed = weight_rows.finish(with_local(with_noise(built.rows, noises), replayed))
-    narrowed = bool(options.include or options.exclude)
-    modules = {row.module for row in of_calls}
+    findings = _findings(built.contents, chosen.alignment, parameters)
+    modules = {row.module for row in built.of_calls()}
     measured = measure_floor(modules, reference, floor, options, rotations)
-    origins = find_origins(
-        noises,
-        max(rounding_noise(of_calls), built.contents.rotations.noise),
-        narrowed=narrowed,
-        floor=None if measured is None else measured.levels,
-    )
-    if measured is not None:
-        executed = measured.on(executed)
+    rows, origins = _with_noise(built, replayed, measured, options)
+    executed = weight_rows.finish(rows)
     evidence = Evidence(
         executed,
         coverage,
@@ -136,27 +122,64 @@ def compare_archives(
         built.contents.rotations,
     )
     ordered = in_order(executed, options.sort_by)
-    rows = ordered if options.top is None or options.group_by else top(ordered, options)
+    shown = ordered if options.top is None or options.group_by else top(ordered, options)
     groups = roll_up(executed, built.sums(), options) if options.group_by else []
     return Comparison(
         _side(reference, findings[0]),
-        _side(candidate, findings[1], alignment.warnings),
+        _side(candidate, findings[1], chosen.alignment.warnings),
         comparability,
         coverage,
-        tuple(rows),
+        tuple(shown),
         judge(evidence),
-        complete=len(rows) == len(executed) and not options.metrics,
+        complete=len(shown) == len(executed) and not options.metrics,
         options=options,
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
         portions=portion_texts(executed),
-        quantization=_quantization(parameters, everything, None if options.details else valued),
-        elements=dict(built.elements(valued, options.values_limit)),
+        quantization=_quantization(
+            parameters, chosen.everything, None if options.details else chosen.valued
+        ),
+        elements=dict(built.elements(chosen.valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
         logits=logits,
         groups=tuple(groups),
-        explanations=_explanations(built, reference, explained, options),
+        explanations=_explanations(built, reference, chosen.explained, options),
     )
+
+
+def _with_noise(
+    built: RowBuilder, replayed: Sequence[Row], floor: Measured | None, options: DiffOptions
+) -> tuple[list[Row], Origins]:
+    """The rows with the noise of their calls, and where that comes in."""
+    of_calls = built.of_calls()
+    noises = call_noises(of_calls, built.calls, replayed)
+    origins = find_origins(
+        noises,
+        max(rounding_noise(of_calls), built.contents.rotations.noise),
+        narrowed=bool(options.include or options.exclude),
+        floor=None if floor is None else floor.levels,
+    )
+    rows = with_local(with_noise(built.rows, noises), replayed)
+    return rows if floor is None else floor.on(rows), origins
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What of two archives is compared, and of which modules more is wanted."""
+
+    everything: Alignment
+    alignment: Alignment  # of the modules that patterns leave
+    weights: WeightPairs
+    valued: set[str]
+    explained: set[str]
+
+
+def _choose(reference: Archive, candidate: Archive, options: DiffOptions) -> _Chosen:
+    everything = align(reference.manifest, candidate.manifest, options.maps)
+    weights = _weights(reference, candidate, everything, options)
+    valued = _modules(everything, weights, options.values, "--values")
+    explained = _modules(everything, weights, options.explain, "--explain")
+    return _Chosen(everything, *_filtered(everything, weights, options), valued, explained)
 
 
 def _quantization(

@@ -32,7 +32,7 @@ from qvtrace.comparison.outcomes import (
 )
 from qvtrace.comparison.portions import Sample
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
-from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row
+from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row, is_weight
 from qvtrace.comparison.sample_pooling import SamplePool
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
@@ -157,6 +157,10 @@ class RowBuilder:
         self._each, self._each_aside = self.rows, self.aside
         if self._pools_samples:
             self._pool_samples()
+
+    def of_calls(self) -> list[Row]:
+        """The rows of what calls received and gave, those of places that `path` leaves out too."""
+        return [row for row in (*self.rows, *self.aside) if not is_weight(row)]
 
     def sums(self) -> dict[Place, Sums]:
         """What rows are pooled from, of those whose elements were read."""
