@@ -20,6 +20,7 @@ from qvtrace.errors import DamagedArchiveError, MissingArchiveError, UsageError
 from qvtrace.manifest import VariantInfo
 from qvtrace.recording.options import RecordOptions
 from qvtrace.recording.recorder import Recording, record
+from qvtrace.reports.head import head_lines
 
 Recorder = Callable[..., Path]
 
@@ -232,6 +233,49 @@ def test_top_without_a_metric_keeps_the_worst_by_peir_in_their_order(two):
     assert [row.place for row in diff(*two, top=3).rows] == [
         row.place for row in diff(*two).rows if row.place in worst
     ]
+
+
+def test_top_keeps_what_is_asked_for_by_name(two):
+    least = diff(*two, sort_by="peir").rows[-1]
+
+    cut = diff(*two, sort_by="peir", top=1, values=[least.module])
+
+    assert [row.module for row in cut.rows] == [diff(*two).worst("peir", 1)[0].module, least.module]
+    assert least.place in cut.elements
+    assert len(cut.cut) == len(diff(*two).rows) - 2
+
+
+def test_the_head_counts_rows_that_top_cut(recorded):
+    inner = Block()
+    wrapped = nn.Sequential()
+    wrapped.module = inner
+    reference = recorded("fp.st", inner, torch.ones(2, 16))
+    candidate = recorded("quant.st", wrapped, torch.ones(2, 16))
+
+    def matched(**options):
+        lines = head_lines(diff(reference, candidate, **options), None, everything=False)
+        return [line.plain for line in lines if line.plain.startswith("matched")]
+
+    assert len(matched()) == 1
+    assert matched(top=1) == matched()
+
+
+def test_a_number_is_worse_than_what_only_one_side_has(recorded):
+    hidden = torch.rand(4, 16)
+
+    def outputs(error):
+        return {"number": hidden + error, "constant": torch.full((4, 16), error), "equal": hidden}
+
+    reference = recorded("fp.st", Returning(lambda _: outputs(0.0)), hidden)
+    new = {f"new_{name}": hidden for name in "abc"}
+    candidate = recorded("quant.st", Returning(lambda _: {**outputs(0.1), **new}), hidden)
+
+    rows = diff(reference, candidate, sort_by="peir").rows
+
+    assert [row.path.removeprefix("output.") for row in rows] == [
+        *("constant", "number", "new_a", "new_b", "new_c", "equal"),
+    ]
+    assert diff(reference, candidate, sort_by="peir", top=2).rows == rows[:2]
 
 
 def test_choosing_metrics_makes_a_comparison_incomplete(two):

@@ -64,14 +64,15 @@ class Comparison:
     groups: tuple[Group, ...] = ()  # of all rows, where they are rolled up
     # Of the modules of `options.explain`, in order of execution: their rows and their inputs.
     explanations: tuple[Explanation, ...] = field(default=(), repr=False)
+    cut: tuple[Row, ...] = field(default=(), repr=False)  # beyond `options.top`
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
 
-        A row whose metric is undefined comes before any number, an identical one after; rows that
-        the metric does not apply to (integers have no PEIR) come last, and after them those that
-        are equal up to a factor. Raises `UsageError` for an
-        unknown metric.
+        A row whose metric is undefined comes before any number, after them what no number can be
+        told of (a place that one side lacks), then an identical one; rows that the metric does not
+        apply to (integers have no PEIR) come last, and after them those that are equal up to a
+        factor. Raises `UsageError` for an unknown metric.
         """
         require_known("worst", metric, METRICS)
         return most_telling(self.rows, metric)[: max(n, 0)]

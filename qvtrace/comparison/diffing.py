@@ -122,7 +122,8 @@ def compare_archives(
         built.contents.rotations,
     )
     ordered = in_order(executed, options.sort_by)
-    shown = ordered if options.top is None or options.group_by else top(ordered, options)
+    is_cut = options.top is not None and not options.group_by
+    shown, cut = top(ordered, options, chosen.valued) if is_cut else (ordered, [])
     groups = roll_up(executed, built.sums(), options) if options.group_by else []
     return Comparison(
         _side(reference, findings[0]),
@@ -131,7 +132,7 @@ def compare_archives(
         coverage,
         tuple(shown),
         judge(evidence),
-        complete=len(shown) == len(executed) and not options.metrics,
+        complete=not cut and not options.metrics,
         options=options,
         tokens=tokens,
         floor=None if floor is None else _side(floor, ()),
@@ -144,6 +145,7 @@ def compare_archives(
         logits=logits,
         groups=tuple(groups),
         explanations=_explanations(built, reference, chosen.explained, options),
+        cut=tuple(cut),
     )
 
 

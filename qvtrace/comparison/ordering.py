@@ -1,10 +1,22 @@
 """Rows in the order that is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qvtrace.comparison.options import ORDERS, DiffOptions
-from qvtrace.comparison.rows import NOT_STORED, PLAIN_VALUE, Row
+from qvtrace.comparison.rows import (
+    NOT_STORED,
+    PLAIN_VALUE,
+    ROUTING_DIFFERS,
+    STRUCTURE_DIFFERS,
+    TYPES_DIFFER,
+    Row,
+)
 from qvtrace.metrics.differences import Undefined, badness
+
+# Findings of which no metric says how bad they are: no more are they the worst by one.
+_WITHOUT_NUMBERS = frozenset({STRUCTURE_DIFFERS, TYPES_DIFFER, ROUTING_DIFFERS})
+
+_IDENTICAL = (-1, 0.0)
 
 
 def in_order(rows: Sequence[Row], sort_by: str) -> list[Row]:
@@ -18,12 +30,20 @@ def in_order(rows: Sequence[Row], sort_by: str) -> list[Row]:
 
 def _worst_first(rows: Sequence[Row], metric: str) -> list[Row]:
     """Rows that are equally bad stay in their order."""
-    return sorted(rows, key=lambda row: row_badness(row, metric), reverse=True)
+    return sorted(rows, key=lambda row: _rank(row, metric), reverse=True)
 
 
 def most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
     """As `_worst_first`, where a factor that is made up for is no reason to look at a row."""
     return sorted(_worst_first(rows, metric), key=lambda row: row.is_made_up_for)
+
+
+def _rank(row: Row, metric: str) -> tuple[int, float]:
+    """Sorts the worst last; what has no number comes between numbers and identical rows."""
+    if row.undefined.get(metric) in _WITHOUT_NUMBERS:
+        return -1, 1.0
+    badness_of_row = row_badness(row, metric)
+    return min(badness_of_row, _IDENTICAL) if row.status == "identical" else badness_of_row
 
 
 def row_badness(row: Row, metric: str) -> tuple[int, float]:
@@ -34,8 +54,15 @@ def row_badness(row: Row, metric: str) -> tuple[int, float]:
     return badness(metric, getattr(row.metrics, metric), reason)
 
 
-def top(rows: list[Row], options: DiffOptions) -> list[Row]:
-    """The worst of the rows, in the order that they are in."""
+def top(
+    rows: Sequence[Row], options: DiffOptions, asked: Collection[str]
+) -> tuple[list[Row], list[Row]]:
+    """The worst of the rows and those of the modules that are asked for, and the others; both in
+    the order that they are in."""
     metric = "peir" if options.sort_by in ORDERS else options.sort_by
     worst = {row.place for row in most_telling(rows, metric)[: options.top]}
-    return [row for row in rows if row.place in worst]
+    kept: list[Row] = []
+    cut: list[Row] = []
+    for row in rows:
+        (kept if row.place in worst or row.module in asked else cut).append(row)
+    return kept, cut

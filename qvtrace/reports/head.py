@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
@@ -152,7 +153,8 @@ def floor_text(comparison: Comparison) -> str | None:
     """What the noise was measured by, where it was, and how many rows are no more than that."""
     if comparison.floor is None:
         return None
-    found = [times for row in comparison.rows if (times := times_floor(row)) is not None]
+    all_rows = chain(comparison.rows, comparison.cut)
+    found = [times for row in all_rows if (times := times_floor(row)) is not None]
     within = sum(times <= 1 for times in found)
     facts = side_facts(comparison.floor)
     told = " ".join(filter(None, (facts.get("variant"), facts.get("dtype"))))
@@ -164,7 +166,7 @@ def floor_text(comparison: Comparison) -> str | None:
 
 def _matched_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
     """By which rules rows were matched, unless names were simply equal."""
-    rules = Counter(row.matched_by for row in comparison.rows)
+    rules = Counter(row.matched_by for row in chain(comparison.rows, comparison.cut))
     if set(rules) - {"exact"}:
         pieces = [f"{count} by {printable(rule)}" for rule, count in rules.most_common()]
         yield from labelled("matched", separated(pieces, ","), width)
