@@ -16,6 +16,7 @@ from qvtrace.models.embedded import embedded_config
 from qvtrace.models.functions import FunctionName, call
 from qvtrace.models.gguf_files import check_package, quantization_of
 from qvtrace.models.layers import keep_first_layers
+from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Embedded, Origin
 from qvtrace.models.quantizers.checkpoint import remedy
 from qvtrace.models.request import ModelRequest, Sample
@@ -46,7 +47,7 @@ def load_model(origin: Origin, request: ModelRequest) -> Loaded:
             loaded = _call_function(origin, request)
     if request.device is not None:
         loaded.model.to(placement.parse_device(request.device))
-    loaded.model.eval()
+    to_eval_mode(loaded.model, origin.name)
     return loaded
 
 

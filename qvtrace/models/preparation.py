@@ -24,6 +24,7 @@ from qvtrace.models.inputs import make_inputs, takes_inputs_of_archive
 from qvtrace.models.keep_float import names_kept
 from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
+from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Origin, parse_origin
 from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
 from qvtrace.models.quantizers.experts import float_experts
@@ -217,7 +218,7 @@ def _quantized(
 
 def _described(prepared: PreparedModel, outcome: Quantized, label: str) -> PreparedModel:
     """`prepared` with the model of `outcome`, and with what is to be said of it."""
-    outcome.model.eval()
+    to_eval_mode(outcome.model, label)
     settings = {**outcome.settings, "left_float": _counted(outcome)}
     if outcome.otherwise:
         settings["otherwise"] = list(outcome.otherwise)

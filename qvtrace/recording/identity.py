@@ -57,6 +57,9 @@ def version() -> str:
     return metadata.version("qvtrace")
 
 
+_TRAINING = ("train", "training", "is_training")  # arguments of dropout and of normalizations
+
+
 class Questions:
     """Asks a model about itself. What it raises instead of an answer becomes a warning."""
 
@@ -83,8 +86,22 @@ def describe_model(model: nn.Module, questions: Questions, *, weights: bool) -> 
         dtype=ask("dtype", lambda: model_dtype(model)),
         config_digest=ask("configuration", lambda: config_digest(model)),
         weights_digest=ask("float weights", lambda: weights_digest(model)) if weights else None,
-        training=ask("training mode", lambda: model.training) is True,
+        training=ask("training mode", lambda: is_training(model)) is True,
     )
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether a model is in training mode: an exported program is in the mode that it was exported
+    in, which its operators say."""
+    if not isinstance(model, torch.fx.GraphModule) or "eval" not in vars(model):
+        return model.training
+    return any(_trains(node) for node in model.graph.nodes)
+
+
+def _trains(node: torch.fx.Node) -> bool:
+    arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    named = dict(zip([argument.name for argument in arguments], node.args, strict=False))
+    return any({**named, **node.kwargs}.get(name) is True for name in _TRAINING)
 
 
 def describe_environment(model: nn.Module, questions: Questions) -> Json:

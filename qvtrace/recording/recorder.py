@@ -55,6 +55,7 @@ from qvtrace.recording.identity import (
     Questions,
     describe_environment,
     describe_model,
+    is_training,
     positional_parameters,
     process_place,
     version,
@@ -370,7 +371,7 @@ class Recording(AbstractContextManager["Recording"]):
         variant, questions = options.variant or VariantInfo(), self._questions
         weights = variant.name == "fp"
         model = options.model or describe_model(self._model, questions, weights=weights)
-        training = questions.ask("training mode", lambda: self._model.training) is True
+        training = questions.ask("training mode", lambda: is_training(self._model)) is True
         environment = describe_environment(self._model, questions)
         manifest = Manifest(
             qvtrace=version(),
