@@ -21,7 +21,7 @@ PARALLEL = "module"  # DataParallel and its kin, in front only
 WRAPPED = "wrapped"  # quantizers that put a module into a wrapper, at any depth
 FLOAT_NAME = "fp_name"  # the attribute in which wrappers say which module they stand for
 # Below these a quantizer keeps modules of its own: nncf's hooks, torch.ao's weights and observers.
-_ADDED = frozenset({"__nncf_hooks", "_packed_params", "activation_post_process"})
+_ADDED = re.compile(r"__nncf_hooks|_packed_params|activation_post_process(_\d+)?")
 
 _RULES = {
     COMPILED: f"prefix {COMPILED}.",
@@ -438,7 +438,7 @@ def _wrappers(unpaired: Iterable[CalledModule], paired: Iterable[CalledModule]) 
     return frozenset(
         module.name
         for module in unpaired
-        if not _ADDED.isdisjoint(module.name.split("."))
+        if any(map(_ADDED.fullmatch, module.name.split(".")))
         or any(
             _nested(module.name, name)
             for plain in _plain_names(module)

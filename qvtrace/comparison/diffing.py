@@ -16,6 +16,7 @@ from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.explanations import Explainer, Explanation
 from qvtrace.comparison.floor_measurement import Measured, measure_floor
+from qvtrace.comparison.fusion import fused
 from qvtrace.comparison.grouping import roll_up
 from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
@@ -177,7 +178,8 @@ class _Chosen:
 
 
 def _choose(reference: Archive, candidate: Archive, options: DiffOptions) -> _Chosen:
-    everything = align(reference.manifest, candidate.manifest, options.maps)
+    manifests = reference.manifest, candidate.manifest
+    everything = fused(align(*manifests, options.maps), *manifests)
     weights = _weights(reference, candidate, everything, options)
     valued = _modules(everything, weights, options.values, "--values")
     explained = _modules(everything, weights, options.explain, "--explain")
@@ -221,7 +223,8 @@ def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -
     check_local(reference, local, options)
     if local is None:
         return ()
-    pairs = align(reference.manifest, local.manifest).pairs
+    manifests = reference.manifest, local.manifest
+    pairs = fused(align(*manifests), *manifests).pairs
     built = RowBuilder(reference, local, "output", pairs, per_sample=options.per_sample)
     for pair in pairs:
         built.add(pair)

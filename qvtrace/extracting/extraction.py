@@ -14,6 +14,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Alignment, Pair, align
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.diffing import Source, diff, open_source
+from qvtrace.comparison.fusion import fused
 from qvtrace.comparison.weight_pairs import WeightPairs, pair_weights
 from qvtrace.errors import UsageError
 from qvtrace.extracting.folders import check_folder, new_folder
@@ -71,7 +72,8 @@ def extract(
     with ExitStack() as opened:
         archives = open_source(reference, opened), open_source(candidate, opened)
         _refuse_folder_of(archives, target)
-        alignment = align(archives[0].manifest, archives[1].manifest, maps)
+        manifests = archives[0].manifest, archives[1].manifest
+        alignment = fused(align(*manifests, maps), *manifests)
         pair = _chosen(alignment, module, call, sample)
         name = shown(pair.reference.module)
         comparison = diff(*archives, include=[name], explain=[name], maps=maps, path="all")

@@ -5,9 +5,10 @@ say: nearly always one.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from qvtrace.comparison.alignment import NameMap, Slot, called_modules, mapped_name, unwrapped
+from qvtrace.comparison.fusion import Followers, as_fused, classes_of, may_be_fused
 from qvtrace.manifest import CallEntry, Manifest, ModuleEntry
 
 
@@ -16,7 +17,9 @@ class Partners:
 
     def __init__(self, reference: Manifest, maps: Sequence[str]) -> None:
         """Raises `UsageError` for a map that cannot be read."""
+        self._reference = reference
         self._calls = reference.calls
+        self._followers: Followers | None = None  # None: nothing of the candidate can be fused
         self._modules = called_modules(reference)
         self._maps = [NameMap.parse(text) for text in maps]
         self._of_key: dict[str, list[str]] = defaultdict(list)
@@ -31,6 +34,9 @@ class Partners:
         """Take the modules of the candidate as far as they are known."""
         self._entries = {entry.name: entry for entry in modules}
         self._known.clear()
+        classes = classes_of(self._reference.modules), classes_of(self._entries.values())
+        if self._followers is None and may_be_fused(*classes):
+            self._followers = Followers(self._reference)
 
     def begin(self, call: CallEntry) -> None:
         """Count a call of the candidate: each comes here in the order of the indices."""
@@ -44,11 +50,22 @@ class Partners:
         names, is_shared = self._known[call.module]
         start = self._first[call.module].get((call.sample, call.step), 0)
         slot = call.sample, call.step, call.index - start
-        return [
-            self._calls[position]
+        whole_step = is_shared or self._followers is not None  # which may have taken some of them
+        positions = [
+            position
             for name in names
-            for position in _positions(self._modules[name].slots, slot, whole_step=is_shared)
+            for position in _positions(self._modules[name].slots, slot, whole_step=whole_step)
         ]
+        return [*(self._calls[position] for position in positions), *self._fused(call, positions)]
+
+    def _fused(self, call: CallEntry, positions: Iterable[int]) -> Iterator[CallEntry]:
+        """What the module may stand for, where it is a fused one."""
+        entry = self._entries.get(call.module)
+        if self._followers is None or entry is None:
+            return
+        for position in positions:
+            for last in self._followers.of(position, entry.class_name):
+                yield as_fused(self._calls[position], self._calls[last])
 
     def _candidates(self, module: str) -> tuple[list[str], bool]:
         """The names in the reference, and whether calls may be shared out among several modules."""

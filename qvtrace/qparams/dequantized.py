@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qvtrace.qparams.found import Found
-from qvtrace.qparams.modules import own_tensors, read_module
+from qvtrace.qparams.modules import is_torch_quantized, own_tensors, read_module
 from qvtrace.qparams.parameters import WEIGHT
 from qvtrace.qparams.weights import is_plain
 
@@ -190,7 +190,7 @@ def _methods(module: Any, held: Mapping[str, torch.Tensor]) -> Iterator[ModuleWe
     """torch's quantized modules give weight and bias when asked; HQQ's dequantizes itself."""
     for name in ("weight", "bias"):
         method = getattr(type(module), name, None)
-        if callable(method) and ".ao.nn.quantized" in type(module).__module__:
+        if callable(method) and is_torch_quantized(module):
             value = getattr(module, name)()
             if value is not None:
                 yield ModuleWeight(name, type(value).__name__, (), _itself(value))

@@ -1,6 +1,7 @@
 """How a module says that it is quantized: compressed-tensors' schemes, quanto's activations,
 observers of TICO and torch, packed weights, and whatever is named scale and zero point."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,10 @@ _ZERO_POINT = "zero_point"
 _ROLES = (("weight", WEIGHT), ("act_in", INPUT), ("input", INPUT))
 _OUTPUT_NAMES = ("act_out", "output", "activation_post_process")
 _ACTIVATIONS = ("input_scale", "output_scale")
+
+
+# A step of a graph by itself: a number says nothing of the module that holds it.
+_NUMBERED = re.compile(r"\d+|.*activation_post_process_\d+")
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -48,7 +53,7 @@ def may_be_quantized(module: nn.Module) -> bool:
     if any(not is_plain(tensor) or tensor.dtype in _SMALL_DTYPES for tensor in held.values()):
         return True
     names = [*held, *module.__dict__]
-    return any(map(_TELLING.intersection, map(_words, names))) or _is_torch_quantized(module)
+    return any(map(_TELLING.intersection, map(_words, names))) or is_torch_quantized(module)
 
 
 def _words(name: str) -> list[str]:
@@ -69,8 +74,9 @@ _TELLING = frozenset(
 )
 
 
-def _is_torch_quantized(module: nn.Module) -> bool:
-    return ".ao.nn.quantized" in type(module).__module__
+def is_torch_quantized(module: nn.Module) -> bool:
+    """Whether it is one of torch's own quantized modules, or of those that stand for several."""
+    return ".ao.nn." in type(module).__module__ and ".quantized" in type(module).__module__
 
 
 def _compressed(component: str, module: Any, held: dict[str, torch.Tensor]) -> Iterator[Found]:
@@ -151,7 +157,7 @@ def _quanto(of: str, qtype: Any, scale: torch.Tensor | None) -> Found:
 
 def _packed(component: str, module: Any, held: dict[str, torch.Tensor]) -> Iterator[Found]:
     """torch's own quantized modules, whose weights are no parameters."""
-    if not _is_torch_quantized(module):
+    if not is_torch_quantized(module):
         return
     weight = getattr(module, "weight", None)
     if callable(weight) and not isinstance(weight, torch.Tensor):
@@ -190,7 +196,7 @@ def _observer(component: str, module: Any, held: dict[str, torch.Tensor]) -> Ite
         zero_point=zero_point,
         minimum=minimum if seen else None,
         maximum=maximum if seen else None,
-        observer=bool(component) and not component.isdigit(),
+        observer=bool(component) and not _NUMBERED.fullmatch(component),
     )
 
 
