@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 if TYPE_CHECKING:
     from model_fixtures import Saved
+
+# Tiny models gain nothing by threads, and those of several test processes wait for each other.
+# Before torch is imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
