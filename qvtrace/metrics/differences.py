@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qvtrace.metrics.blocks import Job, run
-from qvtrace.metrics.elements import Flags, Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Flags, Floats, Readable, format_of
 from qvtrace.metrics.floats import FloatPair
 from qvtrace.metrics.integers import IntegerPair, IntegerSums
 from qvtrace.metrics.nonfinite import NOTHING_FOUND, Nonfinite
@@ -279,13 +279,13 @@ class TokenSqnr:
     @classmethod
     def of(cls, reference_norms: Floats, error_norms: Floats) -> "TokenSqnr":
         """From the norms of each vector and of its error."""
-        counted = np.flatnonzero(reference_norms)
-        count = counted.size
+        count = int(np.count_nonzero(reference_norms))
         zeros = reference_norms.size - count
         if not count:
             reason = Undefined.ZERO_REFERENCE if error_norms.any() else Undefined.IDENTICAL
             return cls(dict.fromkeys(TOKEN_METRICS, reason), None, zeros)
-        if zeros:
+        counted = np.flatnonzero(reference_norms) if zeros else None
+        if counted is not None:
             reference_norms, error_norms = reference_norms[counted], error_norms[counted]
         with np.errstate(divide="ignore"):  # an exact vector becomes infinity
             ratios = reference_norms / error_norms
@@ -293,8 +293,10 @@ class TokenSqnr:
         ranks = [-(-count // 2) - 1, -(-count // 20) - 1, 0]  # the nearest to 50 and 5 percent
         ratios.partition(ranks)
         outcomes = [_decibels(float(ratios[rank])) for rank in ranks]
-        position = None if outcomes[-1] is Undefined.IDENTICAL else int(counted[worst])
-        return cls(dict(zip(TOKEN_METRICS, outcomes, strict=True)), position, zeros)
+        is_exact = outcomes[-1] is Undefined.IDENTICAL
+        position = worst if counted is None else int(counted[worst])
+        found = dict(zip(TOKEN_METRICS, outcomes, strict=True))
+        return cls(found, None if is_exact else position, zeros)
 
 
 NO_TOKENS = TokenSqnr({}, None, 0)
@@ -330,7 +332,9 @@ class _IntegerComparison:
 
 
 def _element(side: Readable, flat: int) -> Any:
-    return reader(side)(flat, flat + 1)[0]
+    if isinstance(side, np.ndarray | np.generic):
+        return side.item(flat)
+    return side.read(flat, flat + 1)[0]
 
 
 def _integer(element: Any) -> int | bool:

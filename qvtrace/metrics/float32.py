@@ -6,6 +6,7 @@ float64; that costs less than 1e-6 of a norm at the very worst and near 1e-8 as 
 """
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 
@@ -34,10 +35,8 @@ def float32_sums(
     """
     # Subtracting reads memory ahead better than products do, so it comes first.
     np.subtract(candidate, reference, out=error)
-    segments = _Segments(5, block)
-    references, candidates, errors = (
-        values.reshape(block.rows, -1) for values in (reference, candidate, error)
-    )
+    segments = _Segments(block)
+    references, candidates, errors = map(segments.of, (reference, candidate, error))
     segments.add_up(0, errors)
     interval = Interval.of(reference)
     segments.multiply(2, candidates, candidates)
@@ -46,31 +45,32 @@ def float32_sums(
     np.abs(error, out=error)
     segments.add_up(1, errors)
     smallest, largest = float(np.minimum.reduce(error)), int(error.argmax())
-    signed, absolute, candidate_squares, *_ = segments.totals()
-    squares = segments.row_totals(3)
-    if np.minimum.reduce(squares, axis=None) < SMALLEST_SQUARES:
-        _repair(squares[0], references)
-        _repair(squares[1], errors)
-    reference_squares, error_squares = np.add.reduce(squares, axis=1).tolist()
+    sums = segments.row_totals()
+    if np.minimum.reduce(sums[3:], axis=None) < SMALLEST_SQUARES:
+        _repair(sums[3], reference)
+        _repair(sums[4], error)
+    signed, absolute, candidate_squares, reference_squares, error_squares = np.add.reduce(
+        sums, axis=1
+    ).tolist()
     if min(reference_squares, candidate_squares) < SMALLEST_SQUARES:
         return None
     mean_abs_error = absolute / block.size
     squared_deviation = error_squares - mean_abs_error * absolute
     if squared_deviation <= CANCELLED * error_squares and error_squares:
         return None
-    reference_norms, error_norms = np.sqrt(squares)
+    norms = np.sqrt(sums[3:])
     sides = math.sqrt(reference_squares), math.sqrt(candidate_squares)
     return FloatSums(
         count=block.size,
         interval=interval,
-        peak_error=float(error[largest]),
+        peak_error=error.item(largest),
         peak_index=block.start + largest,
         smallest_error=smallest,
         mean_error=signed / block.size,
         mean_abs_error=mean_abs_error,
         deviation_norm=math.sqrt(squared_deviation),
-        reference_norms=reference_norms,
-        error_norms=error_norms,
+        reference_norms=norms[0],
+        error_norms=norms[1],
         reference_norm=sides[0],
         candidate_norm=sides[1],
         error_norm=math.sqrt(error_squares),
@@ -80,62 +80,58 @@ def float32_sums(
     )
 
 
+_Pieces: TypeAlias = tuple[Floats, Floats]
+
+
 class _Segments:
-    """Several sums over the rows of one block, each in segments of float32."""
+    """Five sums over the rows of one block, each in segments of float32."""
 
-    def __init__(self, count: int, block: Block) -> None:
+    def __init__(self, block: Block) -> None:
         length = block.size // block.rows
-        self._whole = length - length % _SEGMENT
-        self._sums = np.empty((count, block.rows, -(-length // _SEGMENT)), np.float32)
+        self._rows, self._tail = block.rows, length % _SEGMENT
+        self._sums = np.empty((5, block.rows, -(-length // _SEGMENT)), np.float32)
+        self._whole = self._sums[..., : length // _SEGMENT]
 
-    def add_up(self, index: int, rows: Floats) -> None:
+    def of(self, values: Floats) -> _Pieces:
+        """Rows in segments, and what is left of each row."""
+        if not self._tail:
+            return values.reshape(self._rows, -1, _SEGMENT), values
+        rows = values.reshape(self._rows, -1)
+        return rows[:, : -self._tail].reshape(self._rows, -1, _SEGMENT), rows[:, -self._tail :]
+
+    def add_up(self, index: int, values: _Pieces) -> None:
         """Sum `index`: of the elements."""
-        self.multiply(index, rows, _ONES)
+        self.multiply(index, values, (_ONES, _ONES[:, : self._tail]))
 
-    def multiply(self, index: int, left: Floats, right: Floats) -> None:
+    def multiply(self, index: int, left: _Pieces, right: _Pieces) -> None:
         """Sum `index`: of the products of elements."""
-        whole, sums = self._whole, self._sums[index]
-        if whole:
-            np.vecdot(_cut(left, whole), _cut(right, whole), out=sums[:, : whole // _SEGMENT])
-        if whole < left.shape[1]:
-            tail = left.shape[1] - whole
-            np.vecdot(left[:, -tail:], right[:, -tail:], out=sums[:, -1])
+        np.vecdot(left[0], right[0], out=self._whole[index])
+        if self._tail:
+            np.vecdot(left[1], right[1], out=self._sums[index, :, -1])
 
-    def totals(self) -> list[float]:
-        """Each sum over all rows."""
-        totals: list[float] = np.add.reduce(self._sums, axis=(1, 2), dtype=np.float64).tolist()
-        return totals
-
-    def row_totals(self, first: int) -> Floats:
-        """The sums from `first` on, by row."""
-        sums = self._sums[first:].astype(np.float64)
+    def row_totals(self) -> Floats:
+        """Each sum by row."""
+        sums = self._sums.astype(np.float64)
         # Three times as fast as a reduction along a short axis.
         totals: Floats = sums @ np.ones(sums.shape[-1])
         return totals
 
 
-def _cut(rows: Floats, whole: int) -> Floats:
-    """Rows in segments; what is one segment long stands for all of them."""
-    if rows is _ONES:
-        return rows
-    return rows[:, :whole].reshape(rows.shape[0], -1, _SEGMENT)
-
-
-def _repair(squares: Floats, rows: Floats) -> None:
-    """Replace those sums of squares that may have lost digits."""
+def _repair(squares: Floats, values: Floats) -> None:
+    """Replace those sums of squares of rows that may have lost digits."""
     doubtful = np.flatnonzero(squares < SMALLEST_SQUARES)
     if doubtful.size:
-        exact = rows[doubtful].astype(np.float64)
+        exact = values.reshape(squares.size, -1)[doubtful].astype(np.float64)
         squares[doubtful] = row_products(exact, exact)
 
 
 def _cosine(
-    segments: _Segments, rows: tuple[Floats, Floats], norms: tuple[float, float], errors: float
+    segments: _Segments, sides: tuple[_Pieces, _Pieces], norms: tuple[float, float], errors: float
 ) -> float:
     """Of sides about as long, from both norms and the squares of the errors; else from products."""
     longest, shortest = max(norms), min(norms)
     if longest < 2.0 * shortest:
         squares = longest * longest + shortest * shortest - errors
         return squares / (2.0 * longest * shortest)
-    segments.multiply(0, *rows)
-    return segments.totals()[0] / (longest * shortest)
+    segments.multiply(0, *sides)
+    return float(segments.row_totals()[0].sum()) / (longest * shortest)

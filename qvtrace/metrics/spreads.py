@@ -7,6 +7,7 @@ token. A head is an axis of its own among those.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,7 @@ def some_tokens(
     leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
     tokens = reference.size // channels
     count = min(tokens, max(_FEWEST, SAMPLE // channels))
-    chosen = (2 * np.arange(count) + 1) * tokens // (2 * count)
+    chosen = _all_over(tokens, count)
     one, other = (_tokens(side, chosen, leading, axis) for side in (reference, candidate))
     return SomeTokens(one, other, leading, chosen)
 
@@ -155,6 +156,13 @@ def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
 def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
     kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
     return bool(reference.size and reference.shape) and "integer" not in kinds
+
+
+@lru_cache
+def _all_over(tokens: int, count: int) -> Places:
+    """So many of all tokens, evenly spaced."""
+    places: Places = (2 * np.arange(count) + 1) * tokens // (2 * count)
+    return places
 
 
 def _tokens(side: Readable, chosen: Places, leading: tuple[int, ...], axis: int) -> Array:
