@@ -14,7 +14,7 @@ from qvtrace.metrics.spreads import SomeTokens, Spread, some_tokens, spreads
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
 
-_TOGETHER = 64  # pairs looked at before what was kept of them is worked on
+_TOGETHER = 32  # pairs looked at before what was kept of them is worked on
 _DRAWN = 64 * 1024  # elements of a sample that are worked on at once
 
 

@@ -1,7 +1,7 @@
 """What a table says of one pair: the cells of a row, and the lines under it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qvtrace.comparison.comparison import Comparison
@@ -11,6 +11,7 @@ from qvtrace.comparison.rows import Row, is_weight
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
+from qvtrace.metrics.nonfinite import NOTHING_FOUND
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.samples import SAMPLE_TITLE, by_sample
@@ -177,7 +178,7 @@ def message(row: Row) -> Styled | None:
 def notes(row: Row, dtypes: tuple[str | None, str | None]) -> list[Styled]:
     """The lines under a row; `dtypes` are those that the head of the table has told already."""
     lines = []
-    if row.nonfinite is not None and any(astuple(row.nonfinite)):
+    if row.nonfinite is not None and row.nonfinite != NOTHING_FOUND:
         style = "bold red" if row.status == "nonfinite" else "dim"
         lines.append(styled(row.nonfinite.described, style))
     if row.peaks_at_mask:

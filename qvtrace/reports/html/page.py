@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
+from qvtrace.collector import without_collector
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
@@ -41,6 +42,11 @@ def comparison_page(comparison: Comparison, version: str, *, everything: bool = 
     `UsageError` where the libraries that draw it are not installed.
     """
     require_libraries()
+    with without_collector():
+        return _page(comparison, version, everything=everything)
+
+
+def _page(comparison: Comparison, version: str, *, everything: bool) -> str:
     from jinja2 import Environment, StrictUndefined
 
     scripts = [*plot_scripts(), table_module(), "".join(map(_own, _OWN_SCRIPTS))]
