@@ -357,6 +357,45 @@ def test_a_range_that_was_widened_to_zero_is_none(file: Path) -> None:
         assert suspicions(archive) == []
 
 
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ((float("inf"), -float("inf")), []),
+        ((float("nan"), float("nan")), ["norm output: scale is not finite"]),
+    ],
+    ids=["nothing", "NaN"],
+)
+def test_an_observer_that_saw_nothing_is_no_finding(
+    seen: tuple[float, float], found: list[str], file: Path
+) -> None:
+    model = nn.Sequential()
+    model.norm = Observed(Observer(float("inf"), 0, seen))
+
+    with record(model, file) as archive:
+        assert suspicions(archive) == found
+
+
+def test_show_takes_the_name_of_a_wrapped_module_with_the_wrappers_and_without(file: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.wrapped = inner
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            quantized: Tensor = self.wrapped(hidden)
+            return quantized
+
+    inner = nn.Sequential(Wrapper(nn.Sequential(nn.Linear(64, 2), Wrapper(nn.Linear(2, 2)))))
+    record(Wrapper(inner), file).close()
+
+    float_name = run("show", file, "0.1")
+    assert float_name.split("(root)")[1] == run("show", file, "*.0.wrapped.1*").split("(root)")[1]
+    assert "1 Wrapper" in float_name
+    assert "wrapped Linear  (float32[2,2])" in float_name
+    assert "0 Linear" not in float_name
+    assert "float32[2,2]" in run("show", file, "--values", "0.1")
+
+
 def test_a_range_that_excludes_zero_is_a_finding(file: Path) -> None:
     with record(nn.Sequential(FakeQuantized(0.01, -50)), file) as archive:
         assert suspicions(archive) == ["0 output: range [0.5, 3.05] excludes zero"]

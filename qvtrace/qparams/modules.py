@@ -180,6 +180,8 @@ def _observer(component: str, module: Any, held: dict[str, torch.Tensor]) -> Ite
         return
     seen = not minimum.is_meta and minimum.numel() > 0 and bool(torch.isfinite(minimum).all())
     scale, zero_point = _observed_scale(module, held, seen)
+    if _saw_nothing(minimum, maximum) and not _is_finite(scale):
+        scale = zero_point = None  # computed from no value
     dtype = _observer_dtype(module)
     axis = _axis(module)
     limits = integer_range(dtype)
@@ -198,6 +200,17 @@ def _observer(component: str, module: Any, held: dict[str, torch.Tensor]) -> Ite
         maximum=maximum if seen else None,
         observer=bool(component) and not _NUMBERED.fullmatch(component),
     )
+
+
+def _saw_nothing(minimum: torch.Tensor, maximum: torch.Tensor) -> bool:
+    """Whether an observer is as it was made: what it is fed will lie between infinities."""
+    if minimum.is_meta or maximum.is_meta:
+        return False
+    return bool((minimum == torch.inf).all() and (maximum == -torch.inf).all())
+
+
+def _is_finite(scale: Values) -> bool:
+    return scale is None or bool(torch.isfinite(torch.as_tensor(scale)).all())
 
 
 def _observed_scale(

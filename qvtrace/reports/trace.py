@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.alignment import unwrapped
 from qvtrace.comparison.portions import stored_statistics
 from qvtrace.errors import DamagedArchiveError
 from qvtrace.manifest import CallEntry, ModuleEntry, WeightEntry
 from qvtrace.metrics.elements import ElementsJson, elements_json
 from qvtrace.metrics.statistics import Statistics
-from qvtrace.patterns import require_matches, select
+from qvtrace.patterns import match, require_matches
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.saturation import saturated
 from qvtrace.sampling import count_vectors
@@ -31,18 +32,30 @@ class Selection:
 
     @classmethod
     def of(cls, archive: Archive, patterns: Sequence[str], values: Sequence[str]) -> "Selection":
-        """What patterns select; no pattern selects every module.
+        """What patterns select; no pattern selects every module. One that fits no name may fit
+        the names of the float model: those without wrappers, or that wrappers carry.
 
         Raises `UsageError` for a pattern that fits no module.
         """
         entries = archive.manifest.modules
         names = {name for entry in entries for name in (entry.name, *entry.aliases)}
         names.update(call.module for call in archive.manifest.calls)
-        require_matches(names, patterns, "PATTERN")
-        require_matches(names, values, "--values")
-        chosen = select(names, include=patterns)
-        valued = select(names, include=values) if values else set()
-        return cls(_without_aliases(entries, chosen), _without_aliases(entries, valued))
+        wrapped: dict[str, set[str]] = defaultdict(set)
+        for entry in entries:
+            for name in (unwrapped(entry.name), entry.float_name):
+                if name is not None:
+                    wrapped[name].add(entry.name)
+
+        def chosen(patterns: Sequence[str], option: str) -> frozenset[str]:
+            floats = [each for each in patterns if not match(names, each) and match(wrapped, each)]
+            others = [each for each in patterns if each not in floats]
+            require_matches(names, others, option)
+            found = set().union(*(match(names, each) for each in others))
+            for name in set().union(*(match(wrapped, each) for each in floats)):
+                found |= wrapped[name]
+            return _without_aliases(entries, found)
+
+        return cls(chosen(patterns or ["*"], "PATTERN"), chosen(values, "--values"))
 
 
 class Trace:
