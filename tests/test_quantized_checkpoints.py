@@ -10,19 +10,30 @@ import pytest
 import torch
 from gguf_models import write_llama
 from model_fixtures import Saved, change_config, prepare_like, record
+from typer.testing import CliRunner
 
 import qvtrace
+from qvtrace.archive import Archive
+from qvtrace.cli import app
 from qvtrace.cli.flags import ModelFlags, Variant
 from qvtrace.cli.record import next_command
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.chatter import quiet
+from qvtrace.qparams.findings import parameters_of
 
 UP = "model.layers.0.mlp.up_proj"
 
 
 def quantize(model: Path, quantizer: str | None = None, **request: Any) -> PreparedModel:
     return prepare(ModelRequest(model=str(model), variant="quant", quantizer=quantizer, **request))
+
+
+def run(*words: object) -> str:
+    """What a command prints, in one line."""
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
 
 
 def logits(prepared: PreparedModel) -> torch.Tensor:
@@ -199,12 +210,53 @@ def test_a_gguf_file_of_floats_is_a_float_model(saved: Saved, tmp_path: Path) ->
     assert torch.equal(logits(prepared), logits(original))
 
 
-def test_a_damaged_gguf_file_is_named(gguf: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(gguf.read_bytes()[:2000])
+def test_the_types_of_a_gguf_files_weights_are_told_by_module_and_in_the_head(
+    gguf: Path, saved: Saved, tmp_path: Path
+) -> None:
+    reference = record(prepare(ModelRequest(model=str(saved("llama")))), tmp_path / "fp.st")
+    candidate = record(
+        prepare_like(reference, model=str(gguf), variant="quant"), tmp_path / "quant.st"
+    )
 
-    with pytest.raises(ModelError, match=r"damaged.gguf: cannot be (read|loaded)"):
+    with Archive.open(candidate) as archive:
+        (weight,) = parameters_of(archive).of(UP)
+        assert parameters_of(archive).of("model.embed_tokens") == []
+    assert (weight.of, weight.class_name, weight.scale) == ("weight", "Q8_0", None)
+    assert weight.described == "int8 symmetric per group of 32"
+    shown, compared = run("show", candidate), run("diff", reference, candidate, "--values", UP)
+    assert "quantized weight Q8_0 int8 symmetric per group of 32" in shown
+    assert "weight Q8_0 int8 symmetric per group of 32" in compared
+    assert all("Q8_0 (15), F32 (6)" in text for text in (shown, compared))
+
+
+@pytest.mark.parametrize(
+    ("length", "match"),
+    [
+        (0, "is cut short: it ends after 0 bytes, before what it says that it holds; get the"),
+        (3, "is cut short: it ends after 3 bytes"),
+        (10, "is cut short: it ends after 10 bytes"),
+        (100, "is cut short: it ends after 100 bytes"),
+        (2000, "is cut short: it ends after 2000 bytes"),
+        (-10, "is cut short: it ends after [0-9]+ bytes"),
+    ],
+)
+def test_a_gguf_file_that_is_cut_short_is_named_with_the_cause(
+    length: int, match: str, gguf: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(gguf.read_bytes()[:length])
+
+    with pytest.raises(ModelError, match=f"damaged.gguf: {match}"):
         quantize(damaged)
+
+
+def test_a_file_that_only_has_the_name_of_a_gguf_file_is_told(gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "zip.gguf").write_bytes(b"PK" + gguf.read_bytes()[2:])
+
+    with pytest.raises(ModelError, match=r"zip\.gguf: is no GGUF file; get the file again"):
+        quantize(tmp_path / "zip.gguf")
+    with pytest.raises(UsageError, match=r"none\.gguf: there is no such file; check the path"):
+        quantize(tmp_path / "none.gguf")
 
 
 def test_a_gguf_file_without_the_package_names_the_extra(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ transformers reads them and dequantizes every weight; what they were is read her
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from qvtrace.errors import ModelError, UsageError
 from qvtrace.models.chatter import one_line
 from qvtrace.models.quantizers.outcome import Quantized
 from qvtrace.models.quantizers.packages import extra
+from qvtrace.qparams.modules import GGUF_TYPE
 from qvtrace.trees import Json
 
 SUFFIX = ".gguf"
 PACKAGE = extra("gguf", "gguf", "gguf")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_MAGIC = b"GGUF"
+_HEADER = 24  # bytes: magic, version, how many tensors and fields
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
@@ -44,6 +48,11 @@ def check_package(label: str) -> None:
         raise UsageError(f"--model {label}: is a GGUF file, which needs gguf; {PACKAGE.remedy}")
 
 
+def check_file(file: Path, label: str) -> None:
+    """Raise `ModelError` for a file that cannot be read, naming the cause."""
+    _read(file, label)
+
+
 def quantization_of(file: Path, label: str) -> Json | None:
     """How the tensors of a file are quantized; None where all of them are floats.
 
@@ -56,10 +65,15 @@ def quantization_of(file: Path, label: str) -> Json | None:
 
 
 def as_quantized(model: nn.Module, file: Path, settings: Json, label: str) -> Quantized:
-    """Which modules of `model` had a quantized weight in the file, and which a float one."""
+    """Which modules of `model` had a quantized weight in the file, and which a float one.
+
+    The modules keep the type, for those who read how they are quantized.
+    """
     types = _types(file, label)
     of_module = {name: types.get(tensor) for name, tensor in _tensor_names(model, file, label)}
     quantized = tuple(name for name, kind in of_module.items() if kind and kind not in _FLOATS)
+    for name in quantized:
+        setattr(model.get_submodule(name), GGUF_TYPE, of_module[name])
     left = tuple(name for name, kind in of_module.items() if kind in _FLOATS)
     left_float = {"float in the file": left} if left else {}
     return Quantized(model, settings, quantized, left_float, PACKAGE.versions)
@@ -75,14 +89,34 @@ def _types(file: Path, label: str) -> dict[str, str]:
 
 
 def _read(file: Path, label: str) -> Any:
+    try:
+        status = file.stat()
+        return _reader(file, status.st_mtime_ns, status.st_size)
+    except Exception as error:
+        raise ModelError(f"{label}: {_cause(file, error)}; get the file again") from error
+
+
+@lru_cache(maxsize=1)
+def _reader(file: Path, *stamp: int) -> Any:
+    """Kept for the next question: a large vocabulary takes seconds."""
     from gguf import GGUFReader
 
-    try:
-        return GGUFReader(file)
-    except Exception as error:
-        raise ModelError(
-            f"{label}: cannot be read as GGUF, {one_line(error)}; get the file again"
-        ) from error
+    return GGUFReader(file)
+
+
+def _cause(file: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read, {one_line(error)}"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        magic = opened.read(len(_MAGIC))
+    if not _MAGIC.startswith(magic):
+        return "is no GGUF file"
+    # The reader asks for what is not there, in its own words.
+    asks = ("reshape", "larger dtype")
+    if size < _HEADER or isinstance(error, IndexError) or any(word in str(error) for word in asks):
+        return f"is cut short: it ends after {size} bytes, before what it says that it holds"
+    return f"cannot be read as GGUF, {one_line(error)}"
 
 
 def _tensor_names(model: nn.Module, file: Path, label: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from qvtrace.models.chatter import one_line
 from qvtrace.models.checkpoints import build_from_config, load_config, load_weights
 from qvtrace.models.embedded import embedded_config
 from qvtrace.models.functions import FunctionName, call
-from qvtrace.models.gguf_files import check_package, quantization_of
+from qvtrace.models.gguf_files import check_file, check_package, quantization_of
 from qvtrace.models.layers import keep_first_layers
 from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Embedded, Origin
@@ -68,6 +68,7 @@ def _build_embedded(origin: Embedded, request: ModelRequest) -> Loaded:
 def _load_checkpoint(origin: Checkpoint, request: ModelRequest) -> Loaded:
     if origin.gguf is not None:
         check_package(origin.name)
+        check_file(origin.gguf_file, origin.name)
     config = load_config(origin, request)
     attention = attention_of(request)
     if request.from_config:

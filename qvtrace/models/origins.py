@@ -57,6 +57,8 @@ def parse_origin(model: str | None) -> Origin:
         return Checkpoint(str(path), local=True, gguf=gguf_in(path))
     if path.is_file() and path.suffix == SUFFIX:
         return Checkpoint(str(path.parent), local=True, gguf=path.name)
+    if path.suffix == SUFFIX:
+        raise UsageError(f"--model {model}: there is no such file; check the path")
     function = FunctionName.parse(model)
     if function is not None:
         return function

@@ -13,6 +13,8 @@ from qvtrace.qparams.found import Found, Values, dtype_name, integer_range
 from qvtrace.qparams.parameters import INPUT, OUTPUT, WEIGHT
 from qvtrace.qparams.weights import is_plain, read_int8_state, read_tensor, scheme_of
 
+GGUF_TYPE = "gguf_type"  # attribute of a module: what its weight was in a file of that format
+
 _SMALL_DTYPES = frozenset(
     {torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2}
 )
@@ -70,6 +72,7 @@ _TELLING = frozenset(
         "zero",
         "zeros",
         "qweight",
+        GGUF_TYPE,
     }
 )
 
@@ -269,6 +272,33 @@ def _role(component: str) -> str:
     return component.removeprefix("obs_").removesuffix("_obs") or OUTPUT
 
 
+# dtype, scheme and weights that share a scale, which lies within the blocks of the file.
+_GGUF_TYPES = {
+    "Q2_K": ("uint2", "affine", 16),
+    "Q3_K": ("int3", "symmetric", 16),
+    "Q4_0": ("int4", "symmetric", 32),
+    "Q4_1": ("uint4", "affine", 32),
+    "Q4_K": ("uint4", "affine", 32),
+    "Q5_0": ("int5", "symmetric", 32),
+    "Q5_1": ("uint5", "affine", 32),
+    "Q5_K": ("uint5", "affine", 32),
+    "Q6_K": ("int6", "symmetric", 16),
+    "Q8_0": ("int8", "symmetric", 32),
+    "IQ4_NL": ("uint4", "codebook", 32),
+    "MXFP4": ("float4_e2m1fn", "float", 32),
+}
+
+
+def _gguf(component: str, module: Any, held: dict[str, torch.Tensor]) -> Iterator[Found]:
+    """A float that was something else in a GGUF file; of a type that is not known here only the
+    name."""
+    name = module.__dict__.get(GGUF_TYPE)
+    if isinstance(name, str):
+        dtype, scheme, size = _GGUF_TYPES.get(name, (None, None, None))
+        granularity = None if size is None else "group"
+        yield Found(WEIGHT, name, dtype, scheme, granularity, group_size=size)
+
+
 def _gptq(component: str, module: Any, held: dict[str, torch.Tensor]) -> Iterator[Found]:
     """GPTQ and AWQ: packed integers with a scale for each group; zero points are packed too."""
     if "qweight" not in held or "scales" not in held:
@@ -340,4 +370,4 @@ def _affine(
 
 
 _Reader = Callable[[str, Any, dict[str, torch.Tensor]], Iterator[Found]]
-_READERS: tuple[_Reader, ...] = (_compressed, _observer, _packed, _weights, _gptq, _named)
+_READERS: tuple[_Reader, ...] = (_gguf, _compressed, _observer, _packed, _weights, _gptq, _named)

@@ -12,7 +12,7 @@ from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.layout import labelled, separated, words
 from qvtrace.reports.qparams import finding_lines
-from qvtrace.reports.quantization import calibration_text, is_switched_off, kept_text
+from qvtrace.reports.quantization import calibration_text, is_switched_off, kept_text, types_text
 from qvtrace.reports.styled import Styled, styled
 from qvtrace.trees import Json
 
@@ -80,6 +80,7 @@ def model_facts(model: Json, variant: Json, environment: Json) -> dict[str, str]
         "variant": variant.get("name"),
         "quantizer": variant.get("quantizer"),
         "quantization": "quantization off, wrappers only" if is_switched_off(variant) else None,
+        "types": types_text(variant),
         "kept float": kept_text(variant),
         "calibration": calibration_text(variant),
         "dtype": model.get("dtype"),

@@ -32,6 +32,14 @@ def is_switched_off(variant: Mapping[str, Any]) -> bool:
     return _settings(variant).get("no_quantize") is True
 
 
+def types_text(variant: Mapping[str, Any]) -> str | None:
+    """`Q8_0 (14), F32 (7)`: of the tensors of the file that the weights came from."""
+    types = _settings(variant).get("types")
+    if not isinstance(types, dict) or not types:
+        return None
+    return ", ".join(f"{name} ({count})" for name, count in types.items())
+
+
 def kept_text(variant: Mapping[str, Any]) -> str | None:
     """`2 kept float`; None: none was to be."""
     settings = _settings(variant)

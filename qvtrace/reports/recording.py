@@ -8,7 +8,7 @@ from qvtrace.manifest import StepEntry, VariantInfo
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import byte_size, counted, duration, listed, printable
 from qvtrace.reports.layout import labelled, words
-from qvtrace.reports.quantization import is_switched_off, otherwise_texts
+from qvtrace.reports.quantization import is_switched_off, otherwise_texts, types_text
 from qvtrace.reports.styled import Styled
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def quantizer_lines(
     if variant.quantizer is None:
         return
     text = f"{printable(variant.quantizer)}: {counted(len(variant.quantized), 'module')}"
+    types = types_text({"settings": variant.settings})
+    if types is not None:
+        text += f"; tensors of the file: {printable(types)}"
     if is_switched_off({"settings": variant.settings}):
         text += ", wrappers only: quantization is off"
     if variant.left_float:
