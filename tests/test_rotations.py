@@ -89,6 +89,16 @@ def original() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
+def outspoken(original) -> nn.Module:
+    """Each of its layers says much beside what came before."""
+    model = copy.deepcopy(original)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and "embed" not in name:
+            parameter.data *= 2
+    return model
+
+
+@pytest.fixture(scope="module")
 def folder(original, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rotations")
     recorded(original, folder / "fp.st", tokens())
@@ -221,6 +231,48 @@ def test_another_model_is_no_rotated_one(original, folder, tmp_path):
     comparison = diff(folder / "fp.st", recorded(model, tmp_path / "other.st", tokens()))
     assert in_stream(comparison) == set()
     assert "rotation" not in comparison.verdict.text
+
+
+def skipped(model: nn.Module, name: str) -> None:
+    model.get_submodule(name).forward = lambda hidden, **kwargs: hidden
+
+
+def channels_rolled(model: nn.Module, name: str) -> None:
+    model.get_submodule(name).register_forward_hook(lambda *call: call[-1].roll(1, -1))
+
+
+@pytest.mark.parametrize("fault", [skipped, channels_rolled])
+@pytest.mark.parametrize("layer", ["model.layers.1", "model.layers.2"])
+@pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
+def test_a_layer_whose_output_some_matrix_turns_is_no_rotation(
+    outspoken, tmp_path, fault, layer, quantize
+):
+    ids = tokens(240).reshape(4, 60)
+    faulty = quantize(copy.deepcopy(outspoken))
+    fault(faulty, layer)
+    files = (
+        recorded(outspoken, tmp_path / "fp.st", ids),
+        recorded(faulty, tmp_path / "faulty.st", ids),
+    )
+
+    comparison = diff(*files)
+
+    assert in_stream(comparison) == set()
+    assert "rotat" not in comparison.verdict.text
+    assert comparison.verdict.origins[0].module == layer
+
+
+def test_a_rotated_and_quantized_model_is_known_by_few_tokens(original, tmp_path):
+    model = quantized(rotated(original, orthogonal()))
+    files = (
+        recorded(original, tmp_path / "fp.st", tokens(12)),
+        recorded(model, tmp_path / "quant.st", tokens(12)),
+    )
+
+    verdict = diff(*files).verdict
+
+    assert verdict.origins == ()
+    assert "31 rows compared after a rotation of 32 channels (found)" in verdict.text
 
 
 def test_of_too_few_tokens_a_rotation_is_not_found_but_declared(folder):
@@ -389,6 +441,12 @@ def test_unlike_vectors_have_no_rotation(vectors):
     others = np.random.default_rng(1).normal(size=vectors.shape)
     assert find_rotation([(vectors, others)]) is None
     assert not is_turned([(vectors, others)])
+
+
+def test_a_matrix_that_leaves_much_of_what_is_held_out_is_no_rotation(vectors, matrix):
+    others = np.random.default_rng(1).normal(size=vectors.shape)
+    assert isinstance(find_rotation([(vectors, vectors @ matrix + 0.2 * others)]), Rotation)
+    assert find_rotation([(vectors, vectors @ matrix + 0.4 * others)]) is None
 
 
 def test_repeated_vectors_count_once(vectors, matrix):

@@ -1,7 +1,7 @@
 """Pairs of contents, each looked at once, whatever the places where they stand."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
@@ -21,14 +21,16 @@ from qvtrace.comparison.rotating import (
     find_rotations,
     is_like_a_turned_one,
     may_be_turned,
+    state_of,
 )
 from qvtrace.comparison.routing import Vectors, vector_digests
+from qvtrace.comparison.streams import State
 from qvtrace.comparison.surroundings import Output
 from qvtrace.manifest import has_several_samples
 from qvtrace.metrics import differences as metrics
 from qvtrace.metrics.details import Details, compare_in_detail, details_all
 from qvtrace.metrics.differences import Difference
-from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of
+from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, reader
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
@@ -43,6 +45,7 @@ from qvtrace.trees import Node, TensorLeaf, ValueLeaf
 # Below, in dB, elements of equal shapes may be in other places.
 _UNLIKE = 3.0
 _LEFT = 0.5  # of the error's energy, that a rotation leaves at most
+_GLANCE = 4096  # elements that tell whether a tensor is zero
 _TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
@@ -103,19 +106,36 @@ class ContentPairs:
             self._compare(wanted[start : start + _TOGETHER])
         self._look_apart()
 
-    def turn_back(self, declared: Sequence[Rotation] = ()) -> None:
-        """Explain what was looked at by rotations: those declared, and those found in all of it."""
+    def turn_back(
+        self, declared: Sequence[Rotation], doubt: Callable[[], Collection[Hashable]]
+    ) -> None:
+        """Explain what was looked at by rotations: those declared, and those found in what looks
+        turned but for the contents that `doubt` tells."""
         outcomes = self._outcomes
         wanted = {key: leaves for key, leaves in self._wanted.items() if key in outcomes}
-        unlike = [
-            leaves for key, leaves in wanted.items() if is_like_a_turned_one(outcomes[key], *leaves)
-        ]
-        self.rotations = find_rotations(unlike, self._untouched, declared)
+        turned = {
+            key: leaves
+            for key, leaves in wanted.items()
+            if is_like_a_turned_one(outcomes[key], *leaves)
+        }
+        doubted = doubt() if turned else ()
+        undoubted = [leaves for key, leaves in turned.items() if key not in doubted]
+        self.rotations = find_rotations(undoubted, self._untouched, declared)
         self._turn(wanted)
 
     def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
         """What was found between two leaves; None where nothing was to be."""
         return self._outcomes.get(contents_of(reference, candidate))
+
+    def state(self, reference: TensorLeaf, candidate: TensorLeaf) -> State | None:
+        """How the vectors of two tensors look before any rotation; None where they have none that
+        one would turn, or nothing is known of them."""
+        if same_contents(reference, candidate):
+            is_known = self.reference.has_elements(reference) and self._is_nonzero(reference)
+            outcome = self._identical(reference)
+            return state_of(outcome, reference, candidate) if is_known else None
+        found = self.found(reference, candidate)
+        return None if found is None else state_of(found, reference, candidate)
 
     def alike(self, leaf: TensorLeaf) -> Difference | None:
         """The difference of a tensor and its equal, from a look at its elements; None where none
@@ -257,6 +277,11 @@ class ContentPairs:
             ("scaled", factor, contents),
             lambda: scaling_like(factor, *self._readable(reference, candidate, *how), difference),
         )
+
+    def _is_nonzero(self, leaf: TensorLeaf) -> bool:
+        """By the first elements of a tensor of the reference."""
+        array = self.reference.array(leaf)
+        return bool(reader(array)(0, min(array.size, _GLANCE)).any())
 
     def _candidate_vectors(self, leaf: TensorLeaf) -> list[str]:
         key = "vectors", leaf.digest, leaf.dtype, leaf.shape

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.outcomes import Outcome
+from qvtrace.comparison.streams import State
 from qvtrace.metrics.elements import format_of
 from qvtrace.metrics.rotations import (
     FEWEST_CHANNELS,
@@ -20,6 +21,7 @@ from qvtrace.trees import TensorLeaf
 
 LITTLE = 20.0  # dB, from which on a difference is none that a rotation makes
 _UNLIKE = 3.0  # dB, below which most vectors are when all are turned
+_ALIKE = 6.0  # dB, from which on vectors are alike that any rotation would turn
 _SAME_NORM = 0.8, 1.25
 FEWEST_ALIKE = 3  # pairs that look turned: what is turned is a stream
 _LOOKED_AT = 16  # arrays by which the direction of a rotation is told
@@ -69,6 +71,18 @@ def find_rotations(
     return Rotations(tuple(known), tuple(too_few))
 
 
+def state_of(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> State | None:
+    """How the vectors of two tensors look as they are; None of those that have none to turn."""
+    if not _may_be_of_a_stream(reference, candidate):
+        return None
+    if is_like_a_turned_one(outcome, reference, candidate):
+        return "turned"
+    if outcome.status == "identical":
+        return "agrees"
+    sqnr = _sqnr(outcome)
+    return "agrees" if sqnr is not None and sqnr >= _ALIKE else "differs"
+
+
 def is_like_a_turned_one(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> bool:
     """Whether vectors differ as if they had nothing to do with each other, but are as long."""
     sums = None if outcome.difference is None else outcome.difference.sums
@@ -84,13 +98,24 @@ def may_be_turned(
 ) -> bool:
     """Whether vectors may be turned, by an SQNR under `limit`, in dB; so may those be that a factor
     seems to explain."""
-    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
-    sqnr = None if left is None else left.metrics.sqnr
+    sqnr = _sqnr(outcome)
     return (
         outcome.status == "ok"
         and sqnr is not None
         and sqnr < limit
-        and len(reference.shape) >= 2
+        and _may_be_of_a_stream(reference, candidate)
+    )
+
+
+def _sqnr(outcome: Outcome) -> float | None:
+    """Of what a factor leaves, where there is one."""
+    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
+    return None if left is None else left.metrics.sqnr
+
+
+def _may_be_of_a_stream(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
+    return (
+        len(reference.shape) >= 2
         and reference.shape[-1] == candidate.shape[-1] >= FEWEST_CHANNELS
         and all(_is_float(leaf) for leaf in (reference, candidate))
     )
@@ -105,4 +130,4 @@ def _found(alike: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     turned = [sides for sides in alike if is_turned([sides])]
     if not turned and is_turned(alike):  # of few tokens each
         turned = list(alike)
-    return find_rotation(turned) if turned else None
+    return find_rotation(turned) if len(turned) >= FEWEST_ALIKE else None

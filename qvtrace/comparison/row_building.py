@@ -14,7 +14,7 @@ from qvtrace.comparison.call_leaves import (
     output_leaves,
     tensors_of,
 )
-from qvtrace.comparison.contents import ContentPairs, same_contents
+from qvtrace.comparison.contents import ContentPairs, contents_of, same_contents
 from qvtrace.comparison.explanations import channel_axis
 from qvtrace.comparison.leaves import (
     LeafPair,
@@ -34,6 +34,7 @@ from qvtrace.comparison.portions import Sample
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
 from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row, is_weight
 from qvtrace.comparison.sample_pooling import SamplePool
+from qvtrace.comparison.streams import Seen, of_no_stream
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
 from qvtrace.failures import failure, fate
 from qvtrace.manifest import CallEntry, has_several_samples
@@ -147,7 +148,7 @@ class RowBuilder:
         Raises `DamagedArchiveError` for contents that are missing.
         """
         self.contents.compare()
-        self.contents.turn_back(self._rotations)
+        self.contents.turn_back(self._rotations, lambda: of_no_stream(list(self._seen())))
         self._lend_factors()
         self._find_experts()
         self.rows = [
@@ -224,6 +225,18 @@ class RowBuilder:
         self.aside, _ = pool.pool(self.aside, self._differences, alike)
         self._differences.update(pooled)
         self.calls = pool.firsts(self.calls)
+
+    def _seen(self) -> Iterator[Seen]:
+        """The places of what is compared of calls and may be turned."""
+        parents = {call.parent for call in self._reference.manifest.calls}
+        for pair, leaves in (*self._planned, *self._planned_aside):
+            tensors = tensors_of(leaves)
+            state = None if tensors is None else self.contents.state(*tensors)
+            if tensors is not None and state is not None:
+                module, call = pair.reference.module, pair.reference.index
+                is_leaf = (module, call) not in parents
+                contents, channels = contents_of(*tensors), tensors[0].shape[-1]
+                yield Seen(module, call, leaves.path, is_leaf, contents, channels, state)
 
     def _lend_factors(self) -> None:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
