@@ -8,8 +8,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from qvtrace.metrics.blocks import Block, run
 from qvtrace.metrics.differences import Difference, comparison_job
-from qvtrace.metrics.elements import Readable
+from qvtrace.metrics.elements import Readable, format_of
 from qvtrace.metrics.histograms import Histograms, SomeElements, histograms, some_elements
+from qvtrace.metrics.norms import CANCELLED
 from qvtrace.metrics.spreads import SomeTokens, Spread, some_tokens, spreads
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
@@ -82,17 +83,21 @@ class _Detailed:
         self._sides = StatisticsJob(reference), StatisticsJob(candidate)
         self.blocks = self._comparison.blocks
         # The blocks of a complex array and of a real one do not have the same indices.
-        self._together = all(_end(side.blocks) == _end(self.blocks) for side in self._sides)
+        self._together = (
+            len({format_of(side.dtype).kind == "complex" for side in self._arrays}) == 1
+        )
 
     def part(self, block: Block) -> tuple[Any, ...]:
         """What one block says."""
         own = self._comparison.part(block)
         if not self._together:
             return (own,)
-        known = _known(own, block)
-        return own, *(
-            side.part(block, found) for side, found in zip(self._sides, known, strict=True)
-        )
+        one, other = self._sides
+        if not (isinstance(own, FloatSums) and own.in_float32 and own.count == block.size):
+            return own, one.part(block), other.part(block)
+        reference = one.part(block, Known(own.reference_norm, own.interval))
+        known = Known(own.candidate_norm, total=_candidate_total(own, reference.mean))
+        return own, reference, other.part(block, known)
 
     def result(self, parts: Sequence[tuple[Any, ...]]) -> tuple[Difference, _Looks]:
         """What all of them say."""
@@ -176,11 +181,11 @@ def _pieces(items: Sequence[Item], length: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + length] for start in range(0, len(items), length))
 
 
-def _known(sums: object, block: Block) -> tuple[Known | None, Known | None]:
-    """What a comparison has found of a block of both sides, where it has looked at all of it."""
-    if not isinstance(sums, FloatSums) or not sums.in_float32 or sums.count < block.size:
-        return None, None
-    return Known(sums.reference_norm, sums.interval), Known(sums.candidate_norm)
+def _candidate_total(sums: FloatSums, reference_mean: float) -> float | None:
+    """The sum of the candidate's elements, unless digits of it are lost in that of the others."""
+    found = (reference_mean + sums.mean_error) * sums.count
+    norms = sums.reference_norm + sums.error_norm
+    return found if abs(found) >= 4 * CANCELLED * norms else None
 
 
 def _end(blocks: Sequence[Block]) -> int:

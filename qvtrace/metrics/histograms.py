@@ -61,7 +61,7 @@ class SomeElements:
     @property
     def form(self) -> tuple[object, ...]:
         """What those have in common that are looked at together."""
-        return self.reference.size, self.formats
+        return self.reference.size, *(side.name for side in self.formats)
 
 
 def some_elements(reference: Readable, candidate: Readable) -> SomeElements | None:

@@ -230,9 +230,11 @@ def _alongs(
     """Of each pair, which is a row of the sums; `shape` is of what they are sums of."""
     with np.errstate(all="ignore"):
         wholes = error.sum(axis=1, keepdims=True)
-        ordered = np.sort(error, axis=1)[:, ::-1]
+        by_size = np.argsort(-error, axis=1, kind="stable")  # the first of equal ones first
+        ordered = np.take_along_axis(error, by_size, axis=1)
         carrying = 1 + (ordered.cumsum(axis=1) < MOST * wholes).sum(axis=1)
-        worst = _worst(error, broken)
+        worst = np.lexsort((-error, -broken), axis=1) if broken.any() else by_size
+        worst = worst[:, :WORST]
         errors, signals = (np.take_along_axis(of, worst, axis=1) for of in (error, signal))
         numbers = errors / wholes, errors / signals
     profiles = _profiles(error, wholes).tolist()
@@ -266,13 +268,6 @@ def _parts(
         if error > 0 or count > 0:
             nsr = ratio if math.isfinite(ratio) else None
             yield Part(tuple(index), None if math.isnan(share) else share, nsr, count)
-
-
-def _worst(error: Sums, broken: Counts) -> Places:
-    """Where the worst are in each row, the first of equal ones first."""
-    if broken.any():
-        return np.lexsort((-error, -broken), axis=1)[:, :WORST]
-    return np.argsort(-error, axis=1, kind="stable")[:, :WORST]
 
 
 def _profiles(error: Sums, wholes: Sums) -> Sums:

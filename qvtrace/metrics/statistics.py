@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class Known:
 
     norm: float
     interval: Interval | None = None
+    total: float | None = None
 
 
 @dataclass(slots=True)
@@ -104,7 +106,12 @@ class StatisticsJob:
         self._count = array.size
         self._fits_float32 = form.fits_float32
         self._read = part_reader(array) if is_complex else reader(array)
-        self.blocks = cut(1, array.size * (1 + is_complex))
+        self._size = array.size * (1 + is_complex)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Of the whole array."""
+        return cut(1, self._size)
 
     def part(self, block: Block, known: Known | None = None) -> _Part:
         """What one block says; what is known of it is not computed again."""
@@ -166,7 +173,7 @@ def _float32_part(values: Floats, known: Known | None) -> _Part | None:
     low, high = interval.low, interval.high
     if not interval.magnitude < LARGEST:  # NaN is not below anything
         return None
-    summed = total(values)
+    summed = total(values) if known is None or known.total is None else known.total
     squares = known.norm * known.norm if known else product(values, values)
     # Adding up float32 costs their sum up to 2^-23 of the norm of its terms.
     if abs(summed) < 4 * CANCELLED * math.sqrt(squares):
