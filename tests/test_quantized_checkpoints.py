@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_models import write_llama
-from model_fixtures import Saved, change_config, prepare_like, record
+from model_fixtures import Saved, change_config, prepare_like, record, save
 from typer.testing import CliRunner
 
 import qvtrace
@@ -145,6 +145,80 @@ def test_the_reference_of_a_quantized_checkpoint_is_its_original() -> None:
     command = next_command(file, Variant.QUANT, model, "checkpoint:gptq")
 
     assert command == "qvtrace record --variant fp --like quant.st --model ORIGINAL"
+
+
+FLOAT8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+LINEAR8: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+LYING = {
+    "bitsandbytes": (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        "its weights are floats",
+    ),
+    "bitsandbytes nf4": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "its weights are floats",
+    ),
+    "compressed-tensors": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "quantization_status": "compressed",
+            "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": LINEAR8}},
+        },
+        "42 parts of quantized weights are not in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", LYING)
+def test_weights_that_are_not_what_config_json_says_are_the_checkpoints_fault(
+    method: str, tmp_path: Path
+) -> None:
+    settings, what = LYING[method]
+    name = settings["quant_method"]
+    pytest.importorskip(name.replace("-", "_"))
+    directory = save("llama", tmp_path / "lying")
+    change_config(directory, quantization_config=settings)
+
+    with pytest.raises(ModelError) as raised:
+        quantize(directory)
+
+    said = f"lying: config.json says that it is quantized by {name}, but {what}"
+    assert said in str(raised.value)
+    assert "take quantization_config out of config.json" in str(raised.value)
+
+
+@pytest.mark.parametrize("settings", ["int8", [1], {}, {"bits": 4}], ids=str)
+def test_settings_without_a_method_are_named(settings: object, tmp_path: Path) -> None:
+    directory = save("llama", tmp_path / "llama")
+    change_config(directory, quantization_config=settings)
+
+    with pytest.raises(ModelError, match=r"config\.json: its quantization_config names no quant_"):
+        quantize(directory)
+
+
+def test_a_quantized_checkpoint_that_raises_is_looked_at_before_its_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save("llama", tmp_path / "llama")
+    change_config(directory, quantization_config={"quant_method": "magic"})
+    prepared = quantize(directory)
+    monkeypatch.setattr(prepared.model, "forward", None)
+
+    with pytest.raises(
+        ModelError, match="; check that its weights are quantized by magic, as conf"
+    ):
+        prepared.run()
+
+
+def test_that_transformers_dequantized_the_weights_is_told(tmp_path: Path) -> None:
+    directory = save("llama", tmp_path / "llama")
+    change_config(directory, quantization_config=FLOAT8)
+
+    prepared = quantize(directory)
+
+    assert "quantized no module that is known: transformers dequ" in prepared.warnings[-1]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Each quantizer on real tiny models: what it changes, how much, and what it leaves float."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -347,3 +348,49 @@ def test_quantizing_and_running_write_nothing_to_the_terminal() -> None:
     )
 
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+def test_quanto_does_not_wait_for_who_is_no_longer_compiling(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optimum.quanto")
+    from optimum.quanto.library.extensions import get_extension
+    from torch.utils import cpp_extension
+
+    extension = get_extension("quanto_cpp")
+    monkeypatch.setattr(
+        cpp_extension, "JIT_EXTENSION_VERSIONER", type(cpp_extension.JIT_EXTENSION_VERSIONER)()
+    )
+    monkeypatch.setattr(extension, "_lib", None)
+    monkeypatch.setattr(extension, "build_directory", str(tmp_path))
+    (tmp_path / "lock").touch()
+    os.utime(tmp_path / "lock", (0, 0))
+
+    with pytest.raises(ModelError) as raised:
+        quantize(saved("llama"), "quanto:int4")
+
+    said = str(raised.value)
+    assert said.startswith("quanto:int4: would wait for another process that compiles what 4-bit")
+    assert f"since {tmp_path / 'lock'} is there" in said
+    assert said.endswith("delete it if none is at work")
+
+
+def test_a_model_that_raises_is_not_blamed_on_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear, self.runs = torch.nn.Linear(32, 32), 0\n"
+        "    def forward(self, x):\n"
+        "        self.runs += 1\n"
+        "        if self.runs > 1: raise RuntimeError('not twice')\n"
+        "        return self.linear(x)\n"
+        "def model(): return Model(), torch.ones(2, 32)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ModelError, match=r"own\.py:model: the model raised RuntimeError: not tw"):
+        quantize("own.py:model", "quanto:int4")

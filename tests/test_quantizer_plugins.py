@@ -281,13 +281,19 @@ def test_a_calibration_file_that_does_not_fit_is_named(
         quantize(saved, calibrating, calibration="file.json")
 
 
-def test_calibration_on_which_the_model_raises_names_the_file(
+def test_calibration_on_which_the_model_raises_names_the_file_and_where_to_look_once(
     calibrating: str, saved: Saved, tmp_path: Path
 ) -> None:
     (tmp_path / "beyond.json").write_text('{"input_ids": [[100000]]}')
 
-    with pytest.raises(ModelError, match=r"--calibration beyond.json: .*: the model raised Index"):
+    with pytest.raises(ModelError) as raised:
         quantize(saved, calibrating, calibration="beyond.json")
+
+    said = str(raised.value)
+    assert said.startswith("--quantizer own.py:static: --calibration beyond.json: ")
+    assert said.endswith(
+        ": the model raised IndexError: index out of range in self; --traceback shows where"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from qvtrace.errors import ModelError
 from qvtrace.models.inputs import calibration_inputs
 from qvtrace.models.loading import Loaded
 from qvtrace.models.origins import Origin, relative
-from qvtrace.models.request import ModelRequest, PreparedModel, Sample, map_tensors
+from qvtrace.models.request import HINT, ModelRequest, PreparedModel, Sample, map_tensors
 from qvtrace.trees import Json
 
 
@@ -28,9 +28,12 @@ class Calibration:
     def __call__(self, model: nn.Module) -> None:
         """A forward on each sample; raises `ModelError` when the model does."""
         self.used = True
+        prepared = replace(self.prepared, model=model)
+        if self.file is not None:
+            prepared.hint = HINT
         for sample in self.samples:
             try:
-                run_once(replace(self.prepared, model=model), sample)
+                run_once(prepared, sample)
             except ModelError as error:
                 if self.file is None:
                     raise

@@ -35,6 +35,7 @@ class LoadedCheckpoint:
 
     model: nn.Module
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # weights that the model has and the checkpoint has not
 
 
 def load_config(checkpoint: Checkpoint, request: ModelRequest) -> Any:
@@ -45,7 +46,7 @@ def load_config(checkpoint: Checkpoint, request: ModelRequest) -> Any:
     import transformers
 
     if checkpoint.local and checkpoint.gguf is None:
-        _check_config_file(Path(checkpoint.place), checkpoint.name)
+        _check_config_file(Path(checkpoint.place), checkpoint.name, request)
     options = source_options(checkpoint, request)
     with _told_as_errors_of(checkpoint, request):
         config = transformers.AutoConfig.from_pretrained(
@@ -84,7 +85,10 @@ def load_weights(
 
     with _told_as_errors_of(checkpoint, request, attention):
         model = load(None) if device_map is None else offloading(load)
-    return LoadedCheckpoint(model, (*warnings, *_read_report(report, checkpoint.name, request)))
+    told = _read_report(report, checkpoint.name, request)
+    return LoadedCheckpoint(
+        model, (*warnings, *told), tuple(sorted(report.get("missing_keys") or ()))
+    )
 
 
 def build_from_config(config: Any, request: ModelRequest, label: str) -> LoadedCheckpoint:
@@ -147,7 +151,7 @@ def _architectures(model_type: str) -> list[str] | None:
     return None
 
 
-def _check_config_file(directory: Path, label: str) -> None:
+def _check_config_file(directory: Path, label: str, request: ModelRequest) -> None:
     file = directory / "config.json"
     if not file.is_file():
         raise ModelError(
@@ -161,6 +165,14 @@ def _check_config_file(directory: Path, label: str) -> None:
         raise ModelError(
             f"{label}/config.json: names no model_type; "
             "give a directory written by transformers, or FILE.py:FUNCTION"
+        )
+    settings = config.get("quantization_config")
+    if settings is None or (request.from_config and isinstance(settings, dict)):
+        return
+    if not isinstance(settings, dict) or not isinstance(settings.get("quant_method"), str):
+        raise ModelError(
+            f"{label}/config.json: its quantization_config names no quant_method; restore it, or "
+            "take it out if the weights are floats"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from qvtrace.digests import digest_bytes
-from qvtrace.errors import ModelError, UsageError
+from qvtrace.errors import ModelError, QvtraceError, UsageError
 from qvtrace.models.chatter import one_line
 
 _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -131,7 +131,7 @@ def call(function: Callable[..., Any], label: str, *arguments: Any, **named: Any
 def _foreign_code(message: str) -> Iterator[None]:
     try:
         yield
-    except UsageError:
+    except QvtraceError:
         raise
     except (Exception, SystemExit) as error:
         raise ModelError(f"{message} {one_line(error)}; --traceback shows where") from error

@@ -18,7 +18,7 @@ from qvtrace.models.gguf_files import check_file, check_package, quantization_of
 from qvtrace.models.layers import keep_first_layers
 from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Embedded, Origin
-from qvtrace.models.quantizers.checkpoint import remedy
+from qvtrace.models.quantizers.checkpoint import check_weights, remedy
 from qvtrace.models.request import ModelRequest, Sample
 from qvtrace.trees import Json
 
@@ -79,6 +79,8 @@ def _load_checkpoint(origin: Checkpoint, request: ModelRequest) -> Loaded:
     quantization, warnings = _quantization(origin, config, request)
     with _naming_packages(origin, quantization):
         loaded = load_weights(origin, config, request, attention)
+    if quantization is not None:
+        check_weights(loaded.model, quantization, loaded.missing, origin.name)
     return Loaded(loaded.model, warnings=(*warnings, *loaded.warnings), quantization=quantization)
 
 

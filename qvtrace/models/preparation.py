@@ -27,9 +27,10 @@ from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Origin, parse_origin
 from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
+from qvtrace.models.quantizers.checkpoint import hint
 from qvtrace.models.quantizers.experts import float_experts
 from qvtrace.models.quantizers.function import FunctionQuantizer
-from qvtrace.models.request import ModelRequest, PreparedModel, Sample
+from qvtrace.models.request import HINT, ModelRequest, PreparedModel, Sample
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.models.signatures import is_transformers_model
 from qvtrace.patterns import folded
@@ -37,7 +38,6 @@ from qvtrace.recording.identity import Questions, describe_model
 from qvtrace.redaction import without_secrets
 from qvtrace.trees import Json
 
-_HINT = "--traceback shows where"
 _HINT_IF_GUESSED = "its inputs were made from its configuration: give others with --inputs FILE"
 
 
@@ -166,7 +166,7 @@ def _unquantized(
         source=sample.source,
         environment=_environment(loaded.model, request),
         warnings=(*loaded.warnings, *told),
-        hint=_HINT_IF_GUESSED if sample.guessed else _HINT,
+        hint=_HINT_IF_GUESSED if sample.guessed else HINT,
         more=tuple(more),
     )
 
@@ -190,6 +190,7 @@ def _already_quantized(prepared: PreparedModel, origin: Origin, settings: Json) 
         outcome = gguf_files.as_quantized(prepared.model, origin.gguf_file, settings, origin.name)
     else:
         outcome = as_quantized(prepared.model, settings)
+        prepared = replace(prepared, hint=f"{hint(settings)}; {prepared.hint}")
     return _described(prepared, outcome, label)
 
 

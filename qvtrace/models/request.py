@@ -15,6 +15,8 @@ from qvtrace.models.generation import Generation, Listener
 from qvtrace.models.seeds import DEFAULT_SEED, seeded
 from qvtrace.trees import Json
 
+HINT = "--traceback shows where"
+
 
 @dataclass(frozen=True)
 class ModelRequest:
@@ -69,7 +71,7 @@ class PreparedModel:
     source: Json  # how the inputs were made
     environment: Json
     warnings: tuple[str, ...] = ()
-    hint: str = "--traceback shows where"  # what may help when the forward raises
+    hint: str = HINT  # what may help when the forward raises
     generation: Generation | None = None
     more: tuple[Sample, ...] = ()  # samples that are run after the first
 

@@ -1,12 +1,15 @@
 """What a model that came quantized holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from qvtrace.errors import ModelError
 from qvtrace.models.quantizers.linears import other_matrices
 from qvtrace.models.quantizers.outcome import Quantized
+from qvtrace.patterns import folded
+from qvtrace.reports.formatting import listed
 from qvtrace.trees import Json
 
 _REMEDIES = {
@@ -17,12 +20,53 @@ _REMEDIES = {
     "quanto": "pip install 'qvtrace[quanto]'",
 }
 _PLAIN = (Tensor, nn.Parameter)
+_PARTS = frozenset({"qweight", "qzeros", "scales", "g_idx", "absmax", "SCB", "packed"})
+_FLOATS_FAIL = "bitsandbytes.nn"
+_NAMED = 3  # kinds of names in a message
 _REPLACEMENTS = "transformers.integrations"  # where transformers keeps classes of quantizers
 
 
 def remedy(method: object) -> str:
     """What to do where a package is missing that reads checkpoints of a method."""
     return _REMEDIES.get(str(method), "install it")
+
+
+def check_weights(model: nn.Module, settings: Json, missing: Sequence[str], label: str) -> None:
+    """Raise `ModelError` where the weights are not what config.json says that they are: parts of
+    quantized ones are missing, or floats are where a module takes nothing but quantized ones."""
+    parts = [name for name in missing if _is_part(name)]
+    floats = [
+        name
+        for name, module in model.named_modules()
+        if _package(module) == _FLOATS_FAIL and any(map(_is_float, _weights(module)))
+    ]
+    if not parts and not floats:
+        return
+    what = (
+        f"{len(parts)} parts of quantized weights are not in it ({listed(folded(parts), _NAMED)})"
+        if parts
+        else f"its weights are floats ({listed(folded(floats), _NAMED)})"
+    )
+    raise ModelError(
+        f"{label}: config.json says that it is quantized by {settings.get('quant_method')}, but "
+        f"{what}; get the quantized weights, or take quantization_config out of config.json"
+    )
+
+
+def _is_part(name: str) -> bool:
+    """`weight_scale`, `qweight`, `weight.absmax`: what only a quantized weight has."""
+    last = name.rpartition(".")[2]
+    return last in _PARTS or last.startswith("weight_")
+
+
+def _is_float(weight: Tensor) -> bool:
+    return not is_quantized(weight) and weight.dim() > 1
+
+
+def hint(settings: Json) -> str:
+    """What to look at first when a model that came quantized raises."""
+    method = settings.get("quant_method", "what its config.json says")
+    return f"check that its weights are quantized by {method}, as config.json says"
 
 
 def as_quantized(model: nn.Module, settings: Json) -> Quantized:
@@ -45,10 +89,12 @@ def as_quantized(model: nn.Module, settings: Json) -> Quantized:
 
 
 def _dequantized(model: Any) -> Iterator[str]:
-    """Where a machine has no kernels for a format, transformers makes floats of it as it loads."""
-    settings = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    if getattr(settings, "dequantize", False):
-        yield "its weights were dequantized when they were loaded"
+    """Where a machine has no kernels for a format, transformers makes floats of it as it loads,
+    and takes its settings off the model."""
+    kept = getattr(model, "hf_quantizer", None), getattr(model, "config", None)
+    settings = [getattr(one, "quantization_config", None) for one in kept]
+    if settings[1] is None or getattr(settings[0], "dequantize", False):
+        yield "transformers dequantized its weights as it loaded them"
 
 
 def _is_foreign(package: str, own: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from qvtrace.errors import ModelError
 from qvtrace.models.functions import FunctionName, call
 from qvtrace.models.quantizers.changes import observed
 from qvtrace.models.quantizers.outcome import Context, Quantized
@@ -44,8 +45,18 @@ class FunctionQuantizer:
 def call_function(
     function: Callable[..., Any], label: str, model: nn.Module, context: Context
 ) -> object:
-    """What a function makes of a model; raises `ModelError` naming it when it raises."""
-    return call(function, label, model, **_wanted(function, context))
+    """What a function makes of a model; raises `ModelError` naming it when it raises, or when the
+    model does while it calibrates."""
+    try:
+        return call(function, label, model, **_wanted(function, context))
+    except ModelError as error:
+        raise named(label, error) from error.__cause__
+
+
+def named(label: str, error: ModelError) -> ModelError:
+    """The error with the quantizer that it comes from."""
+    text = str(error)
+    return error if text.startswith(label) else ModelError(f"{label}: {text}")
 
 
 def takes_keep_float(function: Callable[..., Any]) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 from qvtrace.errors import ModelError, QvtraceError
 from qvtrace.models.chatter import one_line
 from qvtrace.models.quantizers.changes import observed
-from qvtrace.models.quantizers.function import call_function, takes_keep_float
+from qvtrace.models.quantizers.function import call_function, named, takes_keep_float
 from qvtrace.models.quantizers.outcome import Context, Quantized
 
 GROUP = "qvtrace.quantizers"
@@ -89,9 +89,11 @@ class PluginQuantizer:
                 return call_function(loaded, label, model, context)
             try:
                 return loaded.apply(model, scheme, context)
+            except ModelError as error:
+                raise named(label, error) from error.__cause__
             except QvtraceError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ModelError(
                     f"{label}: raised {one_line(error)}; --traceback shows where"
                 ) from error

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class _Scheme:
         return {"weights": self.weights, "activations": self.activations}
 
 
+_COMPILING_SECONDS = 180  # half a minute is usual
+_ABOUT_COMPILING = ("extension", "ninja", "compiler", "g++")
 _SCHEMES = {
     "int8": _Scheme("qint8"),
     "int4": _Scheme("qint4"),
@@ -89,13 +92,47 @@ def _quantize(model: nn.Module, linears: Linears, chosen: _Scheme, context: Cont
 def _compile(model: nn.Module, context: Context, label: str) -> None:
     """Run the model once: quanto compiles what unpacks 4-bit weights when it first needs it, which
     should not happen while recording."""
-    with _compiler_on_path():
+    with _compiler_on_path(), _waiting_in_reason():
         try:
             context.run(model)
         except ModelError as error:
+            cause = error.__cause__
+            if isinstance(cause, TimeoutError):
+                raise ModelError(f"{label}: {cause}; delete it if none is at work") from error
+            if not isinstance(cause, Exception) or not any(
+                word in str(cause).lower() for word in _ABOUT_COMPILING
+            ):
+                raise
             remedy = "4-bit weights need g++ and ninja the first time"
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise cannot_quantize(label, cause, remedy) from error
+
+
+@contextmanager
+def _waiting_in_reason() -> Iterator[None]:
+    """Who is to compile waits until nobody else does, which a killed process does forever: give up
+    where that takes longer than compiling can."""
+    from torch.utils import file_baton
+
+    waiter: Any = file_baton.FileBaton
+
+    def wait(baton: Any) -> None:
+        lock = Path(baton.lock_file_path)
+        while lock.exists():
+            with suppress(FileNotFoundError):
+                seconds = time.time() - lock.stat().st_mtime
+                if seconds > _COMPILING_SECONDS:
+                    raise TimeoutError(
+                        f"would wait for another process that compiles what 4-bit weights need, "
+                        f"since {lock} is there, {seconds:.0f} s old"
+                    )
+            time.sleep(baton.wait_seconds)
+
+    before = waiter.wait
+    waiter.wait = wait
+    try:
+        yield
+    finally:
+        waiter.wait = before
 
 
 @contextmanager
