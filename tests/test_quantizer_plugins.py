@@ -51,6 +51,52 @@ def failing(model):
 
 
 number = 3
+
+
+def declaring(**attributes):
+    def apply(self, model, scheme, context):
+        return model
+    return type("Declaring", (), {"apply": apply, **attributes})
+
+
+def raising(self):
+    raise RuntimeError("not known yet")
+
+
+number_of_schemes = declaring(schemes=3)
+numbers = declaring(schemes=[1, 2])
+word = declaring(schemes="int8")
+nameless = declaring(schemes=("",))
+raises = declaring(schemes=property(raising))
+always = declaring(schemes=("int8",), calibrated=True)
+other = declaring(schemes=("int8",), calibrated=("int4",))
+perhaps = declaring(wraps="perhaps")
+no_method = declaring(apply=3)
+listing = declaring(schemes=["int8", "int4"], calibrated={"int4"}, keeps_float=True)
+
+
+class Leaving:
+    def apply(self, model, scheme, context):
+        sys.exit(0)
+
+
+class Telling:
+    def __init__(self, **told):
+        self.told = told
+
+    def apply(self, model, scheme, context):
+        return Quantized(**{"model": model, "quantized": ("lm_head",), **self.told})
+
+
+no_model = Telling(model=3)
+no_names = Telling(quantized="lm_head")
+no_json = Telling(settings={"by": torch.float32})
+modest = Telling(quantized=())
+"""
+LEAVING = """
+import sys
+print("on my way out")
+sys.exit(0)
 """
 ENTRY_POINTS = """
 [qvtrace.quantizers]
@@ -61,7 +107,37 @@ failing = rounding_quantizers:failing
 number = rounding_quantizers:number
 broken = no_such_module:quantize
 torchao = rounding_quantizers:zeroing
+number_of_schemes = rounding_quantizers:number_of_schemes
+numbers = rounding_quantizers:numbers
+word = rounding_quantizers:word
+nameless = rounding_quantizers:nameless
+raises = rounding_quantizers:raises
+always = rounding_quantizers:always
+other = rounding_quantizers:other
+perhaps = rounding_quantizers:perhaps
+no_method = rounding_quantizers:no_method
+listing = rounding_quantizers:listing
+leaving = rounding_quantizers:Leaving
+no_model = rounding_quantizers:no_model
+no_names = rounding_quantizers:no_names
+no_json = rounding_quantizers:no_json
+modest = rounding_quantizers:modest
+exiting = exiting_quantizers:anything
 """
+MISTAKEN = {
+    "number": "it names a int, which is no function and no class with `apply`",
+    "broken": "ModuleNotFoundError: No module named 'no_such_module'",
+    "exiting": "its import ends the program with 0",
+    "number_of_schemes": "its `schemes` is 3, no tuple of names",
+    "numbers": "its `schemes` is [1, 2], no tuple of names",
+    "word": "its `schemes` is 'int8', no tuple of names",
+    "nameless": "its `schemes` is ('',), no tuple of names",
+    "raises": "RuntimeError: not known yet",
+    "always": "its `calibrated` is True, no tuple of names",
+    "other": "its `calibrated` has 'int4', which is none of its schemes",
+    "perhaps": "its `wraps` is 'perhaps', neither True nor False",
+    "no_method": "its `apply` is a int, no method",
+}
 
 
 @pytest.fixture
@@ -71,6 +147,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     metadata = site / "rounding_quantizers-1.2.dist-info"
     metadata.mkdir(parents=True)
     (site / "rounding_quantizers.py").write_text(PLUGIN)
+    (site / "exiting_quantizers.py").write_text(LEAVING)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rounding\nVersion: 1.2\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
@@ -83,8 +160,8 @@ def quantize(saved: Saved, quantizer: str, **request: Any) -> PreparedModel:
     )
 
 
-def run(*words: str) -> Result:
-    return CliRunner().invoke(app, words, prog_name="qvtrace")
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words)], prog_name="qvtrace")
 
 
 @pytest.mark.parametrize(
@@ -126,17 +203,59 @@ def test_what_a_quantizer_says_of_its_work_is_recorded(distribution: str, saved:
 @pytest.mark.parametrize(
     ("quantizer", "match"),
     [
-        ("failing", "--quantizer failing: raised RuntimeError: out of luck; --traceback shows"),
-        ("number", "--quantizer number: rounding names a int; it must name a function, or a"),
-        ("broken", "--quantizer broken: rounding cannot be used, ModuleNotFoundError: No module"),
+        ("failing", "raised RuntimeError: out of luck; --traceback shows where"),
+        ("leaving", "raised SystemExit: 0; --traceback shows where"),
+        ("no_model", "returned int; return the quantized model"),
+        ("no_names", "says of its work what cannot be recorded, TypeError: 'lm_head' is no tuple"),
+        ("no_json", "says of its work what cannot be recorded, TypeError: Object of type dtype"),
     ],
-    ids=["raises", "no function", "no module"],
 )
-def test_an_entry_point_that_cannot_be_used_is_named(
+def test_what_goes_wrong_in_a_quantizer_is_told_by_its_name(
     quantizer: str, match: str, distribution: str, saved: Saved
 ) -> None:
-    with pytest.raises(ModelError, match=match):
+    with pytest.raises(ModelError, match=f"^--quantizer {quantizer}: {match}"):
         quantize(saved, quantizer)
+
+
+@pytest.mark.parametrize("quantizer", MISTAKEN)
+def test_an_entry_point_that_cannot_be_used_is_one_line_and_a_marked_row(
+    quantizer: str, distribution: str, saved: Saved
+) -> None:
+    recorded = run(
+        "record", "--model", saved("llama"), "--variant", "quant", "--quantizer", quantizer
+    )
+    listed = {one.name: one for one in qvtrace.quantizers() if one.origin == distribution}
+
+    said = recorded.stderr
+    assert recorded.exit_code == 2
+    assert said.startswith(f"qvtrace: --quantizer {quantizer}: rounding cannot be used, ")
+    assert MISTAKEN[quantizer] in said
+    assert said.endswith("; mend or uninstall it\n")
+    assert said.count("\n") == 1
+    assert not listed[quantizer].installed
+    assert MISTAKEN[quantizer] in (listed[quantizer].remedy or "")
+    assert listed["rounding"].installed
+
+
+def test_an_import_that_prints_or_exits_leaves_the_list_as_json(distribution: str) -> None:
+    result = run("quantizers", "--json")
+
+    listed = {one["name"]: one for one in json.loads(result.stdout)}
+    assert result.exit_code == 0
+    assert not listed["exiting"]["installed"]
+    assert (listed["listing"]["schemes"], listed["listing"]["calibrated"]) == (
+        ["int8", "int4"],
+        ["int4"],
+    )
+
+
+def test_modules_that_a_quantizer_does_not_name_are_looked_for(
+    distribution: str, saved: Saved
+) -> None:
+    prepared = quantize(saved, "modest")
+
+    assert prepared.variant.quantized == ()
+    assert any("modest CHANGED NOTHING" in warning for warning in prepared.warnings)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +263,12 @@ def test_an_entry_point_that_cannot_be_used_is_named(
     [
         ("rounding:thirds", "rounding has no scheme thirds; there are tenths, halves"),
         ("zeroing:all", "zeroing has no scheme all; it has none, write zeroing"),
+        ("zeroing:", "names no scheme after the colon; it has none, write zeroing"),
+        ("torchao:", "torchao:: names no scheme after the colon; there are int8-dynamic, int8-w"),
         ("rouding", "rouding: is unknown; there are torchao:int8-dynamic, .*rounding"),
         ("rouding:tenths", "rouding:tenths: is unknown; there are torchao:int8-dynamic, .*round"),
     ],
-    ids=["scheme", "no schemes", "name", "name with scheme"],
+    ids=["scheme", "no schemes", "none of none", "none of some", "name", "name with scheme"],
 )
 def test_a_mistyped_name_lists_what_there_is(
     quantizer: str, match: str, distribution: str, saved: Saved
@@ -157,7 +278,14 @@ def test_a_mistyped_name_lists_what_there_is(
 
 
 def test_a_name_of_ones_own_is_not_taken_over(distribution: str, saved: Saved) -> None:
-    assert quantize(saved, "torchao").variant.quantizer == "torchao:int8-dynamic"
+    prepared = quantize(saved, "torchao")
+
+    assert prepared.variant.quantizer == "torchao:int8-dynamic"
+    assert (
+        "the quantizer torchao of rounding is not used: qvtrace's own has its name"
+        in prepared.warnings
+    )
+    assert not quantize(saved, "rounding").warnings
     foreign = [q for q in qvtrace.quantizers() if q.origin == distribution and q.name == "torchao"]
     assert foreign[0].remedy == "its name is that of one of qvtrace's own"
 
@@ -173,7 +301,8 @@ def test_quantizers_lists_name_schemes_installation_and_calibration(distribution
     assert cells["quanto"][-2:] == ["for", "w8a8"]
     assert cells["tico"][-1] == "yes"
     assert cells["rounding"] == ["1.2,", "from", "rounding", "for", "halves"]
-    assert cells["broken"][:2] == ["no:", "--quantizer"]
+    assert " ".join(cells["broken"]) == "1.2, CANNOT BE USED, from rounding -"
+    assert any(line.startswith("--quantizer broken: rounding cannot be used, ") for line in lines)
 
 
 def test_quantizers_as_json_is_what_the_library_lists(distribution: str) -> None:

@@ -26,7 +26,7 @@ from qvtrace.models.likeness import resembling
 from qvtrace.models.loading import Loaded, attention_of, load_model
 from qvtrace.models.modes import to_eval_mode
 from qvtrace.models.origins import Checkpoint, Origin, parse_origin
-from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose
+from qvtrace.models.quantizers import Chosen, Context, Quantized, as_quantized, choose, not_chosen
 from qvtrace.models.quantizers.checkpoint import hint
 from qvtrace.models.quantizers.experts import float_experts
 from qvtrace.models.quantizers.function import FunctionQuantizer
@@ -66,6 +66,8 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         info = _info(origin, loaded, request, modifications, questions)
         prepared = _unquantized(loaded, samples, info, request)
         prepared.warnings += tuple(questions.warnings)
+        if chosen is not None:
+            prepared.warnings += tuple(not_chosen(chosen))
         prepared = replace(prepared, generation=generation)
         if like is not None and generation is not None and generation.feed is None:
             free = f"no tokens of {like.file} are fed, the text is the model's own"

@@ -37,7 +37,10 @@ def _entry(quantizer: "ListedQuantizer") -> Entry:
     installed = styled(printable(_installed(quantizer)), "" if quantizer.installed else "yellow")
     calibration = styled(printable(_calibration(quantizer)))
     schemes = ", ".join(quantizer.schemes).replace(",", " (default),", 1)
-    notes = (styled(f"  {printable(schemes)}"),) if schemes else ()
+    further = [schemes] if schemes else []
+    if not quantizer.installed and quantizer.origin != "qvtrace" and quantizer.remedy:
+        further.append(quantizer.remedy)
+    notes = tuple(styled(f"  {printable(text)}") for text in further)
     name = styled(printable(quantizer.name), "bold")
     return Entry("", name, (installed, calibration), notes=notes)
 
@@ -52,7 +55,8 @@ def _calibration(quantizer: "ListedQuantizer") -> str:
 
 
 def _installed(quantizer: "ListedQuantizer") -> str:
-    if not quantizer.installed:
-        return f"no: {quantizer.remedy}"
+    if quantizer.origin == "qvtrace":
+        return quantizer.version or "yes" if quantizer.installed else f"no: {quantizer.remedy}"
     version = quantizer.version or "yes"
-    return version if quantizer.origin == "qvtrace" else f"{version}, from {quantizer.origin}"
+    usable = version if quantizer.installed else f"{version}, CANNOT BE USED"
+    return f"{usable}, from {quantizer.origin}"

@@ -20,12 +20,21 @@ from qvtrace.models.quantizers.compressed_tensors import CompressedTensorsQuanti
 from qvtrace.models.quantizers.function import FunctionQuantizer
 from qvtrace.models.quantizers.outcome import Context, Quantized
 from qvtrace.models.quantizers.packages import Package
-from qvtrace.models.quantizers.plugins import plugins
+from qvtrace.models.quantizers.plugins import PluginQuantizer, all_plugins, plugins
 from qvtrace.models.quantizers.quanto import QuantoQuantizer
 from qvtrace.models.quantizers.tico import TicoQuantizer
 from qvtrace.models.quantizers.torchao import TorchaoQuantizer
 
-__all__ = ["QUANTIZERS", "Chosen", "Context", "Quantized", "Quantizer", "as_quantized", "choose"]
+__all__ = [
+    "QUANTIZERS",
+    "Chosen",
+    "Context",
+    "Quantized",
+    "Quantizer",
+    "as_quantized",
+    "choose",
+    "not_chosen",
+]
 
 
 class Quantizer(Protocol):
@@ -116,12 +125,34 @@ def choose(text: str | None) -> Chosen:
     if quantizer is None:
         return Chosen(FunctionQuantizer(_function(text or "")), "")
     schemes = quantizer.schemes
+    if colon and not scheme:
+        raise UsageError(
+            f"--quantizer {text}: names no scheme after the colon; {_there(name, schemes)}"
+        )
     if (colon or schemes) and (scheme or next(iter(schemes), "")) not in schemes:
-        there = f"there are {', '.join(schemes)}" if schemes else f"it has none, write {name}"
-        raise UsageError(f"--quantizer {text}: {name} has no scheme {scheme}; {there}")
+        raise UsageError(
+            f"--quantizer {text}: {name} has no scheme {scheme}; {_there(name, schemes)}"
+        )
     if quantizer.package is not None and not quantizer.package.installed:
         raise UsageError(f"--quantizer {text}: is not installed; {quantizer.package.remedy}")
     return Chosen(quantizer, scheme or next(iter(schemes), ""))
+
+
+def _there(name: str, schemes: Sequence[str]) -> str:
+    return f"there are {', '.join(schemes)}" if schemes else f"it has none, write {name}"
+
+
+def not_chosen(chosen: Chosen) -> Iterator[str]:
+    """Says of each quantizer of another package that its name stands for this one."""
+    for plugin in all_plugins():
+        if plugin.name == chosen.quantizer.name and not _is(plugin, chosen.quantizer):
+            whose = "qvtrace's own" if plugin.name in QUANTIZERS else "another package's"
+            name = f"the quantizer {plugin.name} of {plugin.origin}"
+            yield f"{name} is not used: {whose} has its name"
+
+
+def _is(plugin: PluginQuantizer, quantizer: Quantizer) -> bool:
+    return isinstance(quantizer, PluginQuantizer) and quantizer.origin == plugin.origin
 
 
 def _function(text: str) -> FunctionName:

@@ -7,7 +7,7 @@ from torch import nn
 
 from qvtrace.errors import ModelError
 from qvtrace.models.quantizers.fingerprints import Fingerprint, fingerprint, global_hooks
-from qvtrace.models.quantizers.outcome import Context, Quantized
+from qvtrace.models.quantizers.outcome import Context, Quantized, checked
 from qvtrace.models.quantizers.wrappers import handing_on
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import counted, listed
@@ -29,10 +29,12 @@ def observed(
     """
     before, hooks = fingerprint(model), global_hooks()
     returned = quantize()
-    told = returned if isinstance(returned, Quantized) else None
+    told = checked(returned, label) if isinstance(returned, Quantized) else None
     quantized = returned if told is None else told.model
     if not isinstance(quantized, nn.Module):
-        raise ModelError(f"{label}: returned {type(returned).__name__}; return the quantized model")
+        raise ModelError(
+            f"{label}: returned {type(quantized).__name__}; return the quantized model"
+        )
     if told is not None and told.quantized:
         return told
     changes = _compared(before, fingerprint(quantized))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qvtrace.errors import ModelError
 from qvtrace.models.quantizers import QUANTIZERS, Quantizer
-from qvtrace.models.quantizers.plugins import PluginQuantizer, plugins
+from qvtrace.models.quantizers.plugins import PluginQuantizer, all_plugins
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,13 @@ def _own(quantizer: Quantizer) -> ListedQuantizer:
 
 
 def _others() -> Iterator[ListedQuantizer]:
-    for plugin in plugins().values():
-        if plugin.name in QUANTIZERS:
-            yield _unusable(plugin, "its name is that of one of qvtrace's own")
+    taken = set(QUANTIZERS)
+    for plugin in all_plugins():
+        if plugin.name in taken:
+            whose = "one of qvtrace's own" if plugin.name in QUANTIZERS else "another that is used"
+            yield _unusable(plugin, f"its name is that of {whose}")
             continue
+        taken.add(plugin.name)
         try:
             yield _usable(plugin)
         except ModelError as error:

@@ -1,7 +1,8 @@
 """What a quantizer is given and what it says of its work."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,33 @@ class Quantized:
     left_float: dict[str, tuple[str, ...]] = field(default_factory=dict)  # reason -> modules
     versions: dict[str, str] = field(default_factory=dict)
     otherwise: tuple[str, ...] = ()  # in words, what else differs that may change the outcome
+
+
+def checked(outcome: Quantized, label: str) -> Quantized:
+    """What another package's quantizer says of its work, as a manifest can hold it.
+
+    Raises `ModelError` for anything else.
+    """
+    try:
+        return replace(
+            outcome,
+            settings=dict(json.loads(json.dumps(dict(outcome.settings)))),
+            quantized=_names(outcome.quantized),
+            left_float={str(why): _names(names) for why, names in outcome.left_float.items()},
+            versions={str(name): str(each) for name, each in outcome.versions.items()},
+            otherwise=_names(outcome.otherwise),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{label}: says of its work what cannot be recorded, {one_line(error)}; "
+            "see the fields of Quantized"
+        ) from error
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{names!r:.80} is no tuple of names")
+    return tuple(names)
 
 
 def cannot_quantize(label: str, error: Exception, remedy: str = "try another scheme") -> ModelError:
