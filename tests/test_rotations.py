@@ -449,6 +449,14 @@ def test_a_matrix_that_leaves_much_of_what_is_held_out_is_no_rotation(vectors, m
     assert find_rotation([(vectors, vectors @ matrix + 0.4 * others)]) is None
 
 
+def test_tokens_held_out_may_have_directions_of_their_own():
+    matrix = orthogonal(48).numpy()
+    layer = np.random.default_rng(0).normal(size=(55, 48))  # 44 of them are not held out
+    found = find_rotation([(layer, layer @ matrix), (2 * layer, 2 * layer @ matrix)])
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-9
+
+
 def test_repeated_vectors_count_once(vectors, matrix):
     repeated = np.repeat(vectors[:10], 5, axis=0)
     assert find_rotation([(repeated, repeated @ matrix)]) == TooFewTokens(12, 8)

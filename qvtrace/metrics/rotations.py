@@ -22,8 +22,10 @@ FEWEST_CHANNELS = 8
 _MOST_CHANNELS = 8192  # beyond, finding one takes too long
 _GLANCE = 64  # tokens of one array whose inner products are looked at
 _FEWEST_TOKENS = 8
-_UNEXPLAINED = 0.25  # share of the variance of inner products
-_LEFT = 0.1  # share of the energy of held-out tokens: even weights of three bits leave less
+_UNEXPLAINED = 0.25  # share of the variance of inner products, and of the energy of held-out tokens
+# Share of the energy of tokens that it was found by. Of those held out it may be more: they have
+# directions of their own, as long as not all tokens together have as many as there are channels.
+_LEFT = 0.1
 _PER_CHANNEL = 8  # tokens that a rotation is found by, where there are so many
 _HELD_OUT = 5  # one token in so many is held out
 _ROUNDS = 4  # of weighting arrays by how well they fit
@@ -135,11 +137,12 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     if found_by < channels:
         return TooFewTokens(channels, found_by)
     matrix = _nearest(_products(parts))
+    noise = float(np.median([part.noise(matrix) for part in parts]))
     errors = np.concatenate([part.held_out_errors(matrix) for part in parts])
-    if not errors.size or float(np.median(errors)) > _LEFT:
+    if noise > _LEFT or not errors.size or float(np.median(errors)) > _UNEXPLAINED:
         return None
     parts = [part.whole for part in parts]
-    matrix, noise = _refined(parts, matrix)
+    matrix, noise = _refined(parts, _nearest(_products(parts)))
     return Rotation(matrix, found_by, errors.size, _UNSURE * noise)
 
 
