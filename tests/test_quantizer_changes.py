@@ -1,5 +1,6 @@
 """What is said of quantizers that do not say themselves what they changed."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,46 @@ def append(model):
     return model
 
 
+def wrap_everything(model):
+    # As TICO does: modules of its own in all places, under names with `wrapped` in them.
+    class Wrapping(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.wrapped = inner
+
+        def forward(self, x):
+            return self.wrapped(x)
+
+    class Quantizing(nn.Module):
+        def __init__(self, linear, fold):
+            super().__init__()
+            self.module = linear
+            linear.weight.data *= fold
+
+        def forward(self, x):
+            return nn.functional.linear(x, rounded(self.module.weight), self.module.bias)
+
+    class Whole(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.first = Wrapping(Quantizing(model.first, 1.0))
+            model.rest[1] = Wrapping(Quantizing(model.rest[1], 0.5))
+            self.rest = Wrapping(model.rest)
+
+        def forward(self, x):
+            return self.rest(self.first(x))
+
+    return Wrapping(Whole(model))
+
+
+def hold_other_tensors(model):
+    buffer = torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
+    model.first.register_buffer("quantized", buffer)
+    model.rest[1] = Wrapper(model.rest[1])
+    model.rest[1].register_buffer("sparse", torch.eye(3).to_sparse())
+    return model
+
+
 def set_attribute(model):
     model.rest[0].levels = [1, 2]
     return model
@@ -260,6 +301,22 @@ def test_of_wrappers_those_are_quantized_that_compute_something(functions: str) 
     assert variant.settings["otherwise"] == [
         "1 module wrapped without computing anything else (first)"
     ]
+
+
+def test_modules_in_wrappers_are_found_by_their_float_names(functions: str) -> None:
+    variant = quantize(functions, "wrap_everything").variant
+
+    assert variant.quantized == ("", "wrapped.first", "wrapped.rest.wrapped.1")
+    assert variant.left_float == ()
+
+
+def test_tensors_that_are_no_plain_bytes_are_no_trouble(functions: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = quantize(functions, "hold_other_tensors")
+
+    assert prepared.variant.quantized == ("first",)
+    assert prepared.variant.left_float == ("rest.1.inner",)
 
 
 def test_looking_at_wrappers_leaves_them_as_they_were(functions: str) -> None:

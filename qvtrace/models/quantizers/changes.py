@@ -1,10 +1,11 @@
 """What a quantizer that does not say so has changed: each module compared with what it was."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from qvtrace.comparison.alignment import unwrapped
 from qvtrace.errors import ModelError
 from qvtrace.models.quantizers.fingerprints import Fingerprint, fingerprint, global_hooks
 from qvtrace.models.quantizers.outcome import Context, Quantized, checked
@@ -41,10 +42,11 @@ def observed(
     pure = handing_on(quantized, changes.wrappers, context.run)
     changed = [*changes.changed, *(name for name in changes.wrappers if name not in pure)]
     within = {changes.wrappers[name] for name in changed if name in changes.wrappers}
+    kept = changes.kept - within
     left = tuple(
         name
         for name, module in quantized.named_modules()
-        if isinstance(module, nn.Linear) and name not in changed and name not in within
+        if isinstance(module, nn.Linear) and name in kept
     )
     outcome = Quantized(
         quantized,
@@ -65,6 +67,7 @@ class _Changes:
 
     changed: list[str] = field(default_factory=list)
     wrappers: dict[str, str] = field(default_factory=dict)  # to what is in them as it was
+    kept: set[str] = field(default_factory=set)  # as they were, in wrappers or not
     with_attributes: list[str] = field(default_factory=list)  # that are others
     unread: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
@@ -98,6 +101,9 @@ def _counted(names: list[str], what: str) -> str:
 
 def _compared(before: Fingerprint, after: Fingerprint) -> _Changes:
     changes, waiting, seen = _Changes(), [(before, after)], set()
+    floats: dict[str, Fingerprint] = {}  # the outermost of each name of the float model
+    for node in (after, *after.below()):
+        floats.setdefault(unwrapped(node.name), node)
     while waiting:
         pair = waiting.pop()
         if tuple(map(id, pair)) in seen:
@@ -115,18 +121,24 @@ def _compared(before: Fingerprint, after: Fingerprint) -> _Changes:
             changes.with_attributes.append(other.name)
         elif other.unread:
             changes.unread.append(other.name)
-        waiting += reversed(list(_children(one, other, changes)))
+        if other.is_like(one):
+            changes.kept.add(other.name)
+        waiting += reversed(list(_children(one, other, changes, floats)))
     return changes
 
 
 def _children(
-    before: Fingerprint, after: Fingerprint, changes: _Changes
+    before: Fingerprint,
+    after: Fingerprint,
+    changes: _Changes,
+    floats: Mapping[str, Fingerprint],
 ) -> Iterator[tuple[Fingerprint, Fingerprint]]:
     """The modules that both have; those of one side are noted, but for what came into a module
     that itself changed."""
     for name, child in before.children.items():
-        if name in after.children:
-            yield child, after.children[name]
+        found = after.children.get(name) or floats.get(child.name)
+        if found is not None:
+            yield child, found
         else:
             changes.removed.append(child.name)
     if after.name not in changes.changed:

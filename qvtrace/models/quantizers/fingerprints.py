@@ -103,12 +103,18 @@ def add_tensor(hasher: Any, name: str, tensor: Tensor) -> bool:
     """Add name, kind and contents of a tensor; whether its contents can be told."""
     kind = f"{name} {type(tensor).__name__} {tensor.dtype} {tuple(tensor.shape)}"
     hasher.update(kind.encode())
-    if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+    if not is_plain(tensor) or tensor.is_meta:
         return False
     if tensor.numel():
-        contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        hasher.update(contents.numpy().data)
+        contents = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        hasher.update(contents.view(torch.uint8).numpy().data)
     return True
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its bytes are its elements."""
+    own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    return own and not tensor.is_quantized and tensor.layout is torch.strided
 
 
 def _held(module: nn.Module) -> Iterator[Mapping[int, object]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qvtrace.digests import Hasher
 from qvtrace.errors import ModelError
-from qvtrace.models.quantizers.fingerprints import add_tensor, tensors_digest
+from qvtrace.models.quantizers.fingerprints import add_tensor, is_plain, tensors_digest
 
 
 def handing_on(
@@ -102,7 +102,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Undo what a forward leaves in fields and buffers, as observers keep what they see."""
     modules = list(model.modules())
     fields = [dict(vars(module)) for module in modules]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if is_plain(buffer)]
     held = [dict(module._buffers) for module in modules]
     try:
         yield
@@ -112,5 +112,5 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             vars(module).update(before)
             module._buffers.update(its_buffers)
         for buffer, copy in buffers:
-            if buffer.shape != copy.shape or not buffer.equal(copy):
+            if not buffer.is_meta and (buffer.shape != copy.shape or not buffer.equal(copy)):
                 buffer.data = copy
