@@ -107,7 +107,8 @@ def compare_archives(
     findings = _findings(built.contents, chosen.alignment, parameters)
     modules = {row.module for row in built.of_calls()}
     measured = measure_floor(modules, reference, floor, options, rotations)
-    rows, origins = _with_noise(built, replayed, measured, options)
+    quantized = _quantized(candidate, parameters[1], chosen.everything)
+    rows, origins = _with_noise(built, replayed, measured, options, quantized)
     executed = weight_rows.finish(rows)
     evidence = Evidence(
         executed,
@@ -151,7 +152,11 @@ def compare_archives(
 
 
 def _with_noise(
-    built: RowBuilder, replayed: Sequence[Row], floor: Measured | None, options: DiffOptions
+    built: RowBuilder,
+    replayed: Sequence[Row],
+    floor: Measured | None,
+    options: DiffOptions,
+    quantized: set[str],
 ) -> tuple[list[Row], Origins]:
     """The rows with the noise of their calls, and where that comes in."""
     of_calls = built.of_calls()
@@ -161,6 +166,7 @@ def _with_noise(
         max(rounding_noise(of_calls), built.contents.rotations.noise),
         narrowed=bool(options.include or options.exclude),
         floor=None if floor is None else floor.levels,
+        quantized=quantized,
     )
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins
@@ -200,6 +206,13 @@ def _quantization(
         for pair in alignment.pairs
         if modules is None or pair.reference.module in modules
     }
+
+
+def _quantized(candidate: Archive, parameters: ModuleParameters, alignment: Alignment) -> set[str]:
+    """The reference's names of modules that are known to be quantized in the candidate."""
+    known = set(candidate.manifest.variant.quantized)
+    names = {pair.candidate.module: pair.reference.module for pair in alignment.pairs}
+    return {own for name, own in names.items() if name in known or parameters.of(name)}
 
 
 def _explanations(

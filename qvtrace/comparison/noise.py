@@ -19,6 +19,7 @@ CallKey = tuple[str, int]  # module and index, of the reference
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _MOST_ROUNDING = 1e-4  # even of bfloat16
 _NO_NUMBER = frozenset({"exact", "mismatch", "opaque"})
+_OTHER_KIND = frozenset({"structure", "shape"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def noise(row: Row) -> float | None:
     """The noise-to-signal ratio of one pair; None where it has none or cannot be known.
 
     Of a pair that is equal up to a factor that is made up for, it is that of what the factor
-    leaves, over all tokens together; of one whose vectors are turned, of what that leaves.
+    leaves, over all tokens together; of one whose vectors are turned, of what that leaves. Where
+    most tokens are equal but not all, the median tells nothing, and it is that of all together: in
+    an image of channels, rows of pixels are what stands for tokens.
     """
     if row.status == "identical":
         return 0.0
@@ -95,9 +98,8 @@ def _of_metrics(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
         value = getattr(metrics, metric)
         if value is not None:
             return float(10.0 ** (-value / 10.0))
-        if undefined.get(metric) == Undefined.IDENTICAL:
-            return 0.0
-    return None
+    # Of the last one: where that is equal, all tokens are.
+    return 0.0 if undefined.get(metric) == Undefined.IDENTICAL else None
 
 
 def rounding_noise(rows: Iterable[Row]) -> float:
@@ -213,7 +215,7 @@ def call_noises(
                     call.module,
                     call.index,
                     call.parent,
-                    _worst(inputs) if is_known else None,
+                    _worst_input(inputs) if is_known else None,
                     _worst(outputs) if outputs else None,
                     tuple(inputs),
                     tuple(outputs),
@@ -222,6 +224,19 @@ def call_noises(
                 )
             )
     return found
+
+
+def differs_in_kind(row: Row) -> bool:
+    """Whether it is something else on the two sides, of which no noise can be told."""
+    if row.status == "nonfinite":
+        return row.nonfinite is not None and row.nonfinite.sentinel_mismatches > 0
+    return row.status in _OTHER_KIND
+
+
+def _worst_input(rows: Sequence[Row]) -> float | None:
+    """That of inputs of one kind: others are causes of their own."""
+    alike = [row for row in rows if not differs_in_kind(row)]
+    return _worst(alike) if alike or not rows else None
 
 
 def _worst(rows: Sequence[Row]) -> float | None:

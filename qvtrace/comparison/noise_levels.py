@@ -7,15 +7,16 @@ what is usual there.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_high
 
 from qvtrace.comparison.noise import CallKey, decibels
 from qvtrace.comparison.noise_steps import Step
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
+_ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
 _LEAST_DECIBELS = 0.2  # above a floor, however well that agrees
 _SPREADS = 3.0  # typical distances from a floor that are nothing special
@@ -31,7 +32,7 @@ class Excess:
     is_told: bool = False  # whether it is so much that the place is named
     clean: float = 0.0  # noise up to which inputs agree
     # What comes first among those that are told: inputs that repeat the noise of a floor to the
-    # last digit leave no doubt, inputs that agree with it hardly any.
+    # last digit leave no doubt, inputs that agree with it hardly any. Below 0: may be quantization.
     rank: int = 0
     above_floor: tuple[float, float] | None = None  # dB of what came in, and of what came out
 
@@ -44,14 +45,21 @@ class Excess:
 class OwnLevels:
     """How much noise is usual for each kind of place in the run itself."""
 
-    def __init__(self, steps: Sequence[Step], rounding: float) -> None:
-        self._rounding = rounding
+    def __init__(
+        self, steps: Sequence[Step], rounding: float, quantized: Collection[str] = ()
+    ) -> None:
+        """`quantized` are modules that are known to be."""
+        self.rounding = rounding
+        self._quantized = quantized
         self._by_kind: dict[str, list[float]] = defaultdict(list)
         self._by_class: dict[str, list[float]] = defaultdict(list)
+        self._exact: dict[tuple[str, bool], list[Step]] = defaultdict(list)
         for step in steps:
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
                 self._by_class[step.class_name].append(step.noise_out)
+                if not step.is_local and self._is_exact(step.noise_in):
+                    self._exact[self._form(step)].append(step)
         local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
         # For a class of one: most modules are not quantized, and have no noise of their own.
         self._local = local[len(local) * 3 // 4] if local else 0.0
@@ -67,7 +75,15 @@ class OwnLevels:
     def excess(self, step: Step) -> Excess:
         """Noise out over the noise that came in and is usually added."""
         ratio = self._ratio(step)
-        return Excess(ratio, ratio >= LEAST_EXCESS, LEAST_EXCESS * self.usual)
+        rank = -1 if ratio and self._may_be_first_quantized(step) else 0
+        return Excess(ratio, ratio >= LEAST_EXCESS, LEAST_EXCESS * self.usual, rank)
+
+    def _may_be_first_quantized(self, step: Step) -> bool:
+        """Whether it may be noisy only since nothing before it is quantized: it is the one place of
+        its like behind exact inputs, and what is quantized is not known."""
+        is_exact = step.noise_in is not None and self._is_exact(step.noise_in)
+        is_alone = len(self._exact[self._form(step)]) == 1
+        return is_exact and is_alone and not step.is_local and not self._quantized
 
     def _ratio(self, step: Step) -> float:
         if step.noise_in is None or step.noise_out is None:
@@ -76,21 +92,44 @@ class OwnLevels:
         if step.is_local:  # nothing was handed on, so that a class tells as much as a kind
             same_class = self._by_class[step.class_name]
             level = max(median(alike), median(same_class)) if len(same_class) > 1 else self._local
-            return (step.noise_out + self._rounding) / max(level, self._rounding, _TINY)
+            return (step.noise_out + self.rounding) / max(level, self.rounding, _TINY)
         if len(alike) < _ENOUGH_ALIKE:
             alike = self._by_class[step.class_name]
-        level = max(self._rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
+        level = max(self.rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
+        if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
+            level = self._exact_level(step, level)
         return (step.noise_out + level) / (step.noise_in + level)
+
+    def _is_exact(self, noise: float) -> bool:
+        return noise <= LEAST_EXCESS * self.rounding
+
+    def _form(self, step: Step) -> tuple[str, bool]:
+        """Places that are quantized alike."""
+        return step.class_name, step.call.module in self._quantized
+
+    def _exact_level(self, step: Step, level: float) -> float:
+        """What is usual behind exact inputs; `level`: for others.
+
+        Others may have no noise of their own, but what an early fault hands on to all of them. What
+        is as early tells, and else whether the module is quantized at all.
+        """
+        alike = self._exact[self._form(step)]
+        peers = [peer.noise_out or 0.0 for peer in alike if peer is not step]
+        if peers:
+            return max(self.rounding, median_high(peers), _TINY)
+        if step.call.module in self._quantized:
+            return max(level, self.usual)
+        return min(level, max(_ROUNDED_OFTEN * self.rounding, _TINY))
 
 
 class FloorLevels:
     """How much noise a floor has at each place; what it lacks is judged by the run itself."""
 
     def __init__(
-        self, steps: Sequence[Step], floor: Sequence[Step], rounding: float, *, file: str
+        self, steps: Sequence[Step], floor: Sequence[Step], own: OwnLevels, *, file: str
     ) -> None:
-        self._own = OwnLevels(steps, rounding)
-        self._rounding = max(rounding, _TINY)
+        self._own = own
+        self._rounding = rounding = max(own.rounding, _TINY)
         self._file = file
         self._noises = {
             _place(step): (step.noise_in, step.noise_out)

@@ -10,11 +10,11 @@ What is usual is told by a floor, or else by the run's own places of the same ki
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qvtrace.comparison.noise import CallNoise
+from qvtrace.comparison.noise import CallNoise, differs_in_kind
 from qvtrace.comparison.noise_levels import Excess, FloorLevels, OwnLevels
 from qvtrace.comparison.noise_steps import Step, steps_of
 from qvtrace.comparison.rows import Row
@@ -58,17 +58,20 @@ def find_origins(
     *,
     narrowed: bool = False,
     floor: Floor | None = None,
+    quantized: Collection[str] = (),
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
-    `rounding` is the noise of mere rounding; `narrowed`: calls were left out on purpose. A call of
-    which inputs or outputs are not known is neither blamed nor taken for clean.
+    `rounding` is the noise of mere rounding; `narrowed`: calls were left out on purpose;
+    `quantized`: modules that are known to be, by the reference's names. A call of which inputs or
+    outputs are not known is neither blamed nor taken for clean.
     """
     steps = list(steps_of(calls, narrowed=narrowed))
-    levels: OwnLevels | FloorLevels = OwnLevels(steps, rounding)
+    own = OwnLevels(steps, rounding, quantized)
+    levels: OwnLevels | FloorLevels = own
     if floor is not None:
         of_floor = list(steps_of(floor.calls, narrowed=narrowed))
-        levels = FloorLevels(steps, of_floor, rounding, file=floor.file)
+        levels = FloorLevels(steps, of_floor, own, file=floor.file)
     excesses = [(levels.excess(step), step) for step in steps]
     broken = [found for found in excesses if found[1].new_nan]
     noisy = sorted(
@@ -76,15 +79,25 @@ def find_origins(
         key=lambda found: found[0].importance,
         reverse=True,
     )
-    told = [*broken[:1], *noisy]
+    told = _by_place([*broken[:1], *noisy])
     is_noisy = bool(told) or any(step.noise_out for step in steps)
     local = [step.noise_out or 0.0 for step in steps if step.is_local]
     return Origins(
-        tuple(_origin(step, excess) for excess, step in told),
-        tuple(excess.clean for excess, _ in told),
+        tuple(origin for origin, _ in told),
+        tuple(clean for _, clean in told),
         levels.text if is_noisy else None,
         sum(local) if local else None,
     )
+
+
+def _by_place(told: Iterable[tuple[Excess, Step]]) -> list[tuple[Origin, float]]:
+    """Each input that differs in kind once, whatever it does in the call: the most important."""
+    found: dict[tuple[object, ...], tuple[Origin, float]] = {}
+    for excess, step in told:
+        origin = _origin(step, excess)
+        own = () if origin.path != "output" else (origin.reason,)
+        found.setdefault((origin.module, origin.call, origin.path, *own), (origin, excess.clean))
+    return list(found.values())
 
 
 def _origin(step: Step, excess: Excess) -> Origin:
@@ -108,8 +121,10 @@ def _origin(step: Step, excess: Excess) -> Origin:
 def _reason(step: Step, excess: Excess) -> str:
     if step.new_nan:
         return f"NaN in {step.after or 'the output'}, none in {step.before}"
-    if step.after:
+    if step.after and (step.noise_in or 0.0) <= excess.clean:
         reason = f"{step.before} agree, {step.after} does not: it comes in between"
+    elif step.after:
+        reason = f"{step.after} differs by more than {step.before}: it comes in between"
     elif step.is_local:
         reason = "its output differs when it is given the reference's inputs"
     else:
@@ -122,19 +137,20 @@ def _reason(step: Step, excess: Excess) -> str:
 
 def _differing(inputs: Iterable[Row]) -> Row | None:
     """The first input that no noise can be told of, since it is something else."""
-    for row in inputs:
-        if row.status in ("structure", "mismatch", "shape"):
-            return row
-        if row.status == "nonfinite" and row.nonfinite and row.nonfinite.sentinel_mismatches:
-            return row
-    return None
+    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
 
 
 def _how_it_differs(row: Row) -> str:
-    if row.reason is not None:
-        return f"differs in kind: {row.reason}"
     if row.status == "mismatch" and row.shape[0] is not None:
         count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
         return f"holds other values: {count} of {all_of_them} elements differ"
-    shapes = f"{row.dtype[0]} {row.shape[0]} against {row.dtype[1]} {row.shape[1]}"
-    return f"differs in kind: {shapes}"
+    reasons = [] if row.reason is None else [row.reason]
+    if None not in row.dtype and (row.dtype[0], row.shape[0]) != (row.dtype[1], row.shape[1]):
+        reasons = [f"{_form(row, 0)} against {_form(row, 1)}"]
+    if row.nonfinite is not None and row.nonfinite.sentinel_mismatches:
+        reasons.append(f"masked on one side only: {row.nonfinite.sentinel_mismatches} elements")
+    return f"differs in kind: {', '.join(reasons)}"
+
+
+def _form(row: Row, side: Literal[0, 1]) -> str:
+    return f"{row.dtype[side]} {list(row.shape[side] or ())}"
