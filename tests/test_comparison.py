@@ -507,9 +507,9 @@ def test_the_verdict_names_the_worst_module_in_three_digits(two):
     comparison = diff(*two)
     (worst, *_) = comparison.worst("peir", 1)
 
-    assert re.fullmatch(
-        rf"worst: {re.escape(worst.module)}, PEIR 0\.0\d\d\d?; no NaN introduced; "
-        r"first difference: 0\.up; 8 of 8 modules compared",
+    assert re.search(
+        rf"; worst: {re.escape(worst.module)}, PEIR 0\.0\d\d\d?; no NaN introduced; "
+        r"first difference: 0\.up; 8 of 8 modules compared$",
         comparison.verdict.text,
     )
     assert f"{worst.metrics.peir:.3g}" in comparison.verdict.text
@@ -861,7 +861,8 @@ def test_the_same_weights_and_inputs_in_another_dtype_are_told_as_such(recorded)
     assert not comparison.comparable.ok
     inputs, weights = comparison.comparable.differences[:2]
     assert inputs == (
-        "inputs differ in call 0 of (root): inputs.0 (the same numbers, as float32 and as bfloat16)"
+        "inputs differ in call 0 of (root): "
+        "inputs.0 (the same numbers but for rounding, float32 against bfloat16)"
     )
     assert weights.startswith("float weights differ: digest ")
     assert weights.endswith(

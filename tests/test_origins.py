@@ -75,8 +75,25 @@ def edited_in_place(model: nn.Module, name: str) -> None:
     instead(model, name, lambda forward, hidden: forward(hidden.mul_(1.1)))
 
 
-def ones_for_a_mask(model: nn.Module, name: str) -> None:
+def zeros_for_a_mask(model: nn.Module, name: str) -> None:
     with_argument(model, name, "attention_mask", lambda mask: torch.zeros(1, 1, TOKENS, TOKENS))
+
+
+def integers_for_a_mask(model: nn.Module, name: str) -> None:
+    ones = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.int64)
+    with_argument(model, name, "attention_mask", lambda mask: ones)
+
+
+def flags_for_a_mask(model: nn.Module, name: str) -> None:
+    with_argument(model, name, "attention_mask", lambda mask: mask == 0)
+
+
+def another_shape_of_mask(model: nn.Module, name: str) -> None:
+    with_argument(model, name, "attention_mask", lambda mask: torch.ones(TOKENS, TOKENS))
+
+
+def no_mask(model: nn.Module, name: str) -> None:
+    with_argument(model, name, "attention_mask", lambda mask: None)
 
 
 def positions_shifted(model: nn.Module, name: str) -> None:
@@ -141,7 +158,16 @@ FAULTS: list[tuple[Fault, str, str, str]] = [
     (cast_in_the_middle, "layers.1.mlp", "layers.1.mlp", "output"),
     (skipped, "layers.2", "layers.2", "output"),
     (edited_in_place, "layers.1.mlp", "layers.1.mlp", "output"),
-    (ones_for_a_mask, "layers.1.self_attn", "layers.1.self_attn", "kwargs.attention_mask"),
+    *(
+        (mask, "layers.1.self_attn", "layers.1.self_attn", "kwargs.attention_mask")
+        for mask in (
+            zeros_for_a_mask,
+            integers_for_a_mask,
+            flags_for_a_mask,
+            another_shape_of_mask,
+            no_mask,
+        )
+    ),
     (positions_shifted, "rotary_emb", "rotary_emb", "kwargs.position_ids"),
 ]
 SINGLE = [pytest.param(*fault, id=f"{fault[0].__name__}-{fault[1]}") for fault in FAULTS]

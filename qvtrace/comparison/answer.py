@@ -10,7 +10,6 @@ from qvtrace.comparison.rows import Place
 from qvtrace.patterns import shown
 
 _SHOWN = 3
-_AGREE = "inputs agree"
 
 
 def answer(origins: Origins, name: RowNames, final: float | None) -> tuple[str, ...]:
@@ -29,15 +28,18 @@ def _lines(origins: Origins, level: str, name: RowNames, final: float | None) ->
         first = "origin" if origin.evidence == "local" else "first seen"
         place = Place(origin.module, origin.call, origin.path)
         where = f"{shown(origin.module)}{name.call(place)}"
-        noise = _noise(origin, origins.clean[number])
-        yield f"{'then' if number else first} at {where} ({noise}): {origin.reason}"
+        noises = origins.noises[number]
+        yield f"{'then' if number else first} at {where} ({noises}): {origin.reason}"
     if others:
         places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
         yield f"then at {places}, which JSON lists"
     if told and origins.local:
         yield _explained(told, others, origins.local, final)
-    none = "" if told else "no place adds much more than is usual; "
-    yield f"{none}{level}"
+    if not origins.known:
+        yield "where error comes in is not known: of no call it is, what it was given"
+    else:
+        none = "" if told else "no place adds much more than is usual; "
+        yield f"{none}{level}"
 
 
 def _explained(
@@ -55,13 +57,3 @@ def _explained(
 
 def _local(origins: Sequence[Origin]) -> float:
     return sum(origin.noise_out or 0.0 for origin in origins if origin.evidence == "local")
-
-
-def _noise(origin: Origin, clean: float) -> str:
-    parts = []
-    if origin.noise_in is not None:
-        agree = "agree to" if origin.noise_in <= clean else "differ by"
-        parts.append(f"inputs {agree} {decibels(origin.noise_in)}" if origin.noise_in else _AGREE)
-    if origin.noise_out is not None:
-        parts.append(f"output {decibels(origin.noise_out)}")
-    return ", ".join(parts) or "noise not known"

@@ -166,7 +166,7 @@ def _number_formats(reference: Archive, candidate: Archive, leaves: LeafPair) ->
             with np.errstate(all="ignore"):
                 same = array.astype(rounded.dtype).tobytes() == rounded.tobytes()
             if same:
-                return f" (the same numbers, as {one.dtype} and as {other.dtype})"
+                return f" (the same numbers but for rounding, {one.dtype} against {other.dtype})"
     return f" ({one.dtype} against {other.dtype})"
 
 

@@ -216,7 +216,7 @@ def call_noises(
                     call.index,
                     call.parent,
                     _worst_input(inputs) if is_known else None,
-                    _worst(outputs) if outputs else None,
+                    _worst(_but_chosen(outputs)) if outputs else None,
                     tuple(inputs),
                     tuple(outputs),
                     held[key],
@@ -237,6 +237,13 @@ def _worst_input(rows: Sequence[Row]) -> float | None:
     """That of inputs of one kind: others are causes of their own."""
     alike = [row for row in rows if not differs_in_kind(row)]
     return _worst(alike) if alike or not rows else None
+
+
+def _but_chosen(rows: Sequence[Row]) -> list[Row]:
+    """Without what belongs to choices that came out otherwise, as the weights of a router's experts
+    do: they are of other things on the two sides."""
+    chosen = {row.shape[0] for row in rows if row.status == "mismatch"}
+    return [row for row in rows if row.status == "mismatch" or row.shape[0] not in chosen]
 
 
 def _worst(rows: Sequence[Row]) -> float | None:

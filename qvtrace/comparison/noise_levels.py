@@ -32,14 +32,10 @@ class Excess:
     is_told: bool = False  # whether it is so much that the place is named
     clean: float = 0.0  # noise up to which inputs agree
     # What comes first among those that are told: inputs that repeat the noise of a floor to the
-    # last digit leave no doubt, inputs that agree with it hardly any. Below 0: may be quantization.
+    # last digit leave no doubt, inputs that agree with it hardly any.
     rank: int = 0
     above_floor: tuple[float, float] | None = None  # dB of what came in, and of what came out
-
-    @property
-    def importance(self) -> tuple[int, float]:
-        """A key that sorts the most important last."""
-        return self.rank, self.ratio
+    may_be_usual: bool = False  # nothing tells whether quantization alone gives as much
 
 
 class OwnLevels:
@@ -75,8 +71,12 @@ class OwnLevels:
     def excess(self, step: Step) -> Excess:
         """Noise out over the noise that came in and is usually added."""
         ratio = self._ratio(step)
-        rank = -1 if ratio and self._may_be_first_quantized(step) else 0
-        return Excess(ratio, ratio >= LEAST_EXCESS, LEAST_EXCESS * self.usual, rank)
+        return Excess(
+            ratio,
+            ratio >= LEAST_EXCESS,
+            LEAST_EXCESS * self.usual,
+            may_be_usual=self._may_be_first_quantized(step),
+        )
 
     def _may_be_first_quantized(self, step: Step) -> bool:
         """Whether it may be noisy only since nothing before it is quantized: it is the one place of

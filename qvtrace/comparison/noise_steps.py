@@ -1,11 +1,11 @@
 """The places where noise can come in: calls without calls of their own, and gaps between calls."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added
-from qvtrace.comparison.rows import Row
+from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added, noise
+from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import shown
 
 _REPLAYED = " replayed"  # are of a kind of their own
@@ -38,10 +38,11 @@ def steps_of(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[Step]:
     children: dict[CallKey | None, list[CallNoise]] = defaultdict(list)
     for call in calls:
         children[call.parent].append(call)
+    orders = {row.place: row.order for call in calls for row in (*call.inputs, *call.outputs)}
     for call in calls:
         known = children.get(call.key, ())
         if known and not (narrowed and len(known) < call.held):
-            yield from _gaps(call, known)
+            yield from _gaps(call, known, orders)
         else:
             yield _own_step(call)
 
@@ -61,7 +62,9 @@ def _own_step(call: CallNoise) -> Step:
     )
 
 
-def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[Step]:
+def _gaps(
+    parent: CallNoise, children: Sequence[CallNoise], orders: Mapping[Place, int]
+) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
     bound = parent.noise_in
     has_nan = _has_new_nan(parent.inputs)
@@ -73,29 +76,41 @@ def _gaps(parent: CallNoise, children: Sequence[CallNoise]) -> Iterator[Step]:
         after = f"the input of {_inner(parent, child)}"
         nan = _has_new_nan(child.inputs) and not has_nan
         kind = f"{_kind(last)} > {_kind(child.module)}"
-        noises = _received(bound, child.noise_in, given, child.inputs), child.noise_in
+        new = [row for row in child.inputs if not _was_there(row, orders, child)]
+        noises = _received(bound, child.noise_in, given, new), child.noise_in
         yield Step(parent, _joined(before), after, *noises, nan, False, kind, kind)
         # Noise that has been told of is no news further on.
-        for noise in (child.noise_in, child.noise_out):
-            bound = None if bound is None or noise is None else max(bound, noise)
+        for own in (child.noise_in, child.noise_out):
+            bound = None if bound is None or own is None else max(bound, own)
         has_nan = has_nan or _has_new_nan(child.inputs) or _has_new_nan(child.outputs)
         before.append(_inner(parent, child))
         given.add(child.outputs)
         last = child.module
     nan = _has_new_nan(parent.outputs) and not has_nan
     kind = f"{_kind(last)} > output of {_kind(parent.module)}"
-    noises = _received(bound, parent.noise_out, given, parent.outputs), parent.noise_out
+    new = [row for row in parent.outputs if not _was_there(row, orders)]
+    noises = _received(bound, parent.noise_out, given, new), parent.noise_out
     yield Step(parent, _joined(before), "the output", *noises, nan, False, kind, kind)
 
 
+def _was_there(row: Row, orders: Mapping[Place, int], child: CallNoise | None = None) -> bool:
+    """Whether both sides had these very contents before, and not first within the child."""
+    place = row.same_as
+    if place is None or (child is not None and place.module.startswith(f"{child.module}.")):
+        return False
+    return orders.get(place, row.order) < row.order
+
+
 def _received(
-    bound: float | None, noise: float | None, given: GivenTokens, taken: Sequence[Row]
+    bound: float | None, shown: float | None, given: GivenTokens, new: Sequence[Row]
 ) -> float | None:
     """The noise that comes in where so much shows: what was there, or what a few tokens of that
-    had all along."""
-    if bound is None or noise is None or noise <= bound:
+    had all along; all of it where nothing that is `new` is noisier."""
+    if bound is None or shown is None or shown <= bound:
         return bound
-    return max(bound, min(noise, given.worst_for(taken)))
+    if all((noise(row) or 0.0) <= bound for row in new):
+        return shown
+    return max(bound, min(shown, given.worst_for(new)))
 
 
 def _has_new_nan(rows: Iterable[Row]) -> bool:

@@ -12,9 +12,9 @@ What is usual is told by a floor, or else by the run's own places of the same ki
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from qvtrace.comparison.noise import CallNoise, differs_in_kind
+from qvtrace.comparison.noise import CallNoise, decibels, differs_in_kind
 from qvtrace.comparison.noise_levels import Excess, FloorLevels, OwnLevels
 from qvtrace.comparison.noise_steps import Step, steps_of
 from qvtrace.comparison.rows import Row
@@ -39,8 +39,9 @@ class Origins:
     """The places where error comes in, most important first."""
 
     found: tuple[Origin, ...] = ()
-    clean: tuple[float, ...] = ()  # of each, the noise up to which its inputs agree
+    noises: tuple[str, ...] = ()  # of each, what came in and what shows, in words
     level: str | None = None  # what is usual, in words; None: nothing is noisy at all
+    known: bool = True  # False where of no call it is known what came in
     local: float | None = None  # noise of all replayed calls together; None: nothing was replayed
 
 
@@ -74,30 +75,59 @@ def find_origins(
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
     excesses = [(levels.excess(step), step) for step in steps]
     broken = [found for found in excesses if found[1].new_nan]
-    noisy = sorted(
-        (found for found in excesses if found[0].is_told and not found[1].new_nan),
-        key=lambda found: found[0].importance,
-        reverse=True,
-    )
-    told = _by_place([*broken[:1], *noisy])
+    noisy = [
+        found
+        for found in excesses
+        if found[0].is_told and not found[1].new_nan and not _follows_a_choice(found[1].call)
+    ]
+    told = _by_place([*broken[:1], *_most_important_first(noisy)])
     is_noisy = bool(told) or any(step.noise_out for step in steps)
     local = [step.noise_out or 0.0 for step in steps if step.is_local]
     return Origins(
         tuple(origin for origin, _ in told),
-        tuple(clean for _, clean in told),
+        tuple(noise for _, noise in told),
         levels.text if is_noisy else None,
-        sum(local) if local else None,
+        known=any(step.noise_in is not None for step in steps),
+        local=sum(local) if local else None,
     )
 
 
-def _by_place(told: Iterable[tuple[Excess, Step]]) -> list[tuple[Origin, float]]:
+_Told: TypeAlias = tuple[Excess, Step]
+
+
+def _most_important_first(told: Sequence[_Told]) -> list[_Told]:
+    """Noise that may be that of quantization comes behind what is larger."""
+    largest = max((step.noise_out or 0.0 for _, step in told), default=0.0)
+
+    def importance(one: _Told) -> tuple[bool, int, float]:
+        excess, step = one
+        is_likely = not excess.may_be_usual or (step.noise_out or 0.0) >= largest
+        return is_likely, excess.rank, excess.ratio
+
+    return sorted(told, key=importance, reverse=True)
+
+
+def _by_place(told: Iterable[_Told]) -> list[tuple[Origin, str]]:
     """Each input that differs in kind once, whatever it does in the call: the most important."""
-    found: dict[tuple[object, ...], tuple[Origin, float]] = {}
+    found: dict[tuple[object, ...], tuple[Origin, str]] = {}
     for excess, step in told:
         origin = _origin(step, excess)
         own = () if origin.path != "output" else (origin.reason,)
-        found.setdefault((origin.module, origin.call, origin.path, *own), (origin, excess.clean))
+        key = origin.module, origin.call, origin.path, *own
+        found.setdefault(key, (origin, _noises(step, excess)))
     return list(found.values())
+
+
+def _noises(step: Step, excess: Excess) -> str:
+    parts = []
+    if step.noise_in is not None:
+        agree = "agree to" if step.noise_in <= excess.clean else "differ by"
+        noise = f"inputs {agree} {decibels(step.noise_in)}"
+        parts.append(noise if step.noise_in else "inputs agree")
+    if step.noise_out is not None:
+        place = step.after.removeprefix("the ") or "output"
+        parts.append(f"{place} {decibels(step.noise_out)}")
+    return ", ".join(parts) or "noise not known"
 
 
 def _origin(step: Step, excess: Excess) -> Origin:
@@ -133,6 +163,13 @@ def _reason(step: Step, excess: Excess) -> str:
         return reason
     came_in, came_out = excess.above_floor
     return f"{reason} ({came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB)"
+
+
+def _follows_a_choice(call: CallNoise) -> bool:
+    """Whether an earlier call chose otherwise for it, as a router does whose numbers are noisy:
+    then the noise is what follows of that."""
+    given = (row.same_as for row in call.inputs if row.status == "mismatch")
+    return any(place is not None and place.path.partition(".")[0] == "output" for place in given)
 
 
 def _differing(inputs: Iterable[Row]) -> Row | None:

@@ -154,7 +154,10 @@ class RowBuilder:
         self.rows = [
             self._row(pair, leaves, self._same_as(pair, leaves)) for pair, leaves in self._planned
         ]
-        self.aside = [self._row(pair, leaves, None) for pair, leaves in self._planned_aside]
+        self.aside = [
+            self._row(pair, leaves, self._same_as(pair, leaves))
+            for pair, leaves in self._planned_aside
+        ]
         self._each, self._each_aside = self.rows, self.aside
         if self._pools_samples:
             self._pool_samples()

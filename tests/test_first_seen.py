@@ -1,0 +1,118 @@
+"""Where a fault is first seen in models that are not all layers of one kind."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import build
+from torch import Tensor, nn
+
+from qvtrace import diff, record
+from qvtrace.comparison.comparison import Comparison
+
+
+@pytest.fixture
+def against(tmp_path: Path):
+    """Compares a model with a changed copy of itself."""
+
+    def run(model: nn.Module, changed: nn.Module, *inputs: Tensor, **options) -> Comparison:
+        files = tmp_path / "fp.st", tmp_path / "quant.st"
+        for each, file in zip((model, changed), files, strict=True):
+            with torch.no_grad(), record(each.eval(), file, **options):
+                each(*inputs)
+        return diff(*files)
+
+    return run
+
+
+def places(comparison: Comparison) -> list[tuple[str, str]]:
+    return [(origin.module, origin.path) for origin in comparison.verdict.origins]
+
+
+def changed(model: nn.Module, name: str, change) -> nn.Module:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        change(model.get_submodule(name).weight)
+    return model
+
+
+def round_to_4_bits(weight: Tensor) -> None:
+    step = weight.abs().amax() / 7
+    weight.copy_((weight / step).round() * step)
+
+
+def swap_channels(weight: Tensor) -> None:
+    weight[[1, 2]] = weight[[2, 1]].clone()
+
+
+def test_the_first_of_a_chain_is_named_though_all_others_are_as_noisy(against):
+    torch.manual_seed(0)
+    chain = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(6)))
+    for layer in chain:
+        nn.init.normal_(layer[0].weight, std=0.3)  # so that noise does not fade
+
+    comparison = against(chain, changed(chain, "0.0", round_to_4_bits), torch.randn(24, 32))
+
+    assert places(comparison) == [("0.0", "output")]
+
+
+def test_what_may_be_quantization_alone_comes_behind_what_is_larger(against):
+    torch.manual_seed(0)
+    chain = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(6)))
+    rounded = copy.deepcopy(chain)
+    with torch.no_grad():
+        for layer in rounded:
+            step = layer[0].weight.abs().amax() / 127
+            layer[0].weight.copy_((layer[0].weight / step).round() * step)
+
+    comparison = against(chain, changed(rounded, "3.0", swap_channels), torch.randn(24, 32))
+
+    assert places(comparison)[0] == ("3.0", "output")
+
+
+def test_a_few_channels_of_an_image_that_differ_are_seen_where_they_begin_to(against):
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(4))
+    )
+    faulty = changed(convolutions, "2.0", swap_channels)
+
+    comparison = against(convolutions, faulty, torch.randn(1, 8, 12, 12))
+
+    assert places(comparison) == [("2.0", "output")]
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = copy.deepcopy(model)
+    quantize_(
+        model,
+        Int8DynamicActivationInt8WeightConfig(),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "lm_head",
+    )
+    return model
+
+
+def test_a_router_that_chooses_otherwise_since_its_numbers_are_noisy_is_no_fault(against):
+    model, inputs = build("qwen3_moe")
+    ids = torch.cat([inputs["input_ids"] + shift for shift in range(3)], dim=1)
+
+    comparison = against(model, quantized(model), ids)
+
+    assert any(row.status == "mismatch" for row in comparison.rows)
+    assert places(comparison) == []
+
+
+def test_where_no_inputs_were_stored_nothing_is_told_of_where_error_comes_in(against):
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    faulty = changed(chain, "1", round_to_4_bits)
+
+    comparison = against(chain, faulty, torch.randn(8, 16), inputs=False)
+
+    assert not comparison.verdict.origins
+    assert comparison.verdict.lines == (
+        "where error comes in is not known: of no call it is, what it was given",
+    )
