@@ -22,8 +22,10 @@ from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.judge import judge
 from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
 from qvtrace.reports.csv import comparison_csv
+from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.github import annotations
 from qvtrace.reports.html import comparison_page
+from qvtrace.reports.json import comparison_json
 from qvtrace.reports.junit import comparison_junit
 from qvtrace.reports.markdown import LARGEST, comparison_markdown
 
@@ -122,6 +124,22 @@ def test_a_failure_in_junit_lists_its_worst_rows_with_numbers():
 def test_the_case_for_comparability_fails_where_numbers_mean_nothing(changes, wanted):
     case = cases(comparison(of_peir("a", 0.1), **changes))["comparable"]
     assert wanted in case.result[0].message
+
+
+def test_a_gate_that_an_earlier_one_leaves_nothing_to_is_not_applied_in_any_format():
+    made = comparison(of_peir("a", 0.1), gates=["peir>0.5", "peir>0.2 @ a"])
+    (skipped,) = cases(made)["peir>0.2 @ a"].result
+    assert type(skipped).__name__ == "Skipped"
+    assert "an earlier gate decides" in skipped.message
+    assert cases(made)["peir>0.5"].result == []
+    (_, held, not_applied), *_ = Rendered(comparison_markdown(made)).tables
+    assert (held[1], not_applied[1]) == ("held", "not applied")
+    lines = "\n".join(line.plain for line in gate_lines(made, None, everything=False))
+    assert "held peir>0.5: 1 row" in lines
+    assert "not applied peir>0.2 @ a: an earlier gate decides" in lines
+    gates = comparison_json(made, "1.2.3")["verdict"]["gates"]
+    assert [gate["ok"] for gate in gates] == [True, None]
+    assert made.verdict.exit_code == 0
 
 
 def test_junit_tells_what_was_compared():

@@ -126,6 +126,39 @@ def test_what_became_undefined_or_not_comparable_got_worse_what_was_so_did_not(b
     assert judged(of_peir(0.5), bad).exit_code == 0
 
 
+STATISTICS = without("statistics only", "opaque")
+INTEGERS = row(
+    "a",
+    metrics=Metrics(mismatches=1, max_abs_error=1),
+    undefined={"peir": "integer"},
+    status="mismatch",
+)
+
+
+@pytest.mark.parametrize("earlier", [STATISTICS, OPAQUE, without("private", "opaque")])
+def test_figures_that_are_not_to_be_had_are_counted_and_not_judged(earlier):
+    for now in (STATISTICS, OPAQUE, of_peir(0.5), CONSTANT):
+        (gate,) = judged(now, earlier).gates
+        assert (gate.ok, gate.rows) == (True, 1)
+        assert gate.asides == ("1 row not judged: no figures to be had",)
+    for now in (NAN, OTHER_SHAPE):
+        assert failures(judged(now, earlier)) == ["a"]
+    assert judged(IDENTICAL, earlier).gates[0].rows == 2
+
+
+@pytest.mark.parametrize("same", [CONSTANT, INTEGERS, NAN, OTHER_SHAPE], ids=lambda one: one.status)
+def test_what_was_undefined_and_still_is_counts_as_judged(same):
+    (gate,) = judged(same, same).gates
+    assert (gate.ok, gate.rows, gate.asides) == (True, 2, ())
+
+
+def test_a_limit_on_figures_that_none_has_does_not_hold():
+    both = comparison(STATISTICS), comparison(STATISTICS)
+    (gate,) = judged(*both).gates
+    assert not gate.ok
+    assert judged(of_peir(0.1), of_peir(0.1), "local_peir 2x").exit_code == 1
+
+
 def test_a_row_that_is_no_longer_stored_got_worse():
     both = comparison(OPAQUE, of_peir(0.1, "b")), comparison(of_peir(0.1), of_peir(0.1, "b"))
     assert failures(judged(*both)) == ["a"]
@@ -155,6 +188,8 @@ def test_new_and_vanished_modules_are_named_and_do_not_fail():
     result = judge(now, baseline=earlier, max_regression="peir 1.2x")
     assert result.verdict.exit_code == 0
     assert result.verdict.gates[0].rows == 1
+    not_judged = "1 row not judged: vanished since", "1 row not judged: new since"
+    assert result.verdict.gates[0].asides == not_judged
     assert (result.changes.new, result.changes.vanished) == (("new", "extra"), ("old", "gone"))
     assert "2 modules new since the baseline: new, extra" in result.verdict.text
     assert "2 modules vanished since the baseline: old, gone" in result.verdict.text
@@ -185,6 +220,13 @@ def test_results_of_other_rows_are_not_held_against_each_other():
     earlier = comparison(of_peir(0.1), options=DiffOptions(include="a"))
     with pytest.raises(UsageError, match="compared with --include a, this with no filter"):
         judged(comparison(of_peir(0.1)), earlier)
+
+
+def test_paths_are_named_where_results_are_of_others():
+    earlier = comparison(of_peir(0.1))
+    now = comparison(of_peir(0.1), options=DiffOptions(path="all"))
+    with pytest.raises(UsageError, match="compared with no filter, this with --path all; comp"):
+        judged(now, earlier)
 
 
 @pytest.mark.parametrize("cut", ["now", "earlier"])

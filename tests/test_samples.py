@@ -234,6 +234,32 @@ def test_a_result_is_judged_again_by_its_worst_samples(tmp_path, pair):
     assert "worst(peir)" in again.output
 
 
+def test_pooled_rows_are_not_held_against_those_of_each_sample(tmp_path, pair):
+    files = [tmp_path / "pooled.json", tmp_path / "split.json"]
+    for file, options in zip(files, ([], ["--per-sample"]), strict=True):
+        assert invoke("diff", *pair, *options, "--format", "json", "-o", file).exit_code == 0
+    limit = "--max-regression", "peir 1.2x"
+    for now, earlier in (files, files[::-1]):
+        result = invoke("gate", now, "--baseline", earlier, *limit)
+        assert result.exit_code == 2
+        assert "--per-sample" in result.stderr
+        assert "compare both alike" in result.stderr
+        assert invoke("gate", now, "--baseline", now, *limit).exit_code == 0
+
+
+def test_a_baseline_of_other_samples_lets_nothing_pass(tmp_path, pair):
+    now, earlier = tmp_path / "now.json", tmp_path / "earlier.json"
+    assert invoke("diff", *pair, "--format", "json", "-o", now).exit_code == 0
+    few = [
+        record_samples(tmp_path / f"{name}.st", spoil=spoil, inputs=samples()[:2])
+        for name, spoil in (("fp", lambda number, output: output), ("q", noisy))
+    ]
+    assert invoke("diff", *few, "--format", "json", "-o", earlier).exit_code == 0
+    result = invoke("gate", now, "--baseline", earlier, "--max-regression", "peir 1.2x")
+    assert result.exit_code == 3
+    assert "it has other inputs: 2 samples against 3 here" in result.output.replace("\n", " ")
+
+
 def test_reports_show_samples_and_can_split_them(pair):
     table, split = invoke("diff", *pair), invoke("diff", *pair, "--per-sample")
     text = invoke("diff", *pair, "--format", "csv").output.splitlines()

@@ -20,6 +20,7 @@ from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.results import load_result
 from qvtrace.comparison.rows import Row
+from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import DamagedArchiveError, RecordingError, UsageError
 from qvtrace.judging.judge import judge
 from qvtrace.merging import merge
@@ -232,6 +233,43 @@ def test_a_difference_outside_of_the_sample_leaves_a_row_that_is_not_identical(
     assert "no difference between floating-point values in what was sampled" in verdict
 
 
+def test_what_is_equal_where_sampled_is_never_called_identical(tmp_path: Path) -> None:
+    outside = next(place for place in range(TOKENS) if place not in PLACES)
+    reference = archive_of(Spoilt({}), tmp_path / "reference.st", sample_tokens=6)
+    candidate = archive_of(Spoilt({outside: 1.0}), tmp_path / "candidate.st", sample_tokens=6)
+    comparison = diff(reference, candidate, fail_on=("peir>0.1", "sqnr<20"), sort_by="sqnr")
+    row = row_of(comparison, "")
+
+    assert row.undefined["sqnr"] == row.undefined["token_sqnr_min"] == "equal where sampled"
+    assert "identical" not in row.undefined.values()
+    assert "not in the whole: its digests differ" in (row.reason or "")
+    assert "identical" not in text_of(comparison).replace("0 identical", "")
+    said = "held in 1 row (1 row equal in what was sampled only)"
+    assert comparison.verdict.exit_code == 0
+    assert comparison.verdict.text.count(said) == 2
+    again = judge(comparison, baseline=comparison, max_regression="sqnr 1dB")
+    assert said in again.verdict.text
+
+
+def test_samples_that_are_equal_where_sampled_are_pooled_as_such(tmp_path: Path) -> None:
+    outside = next(place for place in range(TOKENS) if place not in PLACES)
+    archives = []
+    for name, added in (("reference", {}), ("candidate", {outside: 1.0})):
+        model = Spoilt(added)
+        with record(model, tmp_path / f"{name}.st", sample_tokens=6) as recording:
+            model(hidden())
+            recording.next_sample()
+            model(hidden() + 1)
+        archives.append(tmp_path / f"{name}.st")
+    comparison = diff(*archives, fail_on=("worst(sqnr)<20",))
+    row = row_of(comparison, "")
+
+    assert row.samples is not None
+    assert row.undefined["sqnr"] == "equal where sampled"
+    assert comparison.verdict.exit_code == 0
+    assert "(1 row equal in what was sampled only)" in comparison.verdict.text
+
+
 def test_a_nan_outside_of_the_sample_is_told_all_the_same(tmp_path: Path) -> None:
     outside = next(place for place in range(TOKENS) if place not in PLACES)
     reference = archive_of(Spoilt({}), tmp_path / "reference.st", sample_tokens=6)
@@ -359,6 +397,27 @@ def test_a_result_without_elements_is_judged_again_as_strictly(
     result.write_text(comparison_text(diff(*sides({"stats_only": True})), "1"))
 
     assert judge(load_result(result), fail_on=("peir>1000",)).verdict.exit_code != 0
+
+
+def test_a_regression_gate_counts_what_is_not_to_be_had_and_holds_on_nothing_else(
+    tmp_path: Path,
+) -> None:
+    def compared(**options: Any) -> Comparison:
+        models = [nn.Sequential(nn.Identity(), Spoilt(added)) for added in ({}, {0: 1.0})]
+        return diff(
+            archive_of(models[0], tmp_path / "reference.st", **options),
+            archive_of(models[1], tmp_path / "candidate.st", **options),
+        )
+
+    def judged(now: Comparison, earlier: Comparison) -> Verdict:
+        return judge(now, baseline=earlier, max_regression="peir 1.2x").verdict
+
+    small, whole = compared(stats_only=True), compared()
+    for now in (small, whole):
+        text = "held in 1 row (2 rows not judged: no figures to be had)"
+        assert text in judged(now, small).text
+    assert judged(small, whole).gates[0].failed == 2
+    assert judged(whole, whole).gates[0].rows == 3
 
 
 def test_structure_and_absent_nan_are_known_without_elements(sides: Sides) -> None:

@@ -48,6 +48,13 @@ def archives(tmp_path_factory):
     record(folder / "quant.st", coarse, x, variant="quant")
     record(folder / "first_only.st", coarse, x, variant="quant", include=["first"])
     record(folder / "renamed.st", nn.ModuleDict({"third": nn.Linear(16, 16)})["third"], x)
+    record(folder / "unnamed.st", model, x)
+    record(folder / "named_a.st", model, x, variant="a")
+    record(folder / "named_b.st", coarse, x, variant="b")
+    scaled = copy.deepcopy(coarse)
+    scaled.second.register_buffer("scale", torch.tensor(1 / 32))
+    scaled.second.register_buffer("zero_point", torch.tensor(0))
+    record(folder / "scales.st", scaled, x)
     with torch.no_grad():
         coarse.second.bias[3] = float("nan")
     record(folder / "nan.st", coarse, x, variant="quant")
@@ -173,6 +180,21 @@ def test_archives_that_look_swapped_are_called_so(folder):
     assert "look SWAPPED" in diff("quant.st", "fp.st", *GATE)["text"]
     assert "SWAPPED" not in diff("fp.st", "quant.st", *GATE)["text"]
     assert "SWAPPED" not in diff("quant.st", "nan.st", *GATE)["text"]
+
+
+def test_a_gate_holds_in_no_archives_that_look_swapped(folder):
+    for swapped in (["quant.st", "fp.st"], ["quant.st", "unnamed.st"], ["scales.st", "unnamed.st"]):
+        assert diff(*swapped, "--fail-on", "peir>1000")["exit_code"] == 3
+        assert "look SWAPPED" in diff(*swapped)["text"]
+        assert diff(*swapped)["exit_code"] == 0
+        written(*swapped)
+        assert gate("result.json", "--fail-on", "peir>1000")["exit_code"] == 3
+    for right in (
+        ["unnamed.st", "quant.st"],
+        ["quant.st", "named_a.st"],
+        ["scales.st", "scales.st"],
+    ):
+        assert diff(*right, "--fail-on", "peir>1000")["exit_code"] == 0
 
 
 def test_the_library_judges_as_the_command_line_does(folder):
@@ -354,13 +376,65 @@ def test_limits_of_the_project_are_taken_with_a_baseline(folder):
 
 def test_new_and_vanished_modules_are_listed(folder):
     written("fp.st", "fp.st", file="earlier.json")
-    written("renamed.st", "renamed.st", file="other.json")
+    written("first_only.st", "first_only.st", file="other.json")
     options = ["--baseline", "earlier.json", "--max-regression", "peir 1.2x"]
     result = run("gate", "other.json", *options)
     assert result.exit_code == 0
-    assert "vanished    2 modules: first, second" in result.stdout
+    assert "vanished    2 modules: second, (root)" in result.stdout
+    assert "held in 1 row (2 rows not judged: vanished since)" in result.stdout
     report = json.loads(run("gate", "other.json", *options, "--format", "json").stdout)
-    assert report["changes"]["vanished"] == ["first", "second"]
+    assert report["changes"]["vanished"] == ["second", ""]
+    assert report["verdict"]["gates"][0]["asides"] == ["2 rows not judged: vanished since"]
+
+
+REGRESSION = ("--baseline", "earlier.json", "--max-regression", "peir 1.2x")
+
+
+@pytest.mark.parametrize(
+    ("sides", "reason"),
+    [
+        (("other_inputs.st", "other_inputs.st"), "earlier.json: it has other inputs"),
+        (("renamed.st", "renamed.st"), "it is of another model, Linear, and this of Halves"),
+        (("quant.st", "fp.st"), "its archives look swapped"),
+        (("nan.st", "again.st"), "its archives look swapped"),
+    ],
+    ids=" ".join,
+)
+def test_a_baseline_of_something_else_lets_nothing_pass(folder, sides, reason):
+    written(*sides, file="earlier.json")
+    written("fp.st", "quant.st")
+    found = gate("result.json", *REGRESSION)
+    assert found["exit_code"] == 3
+    assert reason in found["text"]
+
+
+def test_a_baseline_the_other_way_round_is_told_by_its_variants(folder):
+    written("named_a.st", "named_b.st", file="earlier.json")
+    written("named_b.st", "named_a.st")
+    found = gate("result.json", *REGRESSION)
+    assert found["exit_code"] == 3
+    assert "its reference and its candidate are the other way round" in found["text"]
+
+
+def test_whether_an_older_result_had_the_same_inputs_is_said_not_to_be_known(folder):
+    written("fp.st", "quant.st")
+    report = json.loads(Path("result.json").read_text())
+    del report["inputs"]
+    Path("earlier.json").write_text(json.dumps(report))
+    for files in (("result.json", "earlier.json"), ("earlier.json", "result.json")):
+        found = gate(files[0], "--baseline", files[1], "--max-regression", "peir 1.2x")
+        assert found["exit_code"] == 0
+        assert f"whether {files[1]} had the same inputs is not known" in found["text"]
+
+
+def test_a_baseline_of_other_weights_is_said_to_be(folder):
+    written("fp.st", "quant.st", file="earlier.json")
+    report = json.loads(Path("earlier.json").read_text())
+    report["reference"]["model"]["weights_digest"] = "0" * 32
+    Path("result.json").write_text(json.dumps(report))
+    found = gate("result.json", *REGRESSION)
+    assert found["exit_code"] == 0
+    assert "earlier.json had other float weights" in found["text"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import unwrapped
 from qvtrace.comparison.contents import same_contents
 from qvtrace.comparison.leaves import Arguments, LeafPair, pair_arguments
+from qvtrace.comparison.swapping import look_swapped
 from qvtrace.comparison.tokens import compare_tokens
+from qvtrace.digests import digest_json
 from qvtrace.manifest import Manifest, RootCall
 from qvtrace.metrics.elements import format_of
 from qvtrace.patterns import shown
@@ -32,6 +34,7 @@ class Comparable:
 
     ok: bool
     differences: tuple[str, ...] = ()  # each in words; those that decide `ok` first
+    swapped: bool = False  # the reference looks quantized, the candidate does not
 
     @property
     def same_inputs(self) -> bool:
@@ -58,7 +61,7 @@ def comparable(reference: Archive, candidate: Archive) -> Comparable:
         *_different_settings(*manifests),
         *_training(*manifests),
     ]
-    return Comparable(not deciding, (*deciding, *listed))
+    return Comparable(not deciding, (*deciding, *listed), look_swapped(*manifests))
 
 
 def _different_inputs(reference: Archive, candidate: Archive) -> Iterator[str]:
@@ -268,6 +271,23 @@ def _training(reference: Manifest, candidate: Manifest) -> Iterator[str]:
 
 def _sides(what: str, reference: object, candidate: object) -> str:
     return f"{what} {reference} in the reference, {candidate} in the candidate"
+
+
+def inputs_told(reference: Archive, candidate: Archive) -> Json | None:
+    """What tells the inputs of a comparison from those of others: a digest of all that the
+    reference was given, of how many samples and, where they are private, which key that is under.
+
+    None beside a candidate that keeps private what the reference would give away.
+    """
+    if _why_not_told(reference, candidate) is not None:
+        return None
+    inputs = reference.manifest.inputs
+    calls = [(call.module, call.sample, call.digest) for call in inputs.root_calls]
+    return {
+        "digest": digest_json(calls) if inputs.given is None else inputs.given.digest,
+        "samples": len({call.sample for call in inputs.root_calls}),
+        **({} if reference.key_digest is None else {"key": reference.key_digest}),
+    }
 
 
 def inputs_agree(reference: Archive, candidate: Archive) -> bool:

@@ -61,10 +61,21 @@ class Comparison:
     local: Side | None = None  # the replay that was given
     portions: tuple[str, ...] = ()  # what was compared by a sample, or not at all, in words
     logits: Logits | None = None  # of a language model, from end to end
+    inputs: Json | None = None  # what tells those of the reference from others
     groups: tuple[Group, ...] = ()  # of all rows, where they are rolled up
     # Of the modules of `options.explain`, in order of execution: their rows and their inputs.
     explanations: tuple[Explanation, ...] = field(default=(), repr=False)
     cut: tuple[Row, ...] = field(default=(), repr=False)  # beyond `options.top`
+
+    @property
+    def has_pooled_rows(self) -> bool:
+        """Whether rows stand for several samples."""
+        return any(row.samples is not None for row in self.rows)
+
+    @property
+    def has_row_per_sample(self) -> bool:
+        """Whether there are several samples, each with rows of its own."""
+        return len({row.sample for row in self.rows if row.sample is not None}) > 1
 
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.

@@ -10,7 +10,7 @@ from typing import TypeAlias, Unpack
 from qvtrace.archive import Archive
 from qvtrace.collector import without_collector
 from qvtrace.comparison.alignment import Alignment, align
-from qvtrace.comparison.comparability import comparable
+from qvtrace.comparison.comparability import comparable, inputs_told
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
@@ -23,7 +23,7 @@ from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, wi
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origins import Origins, find_origins
-from qvtrace.comparison.portions import portion_texts
+from qvtrace.comparison.portions import portion_texts, told_of_samples
 from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import WEIGHTS, Row
@@ -109,7 +109,7 @@ def compare_archives(
     measured = measure_floor(modules, reference, floor, options, rotations)
     quantized = _quantized(candidate, parameters[1], chosen.everything)
     rows, origins = _with_noise(built, replayed, measured, options, quantized)
-    executed = weight_rows.finish(rows)
+    executed = told_of_samples(weight_rows.finish(rows))
     evidence = Evidence(
         executed,
         coverage,
@@ -145,6 +145,7 @@ def compare_archives(
         elements=dict(built.elements(chosen.valued, options.values_limit)),
         local=None if local is None else _side(local, (), _doubts(reference, candidate, local)),
         logits=logits,
+        inputs=inputs_told(reference, candidate),
         groups=tuple(groups),
         explanations=_explanations(built, reference, chosen.explained, options),
         cut=tuple(cut),

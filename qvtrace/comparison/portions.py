@@ -193,6 +193,32 @@ def portion_texts(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def told_of_samples(rows: Iterable[Row]) -> list[Row]:
+    """The rows; those of samples do not call identical what is equal in the sample."""
+    return [row if row.sampled is None else _told_of_sample(row) for row in rows]
+
+
+def _told_of_sample(row: Row) -> Row:
+    undefined = {metric: _of_sample(reason) for metric, reason in row.undefined.items()}
+    samples = row.samples
+    if samples is not None:
+        figures = {
+            metric: replace(found, undefined=found.undefined and _of_sample(found.undefined))
+            for metric, found in samples.figures.items()
+        }
+        samples = replace(samples, figures=figures)
+    told = replace(row, undefined=undefined, samples=samples)
+    if not row.is_equal_where_sampled:
+        return told
+    reason = f"{Undefined.EQUAL_WHERE_SAMPLED}, not in the whole: its digests differ"
+    return replace(told, reason="; ".join(filter(None, (row.reason, reason))))
+
+
+def _of_sample(reason: str) -> str:
+    is_identical = reason == Undefined.IDENTICAL
+    return Undefined.EQUAL_WHERE_SAMPLED.value if is_identical else reason
+
+
 def _rows(array: Array, held: Places, wanted: Places) -> Array:
     """The wanted ones of the held vectors."""
     rows = array.reshape(len(held), -1)

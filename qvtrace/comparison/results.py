@@ -17,6 +17,7 @@ from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.portions import portion_texts
 from qvtrace.comparison.rows import PARTS, Place, Row, SampleFigures, Samples, Status
 from qvtrace.comparison.scored_tokens import TokenPlace
+from qvtrace.comparison.swapping import variants_look_swapped
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError
 from qvtrace.json_fields import Fields
@@ -105,8 +106,8 @@ def _comparison(fields: Fields) -> Comparison:
         )
     rows = _rows(fields.list("rows"))
     coverage = _coverage(fields.section("coverage"), rows)
-    comparability = _comparable(fields.section("comparable"))
     sides = _side(fields.section("reference")), _side(fields.section("candidate"))
+    comparability = _comparable(fields.section("comparable"), *sides)
     verdict = fields.section("verdict")
     findings = verdict.texts("findings")
     origins = tuple(_origin(Fields(origin, "origin")) for origin in verdict.list("origins"))
@@ -121,6 +122,7 @@ def _comparison(fields: Fields) -> Comparison:
         floor=_side(fields.section("floor")) if "floor" in fields.json else None,
         local=_side(fields.section("local")) if "local" in fields.json else None,
         logits=_logits(fields.optional_section("logits")),
+        inputs=fields.free_object("inputs") if "inputs" in fields.json else None,
         portions=portion_texts(rows),
     )
 
@@ -139,11 +141,14 @@ def _side(fields: Fields) -> Side:
     )
 
 
-def _comparable(fields: Fields) -> Comparable:
+def _comparable(fields: Fields, reference: Side, candidate: Side) -> Comparable:
+    """Sides that are swapped are known by their variants where the file does not say it."""
     ok, differences = fields.flag("ok"), fields.texts("differences")
     if not ok and not differences:
         raise ValueError("the two are not comparable, and no difference says why")
-    return Comparable(ok, differences)
+    said = "swapped" in fields.json and fields.flag("swapped")
+    swapped = said or variants_look_swapped(reference.variant, candidate.variant)
+    return Comparable(ok, differences, swapped)
 
 
 def _coverage(fields: Fields, rows: Sequence[Row]) -> Coverage:

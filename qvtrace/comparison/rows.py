@@ -153,6 +153,11 @@ class Row:
         return self.undefined.get("max_abs_error") in (STATISTICS_ONLY, PRIVATE)
 
     @property
+    def is_equal_where_sampled(self) -> bool:
+        """Whether two tensors differ of which no difference is in what was sampled."""
+        return self.status == "ok" and bool(self.sampled) and self.metrics.max_abs_error == 0
+
+    @property
     def peaks_at_mask(self) -> bool:
         """Whether the largest error is a mask that only the candidate has: no size of an error."""
         dtype = DTYPES.get(self.dtype[1] or "")

@@ -17,7 +17,7 @@ from qvtrace.comparison.tokens import Tokens
 from qvtrace.comparison.transforms import transforms_text
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, GateResult, Scope
-from qvtrace.manifest import Manifest, VariantInfo
+from qvtrace.manifest import Manifest
 from qvtrace.metrics.factors import factor_text
 from qvtrace.qparams.findings import Finding
 
@@ -71,6 +71,7 @@ def judge(evidence: Evidence) -> Verdict:
         findings,
         evidence.coverage.compared,
         is_trusted=evidence.comparable.same_inputs
+        and not evidence.comparable.swapped
         and evidence.reference.complete
         and evidence.candidate.complete,
     )
@@ -133,8 +134,7 @@ def _doubts(evidence: Evidence) -> Iterator[str]:
         )
     if not evidence.comparable.ok:
         yield f"not comparable: {evidence.comparable.differences[0]}"
-    variants = evidence.reference.variant, evidence.candidate.variant
-    if _look_swapped(*variants):
+    if evidence.comparable.swapped:
         yield (
             "the archives look SWAPPED: the reference is quantized, the candidate is not; "
             "give the float one first"
@@ -162,17 +162,6 @@ def _what_it_did(evidence: Evidence) -> str:
     if different:
         return f"names NO module that it changed, yet {_counted(different, 'row')} differ"
     return "changed NO module"
-
-
-def _look_swapped(reference: VariantInfo, candidate: VariantInfo) -> bool:
-    """Whether the reference says that it is quantized, and the candidate that it is not."""
-    is_float = candidate.name == "fp" or bool(reference.quantized)
-    return _is_quantized(reference) and not _is_quantized(candidate) and is_float
-
-
-def _is_quantized(variant: VariantInfo) -> bool:
-    """Whether it says so; a variant of another name may be anything."""
-    return bool(variant.quantizer or variant.quantized or variant.name == "quant")
 
 
 def _why_few(evidence: Evidence) -> str:

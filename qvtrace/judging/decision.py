@@ -23,7 +23,7 @@ class Case:
     scope: Scope
     findings: tuple[str, ...]  # the loudest first
     compared: int  # rows
-    is_trusted: bool  # both recordings are whole, and of the same inputs
+    is_trusted: bool  # both recordings are whole, of the same inputs, and in the right order
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def decide(case: Case, gates: Sequence[Gate], baseline: Baseline | None = None) 
     name = RowNames(case.scope.rows)
     told = [gate_text(result, name) for result in sorted(results, key=lambda result: result.ok)]
     if baseline is not None:
-        told += _changes(case.scope, baseline)
+        told += [*baseline.notes, *_changes(case.scope, baseline)]
     if not case.compared or (results and not is_trusted):
         return Decision("; ".join([*doubts, *case.findings, *told]), NOTHING_COMPARABLE, results)
     code = DONE if all(result.ok for result in results) else GATE_FAILED
@@ -67,12 +67,13 @@ def _doubts(scope: Scope, baseline: Baseline) -> Iterator[str]:
 
 def gate_text(result: GateResult, name: RowNames) -> str:
     """The gate with its limit, how many rows it covers, the worst of them and by how much."""
+    asides = f" ({', '.join(result.asides)})" if result.asides else ""
     if result.note is not None:
-        return f"gate {result.gate} {'not applied' if result.ok else 'FAILED'}: {result.note}"
+        came = "FAILED" if result.is_applied else "not applied"
+        return f"gate {result.gate} {came}: {result.note}{asides}"
     rows = _counted(result.rows, "row")
     came = f"held in {rows}" if result.ok else f"FAILED in {result.failed} of {rows}"
-    if result.unjudged:
-        came += f" ({_counted(result.unjudged, 'opaque one')} not judged)"
+    came += asides
     if result.worst is None:
         return f"gate {result.gate} {came}"
     worst = f"{name(result.worst.place)} ({measured(result.worst, result.subject)})"

@@ -123,6 +123,12 @@ class GateResult:
     worst: Finding | None = None  # of all rows that have a number or fail
     unjudged: int = 0  # rows of objects of one type, which nobody could have stored
     note: str | None = None  # what no row says
+    asides: tuple[str, ...] = ()  # what the numbers do not say: of how many rows nothing is told
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether there was anything to decide that an earlier gate has not decided."""
+        return self.note is None or not self.ok
 
     @property
     def failed(self) -> int:
@@ -200,8 +206,21 @@ def gate_result(
         failures=tuple(failures),
         worst=worst,
         unjudged=unjudged,
+        asides=tuple(_asides(unjudged)),
         note=None if findings else "nothing that it covers could be judged",
     )
+
+
+def equal_where_sampled(rows: Iterable[Row]) -> Iterator[str]:
+    """How many of the rows are held against a limit by what is a part of them."""
+    count = sum(row.is_equal_where_sampled for row in rows)
+    if count:
+        yield f"{count} {'row' if count == 1 else 'rows'} equal in what was sampled only"
+
+
+def _asides(unjudged: int) -> Iterator[str]:
+    if unjudged:
+        yield f"{unjudged} opaque {'one' if unjudged == 1 else 'ones'} not judged"
 
 
 def _error(option: str, text: str, fault: str) -> UsageError:
@@ -278,10 +297,12 @@ def _judged(gate: Gate, names: set[str], scope: Scope) -> GateResult:
     if gate.subject == "nonfinite":
         compared = (row for row in rows if row.status in COMPARED or row.has_no_elements)
         return gate_result(gate.text, gate.subject, list(map(_nonfinite_finding, compared)))
-    found = (_metric_finding(gate, row) for row in rows)
-    covered = [finding for finding in found if finding is not None]
+    found = [(row, _metric_finding(gate, row)) for row in rows]
+    covered = [finding for _, finding in found if finding is not None]
     unjudged = sum(map(is_unjudged, rows))
-    return gate_result(gate.text, gate.subject, [*covered, *missing], unjudged)
+    result = gate_result(gate.text, gate.subject, [*covered, *missing], unjudged)
+    judged = (row for row, finding in found if finding is not None)
+    return replace(result, asides=(*result.asides, *equal_where_sampled(judged)))
 
 
 def _judged_end_to_end(gate: Gate, logits: Logits | None) -> GateResult:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
+from qvtrace.judging.baselines import differences, why_unlike
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, Scope, parse_gates
 from qvtrace.judging.regression import Baseline, RegressionLimit, changes, parse_limits
@@ -58,17 +59,35 @@ def _since(
         raise UsageError(f"--baseline {file}: needs a limit; add --max-regression 'peir 1.2x'")
     if not earlier.complete:
         raise UsageError(f"--baseline {file}: was cut by --top or --metrics; compare without")
-    if earlier.options.rows_asked != comparison.options.rows_asked:
-        asked = [one.options.filters or "no filter" for one in (earlier, comparison)]
+    asked = _asked(earlier, comparison), _asked(comparison, earlier)
+    if asked[0] != asked[1]:
         fault = f"was compared with {asked[0]}, this with {asked[1]}; compare both alike"
         raise UsageError(f"--baseline {file}: {fault}")
-    return Baseline(file, Scope.of(earlier.rows, earlier.coverage), limits, _doubt(earlier))
+    return Baseline(
+        file,
+        Scope.of(earlier.rows, earlier.coverage),
+        limits,
+        _doubt(earlier) or why_unlike(earlier, comparison),
+        tuple(differences(earlier, comparison)),
+    )
+
+
+def _asked(comparison: Comparison, other: Comparison) -> str:
+    """What decides which rows there are, as it would be typed; several samples are pooled unless
+    that was asked for, and one alone stands for itself either way."""
+    path = comparison.options.path
+    given = [comparison.options.filters, f"--path {path}" if path == "all" else ""]
+    if comparison.has_row_per_sample and other.has_pooled_rows:
+        given.append("--per-sample")
+    return " ".join(filter(None, given)) or "no filter"
 
 
 def _doubt(comparison: Comparison) -> str | None:
     """Why no gate can be judged by a comparison."""
     if not comparison.comparable.same_inputs:
         return "its inputs differ"
+    if comparison.comparable.swapped:
+        return "its archives look swapped"
     if not (comparison.reference.complete and comparison.candidate.complete):
         return "one of its archives is incomplete"
     return None

@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qvtrace.comparison.rows import COMPARED, NOT_STORED, Row, Samples
-from qvtrace.metrics.differences import Undefined
+from qvtrace.comparison.rows import (
+    COMPARED,
+    NOT_STORED,
+    PRIVATE,
+    STATISTICS_ONLY,
+    Row,
+    Samples,
+)
+from qvtrace.metrics.differences import AS_GOOD_AS_CAN_BE, Undefined
 
 Number: TypeAlias = float | int
 
@@ -19,6 +26,18 @@ class Measure:
 
 
 BEST = Measure()
+
+_UNKNOWN = "unknown"
+_NOT_TO_BE_HAD = frozenset(
+    {
+        _UNKNOWN,
+        NOT_STORED,
+        STATISTICS_ONLY,
+        PRIVATE,
+        Undefined.NOISE_NOT_KNOWN.value,
+        Undefined.NOT_REPLAYED.value,
+    }
+)
 
 
 def measure(row: Row, metric: str, *, of_worst_sample: bool = False) -> Measure | None:
@@ -35,14 +54,14 @@ def measure(row: Row, metric: str, *, of_worst_sample: bool = False) -> Measure 
         return Measure(fault=row.reason or row.status)
     if row.status == "nonfinite":
         return Measure(fault=not_finite(row))
-    if row.status in ("identical", "exact") or undefined == Undefined.IDENTICAL:
+    if row.status in ("identical", "exact") or undefined in AS_GOOD_AS_CAN_BE:
         return BEST
     if row.status == "mismatch" and metric != "mismatches":
         return Measure(fault=row.reason or "values differ")
     if of_worst_sample and row.samples is not None:
         return _of_worst_sample(row.samples, metric)
     if value is None:
-        return Measure(fault=f"undefined: {undefined or 'unknown'}")
+        return Measure(fault=f"undefined: {undefined or _UNKNOWN}")
     return Measure(value)
 
 
@@ -52,7 +71,7 @@ def _of_worst_sample(samples: Samples, metric: str) -> Measure:
         return Measure(fault="undefined: unknown in every sample")
     where = f"in sample {figures.worst_sample}"
     if figures.worst is None:
-        is_best = figures.undefined in (Undefined.IDENTICAL, "identical")
+        is_best = figures.undefined in AS_GOOD_AS_CAN_BE
         return BEST if is_best else Measure(fault=f"undefined {where}: {figures.undefined}")
     return Measure(figures.worst, where=where)
 
@@ -60,6 +79,16 @@ def _of_worst_sample(samples: Samples, metric: str) -> Measure:
 def is_unjudged(row: Row) -> bool:
     """Whether both sides are objects of one type, which nobody could have stored."""
     return row.status == "opaque" and row.undefined.get("peir") == NOT_STORED
+
+
+def is_not_to_be_had(row: Row, metric: str) -> bool:
+    """Whether the archives do not tell a figure that there is: what was not stored, is private, or
+    known by statistics alone. A figure that is undefined is told."""
+    if row.status in ("opaque", "nonfinite"):
+        return row.status == "opaque" and (is_unjudged(row) or row.has_no_elements)
+    if row.status in ("identical", "exact") or getattr(row.metrics, metric) is not None:
+        return False
+    return row.undefined.get(metric, _UNKNOWN) in _NOT_TO_BE_HAD
 
 
 def not_finite(row: Row) -> str:

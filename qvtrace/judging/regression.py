@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from qvtrace.comparison.rows import Place, Row
@@ -13,10 +13,11 @@ from qvtrace.judging.gates import (
     Finding,
     GateResult,
     Scope,
+    equal_where_sampled,
     finite_number,
     gate_result,
 )
-from qvtrace.judging.measures import Measure, Number, measure, size
+from qvtrace.judging.measures import Measure, Number, is_not_to_be_had, measure, size
 from qvtrace.judging.noise_floor import is_noise
 from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
 
@@ -87,6 +88,7 @@ class Baseline:
     scope: Scope
     limits: tuple[RegressionLimit, ...]
     doubt: str | None = None  # why its numbers may not mean what they seem to mean
+    notes: tuple[str, ...] = ()  # what is not known of it, or other, and does not decide
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,33 @@ def regress(limit: RegressionLimit, now: Scope, baseline: Baseline) -> GateResul
     """Hold each row against the one at the same place earlier.
 
     A row that is undefined or not comparable is worse only where it was neither before; what is
-    below the noise floor is not worse; a place that was not there before is not covered.
+    below the noise floor is not worse. Places of which only one of the two tells, and figures that
+    are not to be had, are not judged: they are counted.
     """
     before = {row.place: row for row in baseline.scope.rows}
-    findings = [
-        finding
-        for row in now.rows
-        if (finding := _finding(limit, row, before.get(row.place))) is not None
-    ]
-    lost = (place for place in now.only_in_reference if place in before)
-    findings += [one for place in lost if (one := _lost(limit, place, before[place])) is not None]
-    return gate_result(f"{limit.text} since {baseline.file}", limit.metric, findings)
+    pairs = [(row, before[row.place]) for row in now.rows if row.place in before]
+    told = [pair for pair in pairs if not _is_unknown(limit.metric, *pair)]
+    lost = [place for place in now.only_in_reference if place in before]
+    findings = [_finding(limit, *pair) for pair in told]
+    findings += [_lost(limit, place, before[place]) for place in lost]
+    result = gate_result(
+        f"{limit.text} since {baseline.file}", limit.metric, list(filter(None, findings))
+    )
+    asides = _not_judged(
+        unknown=len(pairs) - len(told),
+        vanished=len(before) - len(pairs) - len(lost),
+        new=len(now.rows) - len(pairs),
+    )
+    sampled = equal_where_sampled(row for row, _ in told)
+    return replace(result, asides=(*result.asides, *asides, *sampled))
+
+
+def _not_judged(**counts: int) -> Iterator[str]:
+    """How many places a limit says nothing of, and why."""
+    why = {"unknown": "no figures to be had", "vanished": "vanished since", "new": "new since"}
+    for name, count in counts.items():
+        if count:
+            yield f"{count} {'row' if count == 1 else 'rows'} not judged: {why[name]}"
 
 
 def have_common_rows(now: Scope, earlier: Scope) -> bool:
@@ -148,18 +166,36 @@ def _modules(scope: Scope) -> dict[str, None]:
     )
 
 
-def _finding(limit: RegressionLimit, row: Row, earlier: Row | None) -> Finding | None:
-    """None where nothing can be said: a new place, or one that was never judged."""
-    if earlier is None:
-        return None
+def _is_unknown(metric: str, row: Row, earlier: Row) -> bool:
+    """Whether nobody can tell if a row got worse: a figure is not to be had, and nothing else says
+    that it was better before, or is as good, or as bad, as can be now."""
+    if is_not_to_be_had(row, metric):
+        return not _was_good(measure(earlier, metric))
+    return row.status == "ok" and is_not_to_be_had(earlier, metric)
+
+
+def _was_good(before: Measure | None) -> bool:
+    return before is not None and before.fault is None
+
+
+def _was_bad(earlier: Row, metric: str) -> bool:
+    """Whether a row was undefined or not comparable, for all that is known."""
+    before = measure(earlier, metric)
+    had = not is_not_to_be_had(earlier, metric)
+    return had and before is not None and before.fault is not None
+
+
+def _finding(limit: RegressionLimit, row: Row, earlier: Row) -> Finding | None:
+    """None where the metric is not about it."""
     now, before = measure(row, limit.metric), measure(earlier, limit.metric)
-    was_good = before is not None and before.fault is None
     if now is None:
         reason = "not compared any more"
-        return Finding(row.place, row.status, False, reason=reason) if was_good else None
+        worse = Finding(row.place, row.status, False, reason=reason)
+        return worse if _was_good(before) else None
     if now.fault is not None:
-        reason = now.fault if was_good else f"{now.fault}, as before"
-        return Finding(row.place, row.status, not was_good, reason=reason)
+        was_bad = _was_bad(earlier, limit.metric)
+        reason = f"{now.fault}, as before" if was_bad else now.fault
+        return Finding(row.place, row.status, was_bad, reason=reason)
     if before is None or before.fault is not None:
         return Finding(row.place, row.status, ok=True)
     return _compared(limit, row, now, before)
@@ -178,7 +214,8 @@ def _compared(limit: RegressionLimit, row: Row, now: Measure, before: Measure) -
 
 
 def _lost(limit: RegressionLimit, place: Place, earlier: Row) -> Finding | None:
-    before = measure(earlier, limit.metric)
-    if before is None:
+    """None where the metric was not about it."""
+    if measure(earlier, limit.metric) is None:
         return None
-    return Finding(place, ONLY_IN_REFERENCE, before.fault is not None, reason=ONLY_IN_REFERENCE)
+    was_bad = _was_bad(earlier, limit.metric)
+    return Finding(place, ONLY_IN_REFERENCE, was_bad, reason=ONLY_IN_REFERENCE)

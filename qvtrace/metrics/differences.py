@@ -21,6 +21,7 @@ from qvtrace.metrics.norms import pooled_cosine, pooled_deviation_norm, pooled_m
 from qvtrace.metrics.sums import FloatSums
 
 __all__ = [
+    "AS_GOOD_AS_CAN_BE",
     "DECIBELS",
     "HIGHER_IS_BETTER",
     "LOCAL_METRICS",
@@ -55,6 +56,7 @@ class Undefined(StrEnum):
     """Why a metric has no value."""
 
     IDENTICAL = "identical"  # as good as can be
+    EQUAL_WHERE_SAMPLED = "equal where sampled"  # as good, of what both hold of two that differ
     INTEGER = "integer"  # does not apply
     FLOATING_POINT = "floating point"  # does not apply
     CONSTANT_REFERENCE = "constant reference"
@@ -71,6 +73,7 @@ class Undefined(StrEnum):
     NOISE_NOT_KNOWN = "noise not known"  # a place was not stored, or could not be compared
 
 
+AS_GOOD_AS_CAN_BE = frozenset({Undefined.IDENTICAL, Undefined.EQUAL_WHERE_SAMPLED})
 _DOES_NOT_APPLY = frozenset(
     {Undefined.INTEGER, Undefined.FLOATING_POINT, Undefined.INPUT, Undefined.NOT_REPLAYED}
 )
@@ -523,8 +526,9 @@ def pooled_norms(pairs: Pairs) -> dict[str, Outcome]:
 def badness(metric: str, value: float | None, reason: str | None) -> tuple[int, float]:
     """A key that sorts worst last; `reason` says why `value` is None.
 
-    Undefined is worse than any number, `identical` better, and what does not apply to a pair (a
-    PEIR of integers) comes before everything. `mean_error` counts by its absolute value.
+    Undefined is worse than any number, `identical` and `equal where sampled` better, and what does
+    not apply to a pair (a PEIR of integers) comes before everything. `mean_error` counts by its
+    absolute value.
     """
     if value is not None:
         if metric in HIGHER_IS_BETTER:
@@ -532,4 +536,4 @@ def badness(metric: str, value: float | None, reason: str | None) -> tuple[int, 
         return 0, abs(value) if metric == "mean_error" else value
     if reason in _DOES_NOT_APPLY:
         return -2, 0.0
-    return (-1, 0.0) if reason == Undefined.IDENTICAL else (1, 0.0)
+    return (-1, 0.0) if reason in AS_GOOD_AS_CAN_BE else (1, 0.0)

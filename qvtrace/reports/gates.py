@@ -21,9 +21,12 @@ def gate_lines(comparison: Comparison, width: int | None, *, everything: bool) -
     limit = None if everything else _ROWS_LISTED
     for result in comparison.verdict.gates:
         answer, style = ("held", "green") if result.ok else ("FAILED", "bold red")
+        if not result.is_applied:
+            answer, style = "not applied", "yellow"
         rows = counted(result.rows, "row")
         told = rows if result.ok else f"{result.failed} of {rows}"
-        head = f"{printable(result.gate)}: {printable(result.note or told)}"
+        asides = f" ({', '.join(result.asides)})" if result.asides else ""
+        head = f"{printable(result.gate)}: {printable((result.note or told) + asides)}"
         yield from labelled("gate", [styled(answer, style), *words(head)], width)
         for finding in result.failures[:limit]:
             text = f"{name(finding.place)}: {measured(finding, result.subject)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.grouping import Group
@@ -52,7 +53,10 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     was measured, `difference` in every row where elements were asked for (None for modules of
     which they were not) with the `quantization` parameters of both sides, `groups` where rows are
     rolled up, `explanations` of modules that were to be explained (each as `explanation_json` has
-    it), and for sides that are `incomplete` or come with `warnings` or `findings`.
+    it), `inputs` (a digest of all that the reference was given, of how many samples, and under
+    which key where that is private), `swapped` of `comparable` where the reference looks quantized
+    and the candidate does not, and for sides that are `incomplete` or come with `warnings` or
+    `findings`.
     """
     tokens = comparison.tokens
     report = {
@@ -61,10 +65,11 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
         "complete": comparison.complete,
         "reference": _side(comparison.reference),
         "candidate": _side(comparison.candidate),
-        "comparable": asdict(comparison.comparable),
+        "comparable": _comparable(comparison.comparable),
         "coverage": _coverage(comparison.coverage),
         **({} if tokens is None else {"tokens": asdict(tokens)}),
         **({} if comparison.logits is None else {"logits": _logits(comparison.logits)}),
+        **({} if comparison.inputs is None else {"inputs": comparison.inputs}),
         "rows": [_row(row, comparison) for row in comparison.rows],
         "verdict": _verdict(comparison.verdict),
     }
@@ -131,6 +136,11 @@ def _side(side: Side) -> Json:
     return report
 
 
+def _comparable(found: Comparable) -> Json:
+    report: Json = {"ok": found.ok, "differences": found.differences}
+    return {**report, "swapped": True} if found.swapped else report
+
+
 def _coverage(coverage: Coverage) -> Json:
     report: Json = {
         "compared": coverage.compared,
@@ -165,12 +175,16 @@ def _verdict(verdict: Verdict) -> Json:
 
 
 def _gate(result: GateResult) -> Json:
+    """`ok` is null where an earlier gate decides for all that it matches, as its `note` says;
+    `asides` are of rows that it does not judge."""
     return {
         "gate": result.gate,
-        "ok": result.ok,
+        "ok": result.ok if result.is_applied else None,
         "rows": result.rows,
         "failed": result.failed,
         "worst": None if result.worst is None else _finding(result.worst),
+        **({"note": result.note} if result.note is not None else {}),
+        **({"asides": result.asides} if result.asides else {}),
     }
 
 

@@ -17,12 +17,17 @@ _ROWS_LISTED = 20
 
 @dataclass(frozen=True)
 class _Case:
-    """One test case; it failed where there is a message."""
+    """One test case; it failed where there is a message, unless it was skipped."""
 
     group: str
     name: str
     message: str | None = None
     details: Sequence[str] = ()
+    skipped: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return self.message is not None and not self.skipped
 
 
 def comparison_junit(comparison: Comparison) -> str:
@@ -31,9 +36,9 @@ def comparison_junit(comparison: Comparison) -> str:
     counts = {
         "name": "qvtrace",
         "tests": str(len(cases)),
-        "failures": str(sum(case.message is not None for case in cases)),
+        "failures": str(sum(case.failed for case in cases)),
         "errors": "0",
-        "skipped": "0",
+        "skipped": str(sum(case.skipped for case in cases)),
         "time": "0",
     }
     root = ElementTree.Element("testsuites", counts)
@@ -52,7 +57,9 @@ def comparison_junit(comparison: Comparison) -> str:
 def _append(suite: ElementTree.Element, case: _Case) -> None:
     where = {"classname": case.group, "name": printable(case.name), "time": "0"}
     element = ElementTree.SubElement(suite, "testcase", where)
-    if case.message is not None:
+    if case.skipped:
+        ElementTree.SubElement(element, "skipped", message=printable(case.message or ""))
+    elif case.message is not None:
         failure = {"message": printable(case.message), "type": case.group}
         details = "\n".join(map(printable, case.details))
         ElementTree.SubElement(element, "failure", failure).text = details
@@ -83,10 +90,11 @@ def _comparability(comparison: Comparison) -> _Case:
 def _gates(comparison: Comparison) -> Iterator[_Case]:
     names = RowNames(comparison.rows)
     for result in comparison.verdict.gates:
-        message = None
-        if not result.ok:
-            message = result.note or f"{result.failed} of {result.rows} rows are not within"
-        yield _Case("qvtrace.gates", result.gate, message, list(_rows(result, names)))
+        message = result.note
+        if message is None and not result.ok:
+            message = f"{result.failed} of {result.rows} rows are not within"
+        rows = list(_rows(result, names))
+        yield _Case("qvtrace.gates", result.gate, message, rows, not result.is_applied)
 
 
 def _rows(result: GateResult, names: RowNames) -> Iterator[str]:

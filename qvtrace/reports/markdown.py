@@ -146,7 +146,9 @@ def _gate_table(comparison: Comparison) -> _Table[GateResult]:
         if result.worst is not None:
             told = prose(printable(measured(result.worst, result.subject)))
             worst = f"{code(printable(name(result.worst.place)))}: {told}"
-        return code(printable(result.gate)), "held" if result.ok else "**failed**", rows, worst
+        worst = "; ".join(filter(None, (worst, *map(prose, result.asides))))
+        came = "held" if result.is_applied else "not applied"
+        return code(printable(result.gate)), came if result.ok else "**failed**", rows, worst
 
     return _Table("gate", ("gate", "", "rows", "worst"), cells)
 
