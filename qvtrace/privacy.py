@@ -17,7 +17,7 @@ from typing import Any
 from qvtrace.errors import UsageError
 from qvtrace.manifest import PRIVATE, Manifest, Skipped
 from qvtrace.redaction import without_secrets
-from qvtrace.trees import Container, Json, Node, OpaqueLeaf, ValueLeaf, path_component
+from qvtrace.trees import Container, Json, Node, OpaqueLeaf, ValueLeaf
 
 KEY_VARIABLE = "QVTRACE_PRIVATE_KEY"
 
@@ -53,11 +53,10 @@ class Privacy:
         """What stands for a text that is not to be shown; one that was replaced stays as it is."""
         return text if is_label(text) else f"{_LABEL}{self.digest(text)[:_IN_TEXT]}]"
 
-    def component(self, key: object) -> str:
-        """The component of a path that names the key of a dict: as it is, where it is a name or a
-        number."""
-        plain = path_component(key)
-        if _PLAIN_KEY.fullmatch(plain):
+    def component(self, plain: str, *, is_given: bool) -> str:
+        """What stands in a path for a component of it: where it is a name or a number itself,
+        unless it is one that was given."""
+        if not is_given and _PLAIN_KEY.fullmatch(plain):
             return plain
         return f"private_{self.digest(plain)[:_IN_TEXT]}"
 

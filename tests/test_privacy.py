@@ -97,6 +97,51 @@ def test_neither_text_nor_ids_nor_picture_are_anywhere_in_the_file(tmp_path: Pat
         assert files_with(tmp_path, secret) != []  # the search would find it
 
 
+class Keyed(nn.Module):
+    """Is given dicts and hands one of them out again, beside one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Returning()
+
+    def forward(self, batch: dict[str, Any], mask: Tensor | None = None, **more: Any) -> Any:
+        return {"hidden": self.inner(batch["patient_smith"]["scan"]), "batch": batch}
+
+
+def keyed(file: Path, **options: Any) -> Archive:
+    model = Keyed()
+    with record(model, file, **{"private": True, **options}):
+        model(
+            {"patient_smith": {"scan": picture()}},
+            mask=torch.ones(2),
+            options={"ward_seven": 1.5},
+        )
+    return Archive.open(file)
+
+
+def test_keys_of_dicts_that_are_given_are_withheld_and_names_of_parameters_are_not(
+    tmp_path: Path,
+) -> None:
+    archive = keyed(tmp_path / "private.st")
+    keyed(tmp_path / "open.st", private=False)
+    for secret in ("patient_smith", "scan", "ward_seven"):
+        assert set(files_with(tmp_path, secret)) == {"open.st", "open.manifest.json"}
+    places = [path for path, _ in leaves(tree_of(archive, "", "kwargs"), "kwargs")]
+    assert places[0] == "kwargs.mask"
+    assert places[1].startswith("kwargs.options.private_")
+    given = [path for path, _ in leaves(tree_of(archive, "", "inputs"), "inputs")]
+    handed = [path for path, _ in leaves(tree_of(archive, ""), "output")]
+    assert handed == ["output.hidden", given[0].replace("inputs.0", "output.batch")]
+
+
+def test_private_keys_stand_for_the_same_under_one_key(tmp_path: Path) -> None:
+    archives = keyed(tmp_path / "one.st"), keyed(tmp_path / "other.st")
+    comparison = diff(*archives, path="all")
+    assert comparison.comparable.ok
+    assert comparison.coverage.only_in_reference == comparison.coverage.only_in_candidate == ()
+    assert {row.status for row in comparison.rows} <= {"identical", "exact"}
+
+
 def test_the_ids_that_a_model_answers_with_are_withheld_too(tmp_path: Path) -> None:
     archive = recorded(tmp_path / "private.st")
     answer = Answering()(IDS, picture(), PROMPT)[1]

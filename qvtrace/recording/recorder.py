@@ -195,6 +195,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._counted = _Counts()
         self._watch = Watch(options.observers)
         self._given: GivenInputs | None = None
+        self._given_keys: set[str] = set()  # of dicts, where they are private
         self._steps: list[StepEntry] = []
 
     def given(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
@@ -263,7 +264,7 @@ class Recording(AbstractContextManager["Recording"]):
             self._store,
             caches=self._options.caches,
             moment=self._moment,
-            component=path_component if privacy is None else privacy.component,
+            component=self._component,
         )
         self._keeper = Keeper(
             self._writer,
@@ -665,6 +666,16 @@ class Recording(AbstractContextManager["Recording"]):
         self._thread.kind = part
         node = self._snapshots.take(value, place, part)
         return node if self._options.privacy is None else self._options.privacy.redacted(node)
+
+    def _component(self, key: object, *, is_given: bool) -> str:
+        """The component of a path; keys that the model was given are private wherever they go."""
+        privacy = self._options.privacy
+        if privacy is None:
+            return path_component(key)
+        plain = path_component(key)
+        if is_given and self._thread.is_of_model:
+            self._given_keys.add(plain)
+        return privacy.component(plain, is_given=is_given or plain in self._given_keys)
 
     def _store(self, tensor: torch.Tensor, described: Any) -> str:
         self._counted.add(self._thread.kind, tensor.numel() * tensor.element_size())

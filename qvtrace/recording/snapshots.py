@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,19 @@ MAX_ITEMS = 10_000  # of one container
 MAX_VALUES = 20_000  # of one value; a list within itself twice, again and again, doubles each time
 
 Store = Callable[[torch.Tensor, Tensor], str]
+
+_GIVEN = ("inputs.", "kwargs.")  # below the names of parameters
+
+
+class Component(Protocol):
+    """Names a key in a path; `is_given`: it is one of a dict that a call was given."""
+
+    def __call__(self, key: object, *, is_given: bool) -> str: ...
+
+
+def _plain_component(key: object, *, is_given: bool) -> str:
+    return path_component(key)
+
 
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, complex)
@@ -74,10 +87,10 @@ class Snapshots:
         *,
         caches: bool = False,
         moment: Callable[[], Moment] = lambda: (0, 0),
-        component: Callable[[object], str] = path_component,
+        component: Component = _plain_component,
     ) -> None:
         """`caches`: also the tensors of Caches, after the first of a `moment` what it added.
-        `component` names the key of a dict in a path."""
+        `component` names the key of a container in a path."""
         self._component = component
         self.opaque: dict[str, int] = {}
         self._store = store
@@ -137,9 +150,11 @@ class Snapshots:
     ) -> Node:
         if len(items) > MAX_ITEMS:
             return self._opaque(value, f"more than {MAX_ITEMS} items")
+        # Fields and the names of parameters are code; keys of a dict that is given are the user's.
+        is_given = kind == "dict" and path.startswith(_GIVEN)
         nodes: dict[str, Node] = {}
         for key, child in items:
-            component = self._component(key)
+            component = self._component(key, is_given=is_given)
             while component in nodes:  # two keys with one repr
                 component += "'"
             nodes[component] = self._node(
