@@ -205,6 +205,20 @@ def hold_other_tensors(model):
     return model
 
 
+def set_strange_attributes(model):
+    class Silent:
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    model.rest[0].strange = {"a": Silent(), Silent(): [1]}
+    model.rest[0].strange["itself"] = model.rest[0].strange
+    return model
+
+
+def script(model):
+    return torch.jit.trace(model.eval(), torch.ones(2, 16))
+
+
 def set_attribute(model):
     model.rest[0].levels = [1, 2]
     return model
@@ -269,6 +283,7 @@ def test_a_module_that_computes_otherwise_is_counted_once_whatever_was_done_to_i
         ("remove", "1 module removed (rest.2)"),
         ("append", "1 module added (rest.3)"),
         ("set_attribute", "1 module with attributes that differ (rest.0)"),
+        ("set_strange_attributes", "1 module with attributes that differ (rest.0)"),
         ("hook_everything", "hooks on all modules of the process"),
         ("wrap", "2 modules wrapped without computing anything else (first, rest.1)"),
         ("wrap_a_copy", "2 modules wrapped without computing anything else (first, rest.1)"),
@@ -317,6 +332,14 @@ def test_tensors_that_are_no_plain_bytes_are_no_trouble(functions: str) -> None:
 
     assert prepared.variant.quantized == ("first",)
     assert prepared.variant.left_float == ("rest.1.inner",)
+
+
+def test_a_script_is_a_model_of_other_classes(functions: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = quantize(functions, "script")
+
+    assert set(prepared.variant.quantized) == {"", "first", "rest", "rest.0", "rest.1", "rest.2"}
 
 
 def test_looking_at_wrappers_leaves_them_as_they_were(functions: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -82,7 +83,7 @@ def _of_module(name: str, module: nn.Module) -> Fingerprint:
     own_forward = _told(fields.get(_FORWARD))
     return Fingerprint(
         name,
-        forward=kind.forward,
+        forward=getattr_static(kind, _FORWARD, None),
         makeup=(f"{kind.__module__}.{kind.__qualname__}", own_forward, *map(_hooks, _held(module))),
         tensors=str(hasher.hexdigest()),
         attributes={name: _told(value) for name, value in fields.items() if _tells(name)},
@@ -129,9 +130,9 @@ def _tells(name: str) -> bool:
     return name not in _OTHER_FIELDS
 
 
-def _told(value: object, depth: int = 0) -> object:
+def _told(value: Any, depth: int = 0) -> object:
     """What can be held against the value of a copy of the module."""
-    if isinstance(value, _PLAIN_VALUES):
+    if type(value) in _PLAIN_VALUES:
         return repr(value)
     if isinstance(value, FunctionType):
         return value
@@ -141,8 +142,8 @@ def _told(value: object, depth: int = 0) -> object:
         hasher = Hasher()
         add_tensor(hasher, "", value)
         return hasher.hexdigest()
-    if isinstance(value, list | tuple) and depth < _DEPTH:
+    if type(value) in (list, tuple) and depth < _DEPTH:
         return type(value), *(_told(item, depth + 1) for item in value)
-    if isinstance(value, dict) and depth < _DEPTH:
-        return type(value), *((repr(key), _told(item, depth + 1)) for key, item in value.items())
+    if type(value) is dict and depth < _DEPTH:
+        return dict, *(_told(each, depth + 1) for each in value.items())
     return type(value)

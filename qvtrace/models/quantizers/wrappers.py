@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qvtrace.digests import Hasher
@@ -100,7 +101,8 @@ def _leaf_digest(leaf: Any) -> str:
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Undo what a forward leaves in fields and buffers, as observers keep what they see."""
-    modules = list(model.modules())
+    # What TorchScript holds is no field of Python's.
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
     fields = [dict(vars(module)) for module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if is_plain(buffer)]
     held = [dict(module._buffers) for module in modules]
