@@ -278,6 +278,69 @@ def test_a_number_is_worse_than_what_only_one_side_has(recorded):
     assert diff(reference, candidate, sort_by="peir", top=2).rows == rows[:2]
 
 
+class Overflowing(nn.Module):
+    """Gives infinity in its first channel."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.inner(hidden)
+        return torch.cat([torch.full_like(hidden[:, :1], torch.inf), hidden[:, 1:]], dim=1)
+
+
+def test_new_infinities_are_told_before_all_else_and_where_they_come_in(recorded):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block(), nn.Identity())
+    x = torch.rand(4, 16)
+    reference = recorded("fp.st", model, x)
+    noisy = copy.deepcopy(model)
+    with torch.no_grad():
+        noisy[0].up.weight.mul_(1.5)
+    noisy[2] = Overflowing(noisy[2])
+    broken = recorded("broken.st", noisy, x)
+
+    comparison = diff(reference, broken, fail_on=["peir>1e9", "nonfinite"])
+
+    origin = comparison.verdict.origins[0]
+    assert (origin.module, origin.reason[:10]) == ("2", "infinities")
+    assert comparison.verdict.findings[0] == (
+        "infinities introduced, first in 2 (4 elements), in 2 rows"
+    )
+    assert comparison.verdict.findings[1].startswith("first seen at 2 ")
+    assert "no NaN" not in comparison.verdict.text
+    assert comparison.verdict.exit_code == 1
+    for metric in ("peir", "sqnr", "cosine"):
+        assert [row.module for row in comparison.worst(metric, 2)] == ["2", ""]
+
+
+def test_infinity_where_nothing_else_differs_is_not_called_equal(recorded):
+    x = torch.rand(4, 16)
+    reference = recorded("fp.st", nn.Identity(), x)
+
+    comparison = diff(reference, recorded("quant.st", Overflowing(nn.Identity()), x))
+
+    assert "no other difference between floating-point values" in comparison.verdict.text
+    assert [origin.module for origin in comparison.verdict.origins] == [""]
+
+
+def test_infinities_on_both_sides_are_counted_and_no_finding(recorded):
+    reference = recorded("fp.st", Overflowing(nn.Identity()), torch.rand(4, 16))
+
+    comparison = diff(
+        reference,
+        recorded("quant.st", Overflowing(nn.Identity()), torch.rand(4, 16)),
+        fail_on=["nonfinite"],
+    )
+
+    row = comparison.rows[-1]
+    assert row.nonfinite is not None
+    assert (row.status, row.nonfinite.equal_inf) == ("ok", 4)
+    assert comparison.verdict.exit_code == 3  # other inputs
+    assert [gate.ok for gate in comparison.verdict.gates] == [True]
+
+
 def test_choosing_metrics_makes_a_comparison_incomplete(two):
     assert not diff(*two, metrics=("peir",)).complete
 

@@ -287,10 +287,19 @@ def test_equal_infinities_match_and_others_do_not() -> None:
 
     assert difference.nonfinite is not None
     assert difference.nonfinite.inf_mismatches == 2
+    assert difference.nonfinite.new_inf == 2
+    assert difference.nonfinite.equal_inf == 2
     assert difference.nonfinite.sentinel_mismatches == 0
     assert difference.status == "nonfinite"
     assert difference.metrics.max_abs_error == 0.5
     assert compare(reference[:2], candidate[:2]).status == "ok"
+
+
+def test_an_infinity_that_the_candidate_lacks_is_none_that_it_introduced() -> None:
+    difference = compare(np.array([math.inf, 1.0, 2.0]), np.array([0.5, 1.0, 2.0]))
+
+    assert difference.nonfinite == metrics.Nonfinite(inf_mismatches=1)
+    assert difference.nonfinite.introduced == 0
 
 
 @pytest.mark.parametrize(

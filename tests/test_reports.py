@@ -168,6 +168,18 @@ def test_findings_that_are_not_finite_are_counted_under_the_row():
     assert "2 new NaN, 3 NaN on both sides, 1 infinities that differ" in text
 
 
+def test_a_row_with_new_infinities_does_not_look_like_an_equal_one():
+    found = Nonfinite(inf_mismatches=3, new_inf=2, equal_inf=4)
+    rest = dict.fromkeys(("token_sqnr_p50", "token_sqnr_p5", "sqnr"), "identical")
+    metrics = Metrics(max_abs_error=0.0, peir=0.0)
+    broken = row("fc", metrics=metrics, status="nonfinite", nonfinite=found, undefined=rest)
+
+    text = table(compared(broken))
+
+    assert "0 + inf  - the rest identical" in line_with(text, "fc  ")
+    assert "2 new infinities, 1 infinities that differ, 4 infinities on both sides" in text
+
+
 def test_a_mask_that_only_the_candidate_has_makes_no_bar_and_is_explained():
     peak = Peak((0, 1, 2), 0.5, -3.4028234663852886e38)
     found = Nonfinite(sentinel_mismatches=1)

@@ -58,7 +58,7 @@ def everything():
             undefined={"peir": "integer"},
             peak=Peak((), True, 2**70),
             worst_token=None,
-            nonfinite=Nonfinite(1, 2, 3, 4, 5, 6),
+            nonfinite=Nonfinite(1, 2, 3, 4, 5, 6, 7, 8),
             floor=Metrics(peir=0.5),
         ),
     )
@@ -214,6 +214,16 @@ def test_a_deep_environment_is_refused(tmp_path):
 def test_metrics_of_a_later_version_do_not_hinder(tmp_path):
     file = edited(tmp_path, lambda report: report["rows"][0]["metrics"].update(novel=1))
     assert load_result(file).rows[0].metrics.peir == 0.03
+
+
+def test_a_result_without_counts_of_later_versions_is_read(tmp_path):
+    file = written(everything(), tmp_path / "r.json")
+    result = json.loads(file.read_text())
+    for count in ("new_inf", "equal_inf"):
+        del result["rows"][1]["nonfinite"][count]
+    file.write_text(json.dumps(result))
+
+    assert load_result(file).rows[1].nonfinite == Nonfinite(1, 2, 3, 4, 5, 6)
 
 
 def test_a_metric_that_is_missing_is_within_no_limit(tmp_path):

@@ -80,7 +80,8 @@ class Comparison:
     def worst(self, metric: str, n: int) -> list[Row]:
         """The `n` rows that are worst by a metric, worst first.
 
-        A row whose metric is undefined comes before any number, after them what no number can be
+        A row with NaN or infinities that only the candidate has comes first, then one whose metric
+        is undefined, then numbers, after them what no number can be
         told of (a place that one side lacks), then an identical one; rows that the metric does not
         apply to (integers have no PEIR) come last, and after them those that are equal up to a
         factor. Raises `UsageError` for an unknown metric.

@@ -20,7 +20,7 @@ class Step:
     after: str  # where it shows, in words; empty for the call's own output
     noise_in: float | None
     noise_out: float | None
-    new_nan: bool  # NaN that was not there before
+    breaks: str  # what is not finite and was before, in words; empty: nothing
     is_local: bool  # seen in a replay, into which no noise came
     kind: str
     class_name: str
@@ -55,7 +55,7 @@ def _own_step(call: CallNoise) -> Step:
         "",
         0.0 if is_local else call.noise_in,
         call.local if is_local else call.noise_out,
-        _has_new_nan(call.outputs) and not _has_new_nan(call.inputs),
+        "" if _not_finite(call.inputs) else _not_finite(call.outputs),
         is_local,
         f"{_kind(call.module)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
@@ -67,30 +67,30 @@ def _gaps(
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
     bound = parent.noise_in
-    has_nan = _has_new_nan(parent.inputs)
+    was_broken = bool(_not_finite(parent.inputs))
     before = ["the inputs"]
     last = parent.module
     given = GivenTokens()
     given.add(parent.inputs)
     for child in children:
         after = f"the input of {_inner(parent, child)}"
-        nan = _has_new_nan(child.inputs) and not has_nan
+        breaks = "" if was_broken else _not_finite(child.inputs)
         kind = f"{_kind(last)} > {_kind(child.module)}"
         new = [row for row in child.inputs if not _was_there(row, orders, child)]
         noises = _received(bound, child.noise_in, given, new), child.noise_in
-        yield Step(parent, _joined(before), after, *noises, nan, False, kind, kind)
+        yield Step(parent, _joined(before), after, *noises, breaks, False, kind, kind)
         # Noise that has been told of is no news further on.
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
-        has_nan = has_nan or _has_new_nan(child.inputs) or _has_new_nan(child.outputs)
+        was_broken = was_broken or bool(_not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
         given.add(child.outputs)
         last = child.module
-    nan = _has_new_nan(parent.outputs) and not has_nan
+    breaks = "" if was_broken else _not_finite(parent.outputs)
     kind = f"{_kind(last)} > output of {_kind(parent.module)}"
     new = [row for row in parent.outputs if not _was_there(row, orders)]
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
-    yield Step(parent, _joined(before), "the output", *noises, nan, False, kind, kind)
+    yield Step(parent, _joined(before), "the output", *noises, breaks, False, kind, kind)
 
 
 def _was_there(row: Row, orders: Mapping[Place, int], child: CallNoise | None = None) -> bool:
@@ -113,8 +113,12 @@ def _received(
     return max(bound, min(shown, given.worst_for(new)))
 
 
-def _has_new_nan(rows: Iterable[Row]) -> bool:
-    return any(row.nonfinite is not None and row.nonfinite.new_nan for row in rows)
+def _not_finite(rows: Iterable[Row]) -> str:
+    """What only the candidate has that is not finite, in words; empty: nothing."""
+    found = [row.nonfinite for row in rows if row.nonfinite is not None]
+    if any(counts.new_nan for counts in found):
+        return "NaN"
+    return "infinities" if any(counts.new_inf for counts in found) else ""
 
 
 def _kind(module: str) -> str:

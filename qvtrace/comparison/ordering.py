@@ -17,6 +17,7 @@ from qvtrace.metrics.differences import Undefined, badness
 _WITHOUT_NUMBERS = frozenset({STRUCTURE_DIFFERS, TYPES_DIFFER, ROUTING_DIFFERS})
 
 _IDENTICAL = (-1, 0.0)
+_NOT_FINITE = (2, 0.0)
 
 
 def in_order(rows: Sequence[Row], sort_by: str) -> list[Row]:
@@ -39,7 +40,12 @@ def most_telling(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def _rank(row: Row, metric: str) -> tuple[int, float]:
-    """Sorts the worst last; what has no number comes between numbers and identical rows."""
+    """Sorts the worst last; what has no number comes between numbers and identical rows.
+
+    Numbers are of what is finite: where the candidate alone is not, they say nothing.
+    """
+    if row.nonfinite is not None and row.nonfinite.introduced:
+        return _NOT_FINITE
     if row.undefined.get(metric) in _WITHOUT_NUMBERS:
         return -1, 1.0
     badness_of_row = row_badness(row, metric)

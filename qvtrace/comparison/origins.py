@@ -74,11 +74,11 @@ def find_origins(
         of_floor = list(steps_of(floor.calls, narrowed=narrowed))
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
     excesses = [(levels.excess(step), step) for step in steps]
-    broken = [found for found in excesses if found[1].new_nan]
+    broken = [found for found in excesses if found[1].breaks]
     noisy = [
         found
         for found in excesses
-        if found[0].is_told and not found[1].new_nan and not _follows_a_choice(found[1].call)
+        if found[0].is_told and not found[1].breaks and not _follows_a_choice(found[1].call)
     ]
     told = _by_place([*broken[:1], *_most_important_first(noisy)])
     is_noisy = bool(told) or any(step.noise_out for step in steps)
@@ -149,8 +149,8 @@ def _origin(step: Step, excess: Excess) -> Origin:
 
 
 def _reason(step: Step, excess: Excess) -> str:
-    if step.new_nan:
-        return f"NaN in {step.after or 'the output'}, none in {step.before}"
+    if step.breaks:
+        return f"{step.breaks} in {step.after or 'the output'}, none in {step.before}"
     if step.after and (step.noise_in or 0.0) <= excess.clean:
         reason = f"{step.before} agree, {step.after} does not: it comes in between"
     elif step.after:

@@ -243,15 +243,17 @@ def _counted(told: tuple[Statistics | None, Statistics | None]) -> Nonfinite | N
     reference, candidate = told
     if reference is None or candidate is None:
         return None
+    infinities = (
+        candidate.positive_inf - reference.positive_inf,
+        candidate.negative_inf - reference.negative_inf,
+    )
     found = Nonfinite(
         reference.nan,
         candidate.nan,
         max(0, candidate.nan - reference.nan),
         max(0, reference.nan - candidate.nan),
-        max(
-            abs(candidate.positive_inf - reference.positive_inf),
-            abs(candidate.negative_inf - reference.negative_inf),
-        ),
+        max(map(abs, infinities)),
+        new_inf=max(0, *infinities),
     )
     is_finite = not (reference.nan or reference.positive_inf or reference.negative_inf)
     return found if found.is_finding or is_finite else None

@@ -29,6 +29,7 @@ from qvtrace.reports.json import FORMAT_VERSION
 _LARGEST = 512 * 2**20  # bytes
 _LONGEST_INTEGER = 300  # digits: no float is longer
 _COUNTS = tuple(Nonfinite.__dataclass_fields__)
+_FIRST = _COUNTS[:6]  # which results of every version have
 
 
 def load_result(file: str | os.PathLike[str]) -> Comparison:
@@ -393,4 +394,6 @@ def _nonfinite(fields: Fields) -> Nonfinite | None:
     if fields.json.get("nonfinite") is None:
         return None
     counts = fields.section("nonfinite")
-    return Nonfinite(*map(counts.count, _COUNTS))
+    return Nonfinite(
+        **{name: counts.count(name) for name in _COUNTS if name in counts.json or name in _FIRST}
+    )

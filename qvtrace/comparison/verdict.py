@@ -1,6 +1,7 @@
 """The answer in one line: what failed, where error comes in, what is worst, what is new that is not
 finite, and how much was compared."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -193,20 +194,32 @@ def _why_nothing(evidence: Evidence) -> str:
 
 def _nonfinite(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     found = [row for row in rows if row.status == "nonfinite"]
-    introduced = [(row, count) for row in found if (count := _new_nan(row))]
-    if introduced:
-        first, count = introduced[0]
-        yield (
-            f"NaN introduced, first in {name(first)} ({_counted(count, 'element')}), "
-            f"in {_counted(len(introduced), 'row')}"
-        )
-    elif found:
+    new = {
+        "NaN": [(row, count) for row in found if (count := _new_nan(row))],
+        "infinities": [(row, count) for row in found if (count := _new_inf(row))],
+    }
+    for what, introduced in sorted(new.items(), key=lambda item: _first_order(item[1])):
+        if introduced:
+            first, count = introduced[0]
+            yield (
+                f"{what} introduced, first in {name(first)} ({_counted(count, 'element')}), "
+                f"in {_counted(len(introduced), 'row')}"
+            )
+    if found and not any(new.values()):
         rows_found = _counted(len(found), "row")
         yield f"NaN, infinities or masks differ, first in {name(found[0])}, in {rows_found}"
 
 
 def _new_nan(row: Row) -> int:
     return 0 if row.nonfinite is None else row.nonfinite.new_nan
+
+
+def _new_inf(row: Row) -> int:
+    return 0 if row.nonfinite is None else row.nonfinite.new_inf
+
+
+def _first_order(introduced: Sequence[tuple[Row, int]]) -> float:
+    return introduced[0][0].order if introduced else math.inf
 
 
 def _first(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
@@ -250,11 +263,13 @@ def _worst(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     elif (measured or has_factors) and len(sized) == len(telling):
         beyond = " beyond factors" if has_factors else ""
         where = " in what was sampled" if any(row.sampled for row in rows) else ""
-        yield f"no difference between floating-point values{where}{beyond}"
+        other = "no other" if any(row.status == "nonfinite" for row in rows) else "no"
+        yield f"{other} difference between floating-point values{where}{beyond}"
     if undefined:
         yield f"PEIR undefined in {_counted(len(undefined), 'row')}, first in {name(undefined[0])}"
     may_have_nan = any(_is_unknown(row) and row.nonfinite is None for row in rows)
-    if (measured or undefined or has_factors) and not any(map(_new_nan, rows)) | may_have_nan:
+    has_new = any(row.nonfinite is not None and row.nonfinite.introduced for row in rows)
+    if (measured or undefined or has_factors) and not has_new | may_have_nan:
         yield "no NaN introduced"
 
 

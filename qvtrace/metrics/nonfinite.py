@@ -17,6 +17,8 @@ class Nonfinite:
     lost_nan: int = 0  # NaN only in the reference
     inf_mismatches: int = 0  # an infinity against any other number that is no mask
     sentinel_mismatches: int = 0  # a mask against any number but its counterpart
+    new_inf: int = 0  # of the mismatches of infinities, those that the candidate has
+    equal_inf: int = 0  # the same infinity on both sides, as of a mask: no finding
 
     def __add__(self, other: "Nonfinite") -> "Nonfinite":
         names = [count.name for count in fields(self)]
@@ -30,13 +32,20 @@ class Nonfinite:
         )
 
     @property
+    def introduced(self) -> int:
+        """NaN and infinities that only the candidate has."""
+        return self.new_nan + self.new_inf
+
+    @property
     def described(self) -> str:
         """The counts in words, those that are not 0."""
         parts = [
             (self.new_nan, "new NaN"),
             (self.lost_nan, "lost NaN"),
             (self.reference_nan - self.lost_nan, "NaN on both sides"),
-            (self.inf_mismatches, "infinities that differ"),
+            (self.new_inf, "new infinities"),
+            (self.inf_mismatches - self.new_inf, "infinities that differ"),
+            (self.equal_inf, "infinities on both sides"),
             (self.sentinel_mismatches, "masked on one side only"),
         ]
         return ", ".join(f"{count} {what}" for count, what in parts if count)
@@ -55,7 +64,8 @@ def findings(reference: Floats, candidate: Floats, formats: tuple[Format, Format
     numbers = ~(nan[0] | nan[1])
     masks = formats[0].sentinels(reference), formats[1].sentinels(candidate)
     either_mask = (masks[0] | masks[1]) & numbers
-    infinite = (np.isinf(reference) | np.isinf(candidate)) & numbers & ~either_mask
+    infinities = np.isinf(reference), np.isinf(candidate)
+    infinite = (infinities[0] | infinities[1]) & numbers & ~either_mask
     unequal = reference != candidate
     if formats[0] != formats[1]:
         unequal &= ~(masks[0] & masks[1] & _same_constant(reference, candidate, formats))
@@ -66,6 +76,8 @@ def findings(reference: Floats, candidate: Floats, formats: tuple[Format, Format
         nan[0] & ~nan[1],
         infinite & unequal,
         either_mask & unequal,
+        infinities[1] & infinite & unequal,
+        infinite & ~unequal,
     )
     return Nonfinite(*(int(np.count_nonzero(place)) for place in places))
 

@@ -9,7 +9,7 @@ from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Row, is_weight
 from qvtrace.judging.noise_floor import times_floor
-from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics
+from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics, Undefined
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
 from qvtrace.metrics.nonfinite import NOTHING_FOUND
 from qvtrace.patterns import shown
@@ -205,6 +205,9 @@ def _peir_column(bar: Bar | None) -> Column:
         value = row.metrics.peir
         if value is None:
             return _undefined(row, "peir")
+        if row.nonfinite is not None and row.nonfinite.introduced:
+            what = "NaN" if row.nonfinite.new_nan else "inf"
+            return styled(f"{number(value)} + {what}", "bold red")
         if row.is_made_up_for or bar is None:
             return styled(number(value), "dim")
         return styled(f"{number(value):<8} {bar.of(value)}".rstrip(), bar.style(value))
@@ -237,7 +240,10 @@ def metric_cell(row: Measured, name: str) -> Styled:
 
 
 def _undefined(row: Measured, name: str) -> Styled:
-    return styled(f"- {printable(row.undefined.get(name, ''))}".rstrip(), "dim")
+    reason = row.undefined.get(name, "")
+    if reason == Undefined.IDENTICAL and isinstance(row, Row) and row.status == "nonfinite":
+        reason = "the rest identical"
+    return styled(f"- {printable(reason)}".rstrip(), "dim")
 
 
 def _token_sqnr(row: Row) -> Styled:
