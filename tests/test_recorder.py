@@ -573,7 +573,7 @@ def test_a_dry_run_knows_the_size_of_a_header_that_outgrows_its_reserve(file: Pa
 
 def test_progress_is_told_while_modules_return(file: Path, monkeypatch: Any) -> None:
     told: list[Progress] = []
-    monkeypatch.setattr("qvtrace.recording.recorder._PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("qvtrace.recording.calls._PROGRESS_SECONDS", 0)
     model = nn.Sequential(Adding(1), Adding(2))
 
     with Recording(model, file, RecordOptions(progress=told.append)):

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from qvtrace.models import PreparedModel
     from qvtrace.privacy import Privacy
     from qvtrace.recording.options import RecordOptions
-    from qvtrace.recording.recorder import Recording, Writer
+    from qvtrace.recording.recorder import Recording
+    from qvtrace.recording.writers import Writer
     from qvtrace.reports.recording import Outcome
     from qvtrace.trees import Json
 

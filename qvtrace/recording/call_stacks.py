@@ -152,6 +152,21 @@ class _Own(threading.local):
         self.stack: list[OpenCall] = []
 
 
+def bypassed_by(module: NamedModule, caller: OpenCall | None) -> list[str]:
+    """The names of modules that are not running, though they lie between `module`, which is called,
+    and a running one further up."""
+    running = set()
+    while caller is not None:
+        running.add(id(caller.hooked.module.module))
+        caller = caller.parent
+    between = []
+    above = module.parent
+    while above is not None and id(above.module) not in running:
+        between.append(above.name)
+        above = above.parent
+    return between if above is not None else []
+
+
 def calling_frame(hook: FrameType) -> FrameType:
     """The frame in which torch calls the module that `hook` belongs to.
 

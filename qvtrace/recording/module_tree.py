@@ -1,6 +1,6 @@
 """The modules of a model: every name that each one has, and what it is without being run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from inspect import getattr_static, unwrap
 
@@ -17,6 +17,11 @@ class NamedModule:
     module: nn.Module
     parent: "NamedModule | None"
     aliases: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that the module has."""
+        return (self.name, *self.aliases)
 
     @property
     def class_name(self) -> str:
@@ -54,6 +59,11 @@ def walk_modules(root: nn.Module) -> list[NamedModule]:
         else:
             known.aliases.append(name)
     return list(found.values())
+
+
+def all_names(modules: Iterable[NamedModule]) -> list[str]:
+    """Every name of all of them."""
+    return [name for module in modules for name in module.names]
 
 
 def _names(root: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:

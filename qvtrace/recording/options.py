@@ -12,7 +12,8 @@ from qvtrace.recording.keeping import Share
 from qvtrace.trees import Json
 
 if TYPE_CHECKING:
-    from qvtrace.recording.recorder import Recording, Writer
+    from qvtrace.recording.recorder import Recording
+    from qvtrace.recording.writers import Writer
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qvtrace.manifest import Skipped
 from qvtrace.patterns import folded
 from qvtrace.recording.module_tree import NamedModule
 
@@ -26,17 +27,30 @@ class HookedModule:
     parameters: tuple[str | None, ...] | None = None  # of its forward, once they were asked for
 
 
-def skip_reasons(
+def skipped_modules(
     modules: Sequence[NamedModule],
     hooked: Mapping[int, HookedModule],
     bypassed: Collection[str],
-) -> dict[str, tuple[str, ...]]:
-    """Each reason with the modules that it holds for.
+) -> Skipped:
+    """How many of the modules were called and recorded, and why the others were not.
 
     `hooked` are those under the hook, by `id` of the module; `bypassed` the names of those whose
     children were seen to run below a module further up.
     """
     evidence = _Evidence(modules, hooked, bypassed)
+    reasons = _reasons(modules, evidence)
+    recorded = sum(1 for module in hooked.values() if module.recorded and module.calls)
+    return Skipped(
+        registered=len(modules),
+        called=sum(1 for module in modules if evidence.calls_of(module)),
+        recorded=recorded,
+        reasons=reasons,
+        warnings=_warnings(reasons, recorded),
+    )
+
+
+def _reasons(modules: Sequence[NamedModule], evidence: "_Evidence") -> dict[str, tuple[str, ...]]:
+    """Each reason with the modules that it holds for."""
     reasons: dict[str, list[str]] = {}
     for module in modules:
         reason = evidence.reason(module)
@@ -45,7 +59,7 @@ def skip_reasons(
     return {reason: tuple(names) for reason, names in sorted(reasons.items())}
 
 
-def skip_warnings(reasons: Mapping[str, Sequence[str]], recorded: int) -> tuple[str, ...]:
+def _warnings(reasons: Mapping[str, Sequence[str]], recorded: int) -> tuple[str, ...]:
     """What a person should know of: modules whose work was not seen."""
     warnings = []
     if not recorded and reasons.get(EXCLUDED):
@@ -73,7 +87,7 @@ class _Evidence:
     ) -> None:
         self._hooked = hooked
         self._bypassed = bypassed
-        called = (module.module for module in modules if self._calls_of(module))
+        called = (module.module for module in modules if self.calls_of(module))
         # A tied weight is at work where it is called, so that its other place is not suspicious.
         self._working = {id(weight) for module in called for weight in _own_parameters(module)}
 
@@ -88,16 +102,17 @@ class _Evidence:
             return self._why_not_called(module)
         return None if hooked.recorded else EXCLUDED
 
+    def calls_of(self, module: NamedModule) -> int:
+        """How often the module was called."""
+        hooked = self._hooked.get(id(module.module))
+        return 0 if hooked is None else hooked.calls
+
     def _why_not_called(self, module: NamedModule) -> str:
         if module.name in self._bypassed:
             return BYPASSED
         own = _own_parameters(module.module)
         idle = bool(own) and not any(id(weight) in self._working for weight in own)
         return UNCALLED_WEIGHTS if idle else NEVER_CALLED
-
-    def _calls_of(self, module: NamedModule) -> int:
-        hooked = self._hooked.get(id(module.module))
-        return 0 if hooked is None else hooked.calls
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
