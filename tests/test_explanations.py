@@ -298,6 +298,30 @@ def test_a_small_tensor_is_looked_at_whole():
     assert some == spread(reference, reference + np.float32(0.1))
 
 
+def test_pairs_of_one_shape_have_the_spreads_that_each_has_alone():
+    generator = np.random.default_rng(0)
+    pairs = []
+    for number in range(20):
+        reference, error = generator.standard_normal((2, 64, 256)).astype(np.float32)
+        error[number] *= 100
+        pairs.append((reference, reference + np.float32(0.01) * error, -1))
+    pairs[3][1][5, 7] = np.nan
+    pairs[4][0][5, 9] = np.finfo(np.float32).min
+    pairs.insert(6, (np.float16(pairs[0][0]), pairs[0][1], -1))
+
+    together = [details for _, details in compare_in_detail(pairs)]
+
+    alone = [compare_in_detail([pair])[0][1] for pair in pairs]
+    for found, expected in zip(together, alone, strict=True):
+        assert found.histograms == expected.histograms
+        for axis in ("tokens", "channels"):
+            one, other = getattr(found.spread, axis), getattr(expected.spread, axis)
+            assert [part.index for part in one.worst] == [part.index for part in other.worst]
+            assert one.carrying == other.carrying
+            assert one.profile == pytest.approx(other.profile)
+        assert found.spread.left_out == expected.spread.left_out
+
+
 def test_integers_and_empty_tensors_have_no_spread():
     assert spread(np.ones((2, 8), dtype=np.int64), np.ones((2, 8), dtype=np.int64)) is None
     assert spread(np.ones((0, 8)), np.ones((0, 8))) is None

@@ -144,13 +144,16 @@ def some_tokens(
 
 def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
     """How the error of each pair is spread over its tokens; all are of one form."""
-    tokens, channels = samples[0].reference.shape
-    sums = SquareSums(len(samples), tokens, channels)
-    sums.add(
-        np.stack([sample.reference for sample in samples]),
-        np.stack([sample.candidate for sample in samples]),
-    )
-    return _spreads(sums, samples[0].leading, samples[0].chosen)
+    first = samples[0]
+    if len(samples) == 1:  # which may be large: block by block
+        sums = SquareSums.of(first.reference, first.candidate)
+    else:
+        sums = SquareSums(len(samples), *first.reference.shape)
+        sums.add(
+            np.stack([sample.reference for sample in samples]),
+            np.stack([sample.candidate for sample in samples]),
+        )
+    return _spreads(sums, first.leading, first.chosen)
 
 
 def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
