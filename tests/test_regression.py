@@ -10,6 +10,7 @@ from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rows import NOT_STORED, Place
 from qvtrace.errors import UsageError
+from qvtrace.judging.decision import measured
 from qvtrace.judging.judge import judge
 from qvtrace.judging.noise_floor import is_noise, times_floor
 from qvtrace.judging.regression import RegressionLimit
@@ -180,6 +181,13 @@ def test_the_worst_row_is_named_with_what_it_was():
     assert gate.worst.place.module == "b"
     assert gate.worst.excess == pytest.approx(0.4 - 0.12)
     assert "b (0.4, 0.28 beyond the limit, 0.1 before)" in verdict.text
+
+
+def test_cosines_are_told_with_the_digits_that_tell_them_apart():
+    now, earlier = (row("a", metrics=Metrics(cosine=1 - d)) for d in (3.4e-5, 2e-9))
+    (gate,) = judged(comparison(now), comparison(earlier), "cosine 0.001").gates
+    told = measured(gate.worst, "cosine")
+    assert told == "0.9999660, 0.000966 on the good side, 0.99999999800 before"
 
 
 def test_new_and_vanished_modules_are_named_and_do_not_fail():

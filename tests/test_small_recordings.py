@@ -567,8 +567,9 @@ def test_of_a_budget_and_a_sample_the_smaller_wins(tmp_path: Path) -> None:
 
 def test_a_budget_that_nothing_fits_names_the_least(tmp_path: Path) -> None:
     model = Model()
-    with pytest.raises(UsageError, match=r"take \d+ bytes; give as much"):
-        archive_of(model, tmp_path / "a.st", max_bytes=1000, rehearse=lambda: model(hidden()))
+    for size in (1000, "1.5 KB"):
+        with pytest.raises(UsageError, match=rf"{size}: .* take \d+ bytes; give as much"):
+            archive_of(model, tmp_path / "a.st", max_bytes=size, rehearse=lambda: model(hidden()))
 
     assert list(tmp_path.iterdir()) == []
 

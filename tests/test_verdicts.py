@@ -47,6 +47,7 @@ def archives(tmp_path_factory):
         coarse.second.weight.copy_((coarse.second.weight * 32).round() / 32)
     record(folder / "quant.st", coarse, x, variant="quant")
     record(folder / "first_only.st", coarse, x, variant="quant", include=["first"])
+    record(folder / "unrelated.st", nn.Linear(16, 8), x)
     record(folder / "renamed.st", nn.ModuleDict({"third": nn.Linear(16, 16)})["third"], x)
     record(folder / "unnamed.st", model, x)
     record(folder / "named_a.st", model, x, variant="a")
@@ -266,22 +267,57 @@ def test_trouble_with_the_configuration_names_the_file(folder, text, wanted):
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("no.toml", "cannot be read"), ("deep/pyproject.toml", "has no table [tool.qvtrace]")],
+    [
+        ("no.toml", "cannot be read"),
+        ("deep/pyproject.toml", "has no table [tool.qvtrace]"),
+        ("ruff.toml", "has no table [tool.qvtrace]"),
+        ("empty.toml", "asks for nothing"),
+        ("none.toml", "asks for nothing"),
+    ],
 )
 def test_a_configuration_that_is_asked_for_has_to_be_there(folder, name, wanted):
     Path("deep").mkdir()
+    configure("[tool.ruff]\nline-length = 100\n", "ruff.toml")
+    configure("", "empty.toml")
+    configure("[tool.qvtrace]\nfail-on = []\n", "none.toml")
     configure("[tool.other]\n", "deep/pyproject.toml")
     result = run("diff", "fp.st", "quant.st", "--config", name)
     assert result.exit_code == 2
     assert f"{name}: {wanted}" in result.stderr
 
 
+MODEL = """
+import torch
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Linear(16, 16), torch.ones(2, 16)
+"""
+
+
+@pytest.mark.parametrize("table", ["[tool.qvtrace]\n", "[tool.qvtrace]\nfail-on = []\n"])
+def test_a_project_that_sets_no_gate_is_said_to(folder, table):
+    configure(table)
+    result = run("diff", "fp.st", "quant.st")
+    assert result.exit_code == 0
+    assert result.stderr == "qvtrace: pyproject.toml: sets no gate, nothing is judged\n"
+    assert run("diff", "fp.st", "quant.st", "--fail-on", "peir>0.9").stderr == ""
+
+
+def test_run_does_not_go_on_with_a_gate_that_can_match_nothing(folder):
+    configure(MODEL, "model.py")
+    gates = ["--fail-on", "unmatched @ new", "--fail-on", "peir>0.9 @ nosuch"]
+    result = run("run", "-m", "model.py:model", "--traces", "traces", *gates)
+    assert result.exit_code == 2
+    assert "'nosuch' matches none of the 1 modules" in result.stderr
+    assert [file.name for file in Path("traces").glob("*.st")] == ["fp.st"]
+    result = run("run", "--in-flight", "traces/fp.st", "-m", "model.py:model", *gates)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
 def test_run_is_judged_as_well(folder):
-    configure(
-        "import torch\n\ndef model():\n    torch.manual_seed(0)\n    linear = "
-        "torch.nn.Linear(16, 16)\n    return linear, torch.ones(2, 16)\n",
-        "model.py",
-    )
+    configure(MODEL, "model.py")
     result = run("run", "-m", "model.py:model", "--format", "json", "--fail-on", "peir>0")
     assert result.exit_code == 1
     assert verdict(result)["gates"][0]["gate"] == "peir>0"
@@ -490,6 +526,14 @@ def test_a_floor_in_another_dtype_is_one_with_the_same_inputs(folder, tmp_path):
     record("bf16.st", model.to(torch.bfloat16), x.to(torch.bfloat16), variant="fp")
     comparison = qvtrace.diff("fp.st", "quant.st", floor="bf16.st")
     assert all(row.floor.peir > 1e-4 for row in comparison.rows)
+
+
+def test_a_floor_of_another_model_measures_nothing(folder):
+    result = run("diff", "fp.st", "quant.st", "--floor", "unrelated.st")
+    assert result.exit_code == 2
+    assert "--floor unrelated.st: measures no noise: nothing of it can be comp" in result.stderr
+    few = run("diff", "fp.st", "quant.st", "--floor", "renamed.st").stdout
+    assert "which has ONLY 1 of 3 modules" in " ".join(few.split())
 
 
 def test_a_floor_of_other_inputs_measures_nothing(folder):

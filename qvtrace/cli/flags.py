@@ -510,6 +510,13 @@ class GateFlags:
         configured = self.configuration().fail_on
         return parse_gates(self.fail_on) or configured
 
+    def of_rows(self) -> "tuple[Gate, ...]":
+        """The same, where there is nothing else to judge by: a project that sets none is named."""
+        found, file = self.gates(), self.configuration().file
+        if not found and file is not None:
+            print(f"qvtrace: {file}: sets no gate, nothing is judged", file=sys.stderr)
+        return found
+
     def configuration(self) -> "Configuration":
         """What the project asks, or the file that was named."""
         from qvtrace.judging.configuration import load_configuration
@@ -613,7 +620,7 @@ class RowFlags:
             maps=(*_read_maps(self.map_file), *self.maps),
             metrics=self.metric_names(),
             per_sample=self.per_sample,
-            fail_on=gates.gates(),
+            fail_on=gates.of_rows(),
             values=tuple(elements.values),
             values_limit=limit,
             transform=self.transform,

@@ -31,6 +31,7 @@ class InFlight:
 def run_in_flight(asked: InFlight) -> None:
     """Run the candidate, write the report, and exit as `diff` does."""
     from qvtrace.archive import Archive
+    from qvtrace.comparison.options import check_gates
     from qvtrace.inflight.flight import Flight
 
     job, report = asked.job, asked.report
@@ -54,6 +55,7 @@ def run_in_flight(asked: InFlight) -> None:
         ]
         reference, floor, local = archives
         assert reference is not None
+        check_gates(asked.options, reference)
         flight = Flight(reference, asked.options, floor=floor, local=local)
         run_job(replace(job, open_writer=flight.open_writer))
         print(file=sys.stderr)

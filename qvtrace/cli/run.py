@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,9 @@ from qvtrace.cli.in_flight import InFlight, run_in_flight
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
+
+if TYPE_CHECKING:
+    from qvtrace.comparison.options import DiffOptions
 
 
 @with_flags
@@ -131,7 +134,7 @@ def run(
     for file in (reference, candidate):
         refuse_overwriting_by_archive(file, job.files_read)
         _refuse_foreign(file, force=force)
-    _record_both(job, candidate)
+    _record_both(job, candidate, options)
     comparison = diff(
         reference, candidate, floor=rows.floor, options=options, details=report.details
     )
@@ -141,8 +144,10 @@ def run(
     raise typer.Exit(comparison.verdict.exit_code)
 
 
-def _record_both(job: Job, candidate: Path) -> None:
+def _record_both(job: Job, candidate: Path, options: "DiffOptions") -> None:
     """Run a job for the float variant, and again like it for the quantized one."""
+    from qvtrace.archive import Archive
+    from qvtrace.comparison.options import check_gates
     from qvtrace.models.quantizers import choose
 
     chosen = choose(job.model.quantizer)  # what is wrong is said before the first recording
@@ -154,6 +159,8 @@ def _record_both(job: Job, candidate: Path) -> None:
     )
     run_job(replace(job, model=job.model.for_float()))
     print(file=sys.stderr)
+    with Archive.open(job.file) as reference:
+        check_gates(options, reference)
     gc.collect()  # a model is full of cycles, and the next one may need its memory
     like = job.model
     if not _is_private(job.file):

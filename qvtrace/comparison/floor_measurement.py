@@ -46,7 +46,8 @@ def measure_floor(
     """What `floor` differs from the reference by in these modules, where that could be compared and
     is finite; None without a floor.
 
-    Raises `UsageError` for an archive of other inputs: its differences are no noise.
+    Raises `UsageError` for an archive of other inputs, whose differences are no noise, and for one
+    that shares no place of these modules.
     """
     if floor is None:
         return None
@@ -69,6 +70,11 @@ def measure_floor(
             built.add(pair)
     built.compare()
     rows = [*built.rows, *built.aside]
+    if not any(row.status in _MEASURED for row in built.rows or rows):
+        raise UsageError(
+            f"--floor {floor.file}: measures no noise: nothing of it can be compared with "
+            f"{reference.file}; give a second run of the same model, such as one in bfloat16"
+        )
     # The noise of a replay is each module's own, and a level for that of others.
     replayed = rows if floor.manifest.recorded_by == "replay" else ()
     return Measured(

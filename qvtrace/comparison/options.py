@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypedDict
 
+from qvtrace.archive import Archive
 from qvtrace.comparison.rows import PARTS
 from qvtrace.errors import UsageError
-from qvtrace.judging.gates import Gate, parse_gates
+from qvtrace.judging.gates import Gate, check_patterns, parse_gates
 from qvtrace.metrics.differences import METRICS
 from qvtrace.metrics.elements import ELEMENTS_LIMIT
 
@@ -87,6 +89,13 @@ class DiffOptions:
         given += [("--exclude", pattern) for pattern in self.exclude]
         given += [("--path", self.path)] if self.path not in ("output", "all") else []
         return " ".join(f"{option} {value}" for option, value in given)
+
+
+def check_gates(options: DiffOptions, reference: Archive) -> None:
+    """Raise `UsageError` for a gate that can match nothing, before there is a candidate."""
+    called = (call.module for call in reference.manifest.calls)
+    weighted = (weight.module for weight in reference.manifest.weights or ())
+    check_patterns(options.gates, chain(called, weighted))
 
 
 def require_known(option: str, value: str, known: Sequence[str]) -> None:

@@ -20,21 +20,26 @@ class Configuration:
 
     fail_on: tuple[Gate, ...] = ()
     max_regression: tuple[RegressionLimit, ...] = ()
+    file: Path | None = None  # that has it
 
 
 def load_configuration(file: Path | None = None) -> Configuration:
     """From `file`, else from the nearest pyproject.toml, here or above, that has the table.
 
-    Raises `UsageError`, which names the file, for one that cannot be read, for an unknown key and
-    for a gate that is none.
+    Raises `UsageError`, which names the file, for one that cannot be read, for an unknown key, for
+    a gate that is none, and for a `file` that asks for nothing.
     """
     if file is None:
         return _nearest()
     document = _parsed(file)
     table = _tool_table(document)
-    if table is None and file.name == PYPROJECT:
+    if table is None and (file.name == PYPROJECT or "tool" in document):
         raise UsageError(f"{file}: has no table [tool.qvtrace]; add one, or name another file")
-    return _configuration(file, document if table is None else table)
+    found = _configuration(file, document if table is None else table)
+    if not found.fail_on and not found.max_regression:
+        example = 'fail-on = ["peir>0.05"]'
+        raise UsageError(f"{file}: asks for nothing; write {example}, or leave --config out")
+    return found
 
 
 def _nearest() -> Configuration:
@@ -81,7 +86,7 @@ def _configuration(file: Path, table: object) -> Configuration:
         RegressionLimit.parse(text, f"{file}: max-regression")
         for text in _texts(file, table, "max-regression")
     )
-    return Configuration(tuple(gates), tuple(limits))
+    return Configuration(tuple(gates), tuple(limits), file)
 
 
 def _texts(file: Path, table: dict[str, Any], key: str) -> Sequence[str]:

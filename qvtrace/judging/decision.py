@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.judging.gates import Finding, Gate, GateResult, Scope, judge_gates
+from qvtrace.judging.measures import number_text
 from qvtrace.judging.regression import Baseline, changes, have_common_rows, regress
 from qvtrace.metrics.differences import DECIBELS
 from qvtrace.patterns import shown
@@ -87,7 +88,8 @@ def measured(finding: Finding, subject: str) -> str:
         unit = " dB" if subject in DECIBELS else ""
         side = "on the good side" if finding.ok else "beyond the limit"
         distance = abs(finding.excess)
-        parts.append(f"{finding.value:.3g}{unit}, {distance:.3g}{unit} {side}")
+        value = number_text(subject, finding.value)
+        parts.append(f"{value}{unit}, {distance:.3g}{unit} {side}")
     if finding.reason is not None:
         parts.append(finding.reason)
     return ", ".join(parts) or finding.status

@@ -189,6 +189,15 @@ def judge_gates(gates: Sequence[Gate], scope: Scope) -> tuple[GateResult, ...]:
     return tuple(results)
 
 
+def check_patterns(gates: Sequence[Gate], modules: Iterable[str]) -> None:
+    """Raise `UsageError` for a pattern that matches none of the reference's modules; what only a
+    candidate has is for `unmatched`."""
+    names = set(modules)
+    for gate in gates:
+        if gate.subject != "unmatched":
+            _matching(gate, names)
+
+
 def gate_result(
     gate: str, subject: str, findings: Sequence[Finding], unjudged: int = 0
 ) -> GateResult:

@@ -1,5 +1,6 @@
 """What a row has of one metric, and whether anything may be concluded from it."""
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -94,6 +95,15 @@ def is_not_to_be_had(row: Row, metric: str) -> bool:
 def not_finite(row: Row) -> str:
     """What of the row is not finite, in words."""
     return "not finite" if row.nonfinite is None else row.nonfinite.described
+
+
+def number_text(metric: str, value: Number) -> str:
+    """Three significant digits; of a cosine as many as tell how far from 1 it is."""
+    if metric != "cosine":
+        return f"{value:.3g}"
+    distance = 1.0 - abs(value)
+    digits = max(6, 2 - math.floor(math.log10(distance))) if 0.0 < distance < 1.0 else 6
+    return f"{value:.{digits}f}"
 
 
 def size(metric: str, value: Number) -> Number:

@@ -17,7 +17,7 @@ from qvtrace.judging.gates import (
     finite_number,
     gate_result,
 )
-from qvtrace.judging.measures import Measure, Number, is_not_to_be_had, measure, size
+from qvtrace.judging.measures import Measure, Number, is_not_to_be_had, measure, number_text, size
 from qvtrace.judging.noise_floor import is_noise
 from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
 
@@ -205,7 +205,9 @@ def _compared(limit: RegressionLimit, row: Row, now: Measure, before: Measure) -
     if now.value is None:
         return Finding(row.place, row.status, ok=True)
     excess = limit.excess(before.value, now.value)
-    reason = "no difference before" if before.value is None else f"{before.value:.3g} before"
+    reason = "no difference before"
+    if before.value is not None:
+        reason = f"{number_text(limit.metric, before.value)} before"
     if excess > 0 and is_noise(row, limit.metric, now.value):
         reason = f"{reason}, below the noise floor"
         return Finding(row.place, row.status, True, now.value, reason=reason)

@@ -34,7 +34,13 @@ class Fixed:
     size: Callable[[int, int, int], int]  # of further header, manifest and contents: of the file
 
 
-def parse_size(value: int | str, option: str = "--max-bytes") -> int:
+class Size(int):
+    """Bytes, and how they were given."""
+
+    given: str
+
+
+def parse_size(value: int | str, option: str = "--max-bytes") -> Size:
     """Bytes, from a number with a unit or without: `200MB` is 200e6, `1GiB` 2**30.
 
     Raises `UsageError` for anything else.
@@ -44,7 +50,9 @@ def parse_size(value: int | str, option: str = "--max-bytes") -> int:
         raise UsageError(f"{option} {value!r}: is no size; give one, such as 200MB or 1GiB")
     number, unit = float(parsed[1]), (parsed[2] or "").lower()
     factor = (1024 if unit.endswith("i") else 1000) ** _POWERS.get(unit[:1], 0)
-    return int(number * factor)
+    size = Size(number * factor)
+    size.given = str(value).strip()
+    return size
 
 
 def tokens_within(budget: int, contents: Iterable[Content], fixed: Fixed) -> int | None:
@@ -62,9 +70,10 @@ def tokens_within(budget: int, contents: Iterable[Content], fixed: Fixed) -> int
         return None
     least = size(FEWEST)
     if least > budget:
+        given = budget.given if isinstance(budget, Size) else budget
         what = "the first and last token of each tensor" if contents else "statistics"
         raise UsageError(
-            f"--max-bytes {budget}: the model's own inputs, the index and {what} take {least} "
+            f"--max-bytes {given}: the model's own inputs, the index and {what} take {least} "
             "bytes; give as much, or leave modules out with --exclude"
         )
     within, beyond = FEWEST, most

@@ -154,13 +154,17 @@ def floor_text(comparison: Comparison) -> str | None:
     """What the noise was measured by, where it was, and how many rows are no more than that."""
     if comparison.floor is None:
         return None
-    all_rows = chain(comparison.rows, comparison.cut)
-    found = [times for row in all_rows if (times := times_floor(row)) is not None]
+    rows = [*comparison.rows, *comparison.cut]
+    found = [times for row in rows if (times := times_floor(row)) is not None]
+    modules = {row.module for row in rows}
+    measured = {row.module for row in rows if row.floor is not None}
+    few = f", which has ONLY {len(measured)} of {counted(len(modules), 'module')}"
     within = sum(times <= 1 for times in found)
     facts = side_facts(comparison.floor)
     told = " ".join(filter(None, (facts.get("variant"), facts.get("dtype"))))
     return (
-        f"{printable(comparison.floor.file)} ({printable(told)}): {within} of "
+        f"{printable(comparison.floor.file)} ({printable(told)})"
+        f"{few if 2 * len(measured) < len(modules) else ''}: {within} of "
         f"{counted(len(found), 'row')} with a PEIR not above the noise"
     )
 
