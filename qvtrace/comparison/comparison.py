@@ -20,6 +20,8 @@ from qvtrace.qparams.findings import Finding
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.trees import Json
 
+RESULT_FORMAT = 1  # of a comparison that is written as JSON
+
 
 @dataclass(frozen=True)
 class Side:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from qvtrace.comparison.comparability import Comparable
-from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.comparison import RESULT_FORMAT, Comparison, Side
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.logits import Agreement, Divergence, Logits, Perplexity
 from qvtrace.comparison.options import DiffOptions
@@ -24,7 +24,6 @@ from qvtrace.json_fields import Fields
 from qvtrace.judging.decision import DONE, NOTHING_COMPARABLE
 from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite, Peak
 from qvtrace.metrics.factors import ListedFactors
-from qvtrace.reports.json import FORMAT_VERSION
 
 _LARGEST = 512 * 2**20  # bytes
 _LONGEST_INTEGER = 300  # digits: no float is longer
@@ -95,10 +94,10 @@ def _integer(text: str) -> int:
 
 def _comparison(fields: Fields) -> Comparison:
     version = fields.count("format")
-    if version > FORMAT_VERSION:
+    if version > RESULT_FORMAT:
         raise _UnusableError(
             f"has format {version} (written by qvtrace {fields.json.get('qvtrace')}); this qvtrace "
-            f"reads up to {FORMAT_VERSION}; upgrade with: pip install -U qvtrace"
+            f"reads up to {RESULT_FORMAT}; upgrade with: pip install -U qvtrace"
         )
     if not fields.flag("complete"):
         raise _UnusableError(

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from qvtrace.comparison.comparability import Comparable
-from qvtrace.comparison.comparison import Comparison, Side
+from qvtrace.comparison.comparison import RESULT_FORMAT, Comparison, Side
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.logits import Logits
@@ -22,8 +22,6 @@ from qvtrace.metrics.factors import ChannelFactors, ListedFactors, ScaleFactor
 from qvtrace.reports.explanations import explanation_json
 from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json
-
-FORMAT_VERSION = 1
 
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the
 # reason, and details are for people.
@@ -60,7 +58,7 @@ def comparison_json(comparison: Comparison, version: str) -> Json:
     """
     tokens = comparison.tokens
     report = {
-        "format": FORMAT_VERSION,
+        "format": RESULT_FORMAT,
         "qvtrace": version,
         "complete": comparison.complete,
         "reference": _side(comparison.reference),
