@@ -3,10 +3,11 @@ and as JSON."""
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -83,44 +84,46 @@ def _part_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rearranged:
-    """An array that is read in another order and shape, without a copy of the whole."""
+class Computed(ABC):
+    """What is read as an array is, without being one; each element comes of those of an array."""
 
-    view: Array  # with its axes in the order in which they are read
-    shape: tuple[int, ...]  # of as many elements
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of each element."""
-        return self.view.dtype
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.view.size
-
-    def read(self, start: int, stop: int) -> Array:
-        """The elements from one flat index to another."""
-        return _range(self.view, start, stop)
-
-
-class Computed(Protocol):
-    """What is read as an array is, without being one."""
+    array: "Readable"
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of what is read."""
+        return self.array.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of all of it."""
+        return self.array.shape
 
     @property
     def size(self) -> int:
         """The number of elements."""
+        return self.array.size
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Array:
+        """The elements from one flat index to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rearranged(Computed):
+    """An array that is read in another order and shape, without a copy of the whole."""
+
+    array: Array  # with its axes in the order in which they are read
+    read_shape: tuple[int, ...]  # of as many elements
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The one in which it is read."""
+        return self.read_shape
 
     def read(self, start: int, stop: int) -> Array:
         """The elements from one flat index to another."""
+        return _range(self.array, start, stop)
 
 
 Readable: TypeAlias = Array | Computed

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qvtrace.metrics.elements import Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Computed, Floats, Readable, format_of, reader
 
 _FEWEST_TOKENS = 4  # from which on a channel's own factor can be told from its errors
 _FEWEST_SHARING_TOKENS = 2.0  # the error of one token alone is any channel's own factor
@@ -81,26 +81,15 @@ def _channels(start: int, stop: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Unscaled:
+class Unscaled(Computed):
     """An array divided by its factors, read without a copy of the whole."""
 
-    array: Readable
     factor: ScaleFactor
 
     @property
     def dtype(self) -> np.dtype[np.float64]:
         """Of what is read."""
         return np.dtype(np.float64)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the array."""
-        return self.array.shape
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.array.size
 
     def read(self, start: int, stop: int) -> Floats:
         """The elements from one flat index to another."""

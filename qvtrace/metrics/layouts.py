@@ -117,7 +117,7 @@ class _Sample:
     def correlation(self, candidate: Array, layout: Layout) -> float:
         """Between the sample and the same places of the candidate in a layout; of integers, the
         share of equal ones."""
-        taken = _taken(layout.of(candidate).view, self.positions)
+        taken = _taken(layout.of(candidate).array, self.positions)
         if {format_of(side.dtype).kind for side in (self.values, taken)} == {"integer"}:
             return _equal_share(self.values, taken)
         return _correlation(self.values, taken)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from qvtrace.metrics.elements import Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Computed, Floats, Readable, format_of, reader
 
 Sides: TypeAlias = tuple[Readable, Readable]
 
@@ -76,26 +76,15 @@ class TooFewTokens:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Unrotated:
+class Unrotated(Computed):
     """An array whose vectors are turned back, read without a copy of the whole."""
 
-    array: Readable
     back: Floats = field(repr=False)  # the transposed rotation, in the dtype of what is read
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of what is read."""
         return self.back.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the array."""
-        return self.array.shape
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.array.size
 
     def read(self, start: int, stop: int) -> Floats:
         """The elements from one flat index to another."""
