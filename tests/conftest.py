@@ -22,6 +22,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "fp.st"
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> "Saved":
     """The directory of a tiny model; written once, not to be changed."""

@@ -34,6 +34,18 @@ class Adding(nn.Module):
         return hidden + self.number
 
 
+class Wrapper(nn.Module):
+    """Hands on to another module, as wrappers of quantizers do."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.wrapped(hidden)
+        return result
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation that works in place."""
 

@@ -9,34 +9,20 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from command_lines import run
 from model_fixtures import Saved
 from recordings import Returning, calls_of, container, tree_of
 from small_archives import edit_manifest
 from torch import Tensor
 from transformers import DynamicCache
-from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.models.chatter import quiet
 from qvtrace.trees import Added, TensorLeaf, from_json, tensor_leaves, to_json
 
 KEYS = "output.layers.0.keys"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def states(*positions: float) -> Tensor:

@@ -4,29 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import run
 from model_fixtures import VISION_TRANSFORMER, Saved
 from tiny_models import FAMILIES
-from typer.testing import CliRunner
 
 import qvtrace
-from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.rows import Row
 
 SENSIBLE = 5.0  # dB: what int8 leaves of an output is far more signal than noise
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def record_both(*model: str, again: tuple[str, ...] = ()) -> Any:

@@ -395,12 +395,6 @@ def test_what_cannot_be_asked_for_is_refused_before_the_model_runs(tmp_path: Pat
         qvtrace.diff_in_flight(tmp_path / "fp.st", model, sort_by="local_noise")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def invoke(*words: str) -> Result:
     return CliRunner().invoke(app, words, prog_name="qvtrace")
 

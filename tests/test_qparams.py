@@ -19,7 +19,7 @@ from quantized_layers import (
     with_torch_dynamic,
     with_torchao,
 )
-from recordings import Returning
+from recordings import Returning, Wrapper
 from small_archives import edit_manifest
 from tiny_models import build
 from torch import Tensor, nn
@@ -376,15 +376,6 @@ def test_an_observer_that_saw_nothing_is_no_finding(
 
 
 def test_show_takes_the_name_of_a_wrapped_module_with_the_wrappers_and_without(file: Path) -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.wrapped = inner
-
-        def forward(self, hidden: Tensor) -> Tensor:
-            quantized: Tensor = self.wrapped(hidden)
-            return quantized
-
     inner = nn.Sequential(Wrapper(nn.Sequential(nn.Linear(64, 2), Wrapper(nn.Linear(2, 2)))))
     record(Wrapper(inner), file).close()
 

@@ -5,23 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import run
 from model_fixtures import Saved
-from typer.testing import CliRunner
 
 from qvtrace.archive import Archive
-from qvtrace.cli import app
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(*words: str) -> Any:
-    result = CliRunner().invoke(app, words, prog_name="qvtrace")
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def compared(*words: str) -> list[dict[str, Any]]:

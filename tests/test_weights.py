@@ -21,6 +21,7 @@ from quantized_layers import (
     with_torch_dynamic,
     with_torchao,
 )
+from recordings import Wrapper
 from small_archives import edit_manifest
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -325,15 +326,6 @@ def test_the_kernels_of_a_convolution_are_one_vector_a_channel(tmp_path: Path) -
 
 
 def test_weights_in_wrappers_are_paired_as_the_modules_are(tmp_path: Path) -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, wrapped: nn.Module) -> None:
-            super().__init__()
-            self.wrapped = wrapped
-
-        def forward(self, hidden: Tensor) -> Tensor:
-            result: Tensor = self.wrapped(hidden)
-            return result
-
     reference, candidate = tmp_path / "fp.st", tmp_path / "quant.st"
     record(nn.Sequential(layer()), reference).close()
     record(Wrapper(nn.Sequential(Wrapper(layer()))), candidate).close()
@@ -445,16 +437,7 @@ def test_show_tells_of_weights(file: Path) -> None:
 
 
 def test_show_tells_of_the_weights_that_a_wrapper_holds(file: Path) -> None:
-    class Wrapper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wrapped = layer()
-
-        def forward(self, hidden: Tensor) -> Tensor:
-            result: Tensor = self.wrapped(hidden)
-            return result
-
-    record(nn.Sequential(Wrapper()), file).close()
+    record(nn.Sequential(Wrapper(layer())), file).close()
 
     for patterns in (["0"], ["0", "0.wrapped"]):
         shown = CliRunner().invoke(app, ["show", str(file), *patterns]).stdout
