@@ -83,6 +83,34 @@ def test_a_few_channels_of_an_image_that_differ_are_seen_where_they_begin_to(aga
     assert places(comparison) == [("2.0", "output")]
 
 
+class Expansion(nn.Module):
+    """The order of the channels between the two is of no matter to what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(16, 64)
+        self.down = nn.Linear(64, 16)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(hidden)))
+
+
+def test_channels_in_another_order_that_is_undone_blame_nobody(against):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Expansion() for _ in range(3)))
+    turned = copy.deepcopy(model)
+    order = torch.randperm(64)
+    with torch.no_grad():
+        for weight in (turned[1].up.weight, turned[1].up.bias):
+            weight.copy_(weight[order])
+        turned[1].down.weight.copy_(turned[1].down.weight[:, order])
+
+    comparison = against(model, turned, torch.randn(24, 16))
+
+    assert max(row.metrics.peir for row in comparison.rows if row.metrics.peir) > 0.1
+    assert places(comparison) == []
+
+
 def quantized(model: nn.Module) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 

@@ -10,12 +10,12 @@ What is usual is told by a floor, or else by the run's own places of the same ki
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qvtrace.comparison.noise import CallNoise, decibels, differs_in_kind
-from qvtrace.comparison.noise_levels import Excess, FloorLevels, OwnLevels
+from qvtrace.comparison.noise import CallKey, CallNoise, decibels, differs_in_kind
+from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels
 from qvtrace.comparison.noise_steps import Step, steps_of
 from qvtrace.comparison.rows import Row
 
@@ -73,12 +73,16 @@ def find_origins(
     if floor is not None:
         of_floor = list(steps_of(floor.calls, narrowed=narrowed))
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
+    called = {call.key: call for call in calls}
     excesses = [(levels.excess(step), step) for step in steps]
     broken = [found for found in excesses if found[1].breaks]
     noisy = [
         found
         for found in excesses
-        if found[0].is_told and not found[1].breaks and not _follows_a_choice(found[1].call)
+        if found[0].is_told
+        and not found[1].breaks
+        and not _follows_a_choice(found[1].call)
+        and not _is_undone(found[1], called, LEAST_EXCESS * rounding)
     ]
     told = _by_place([*broken[:1], *_most_important_first(noisy)])
     is_noisy = bool(told) or any(step.noise_out for step in steps)
@@ -163,6 +167,18 @@ def _reason(step: Step, excess: Excess) -> str:
         return reason
     came_in, came_out = excess.above_floor
     return f"{reason} ({came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB)"
+
+
+def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:
+    """Whether nothing of the noise is left in what the nearest call around it gives: channels in
+    another order, say, that the next weights expect in that order."""
+    holder = step.call
+    if step.after in ("", "the output"):
+        parent = None if step.call.parent is None else called.get(step.call.parent)
+        if parent is None:
+            return False
+        holder = parent
+    return holder.noise_out is not None and holder.noise_out <= nothing
 
 
 def _follows_a_choice(call: CallNoise) -> bool:
