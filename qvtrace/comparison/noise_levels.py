@@ -111,12 +111,13 @@ class OwnLevels:
         """What is usual behind exact inputs; `level`: for others.
 
         Others may have no noise of their own, but what an early fault hands on to all of them. What
-        is as early tells, and else whether the module is quantized at all.
+        is as early tells: whether its like are noisy at all, or else, whether it is quantized.
         """
         alike = self._exact[self._form(step)]
         peers = [peer.noise_out or 0.0 for peer in alike if peer is not step]
         if peers:
-            return max(self.rounding, median_high(peers), _TINY)
+            typical = max(self.rounding, median_high(peers), _TINY)
+            return typical if self._is_exact(typical) else max(level, typical)
         if step.call.module in self._quantized:
             return max(level, self.usual)
         return min(level, max(_ROUNDED_OFTEN * self.rounding, _TINY))
