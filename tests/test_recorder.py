@@ -24,7 +24,7 @@ from recordings import (
 from torch import Tensor, nn
 
 from qvtrace.archive import Archive
-from qvtrace.errors import UsageError
+from qvtrace.errors import ModelError, UsageError
 from qvtrace.recording.options import Progress, RecordOptions
 from qvtrace.recording.recorder import Recording, record
 from qvtrace.recording.skips import (
@@ -615,3 +615,14 @@ def test_a_token_in_what_the_model_raised_is_not_written(file: Path) -> None:
         Refused.forward(Refused(), torch.ones(1))
 
     assert b"hf_ABCDEFGHIJKLMN12345" not in file.with_name("fp.st.partial").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "0.weights"], ids=["root", "dotted"])
+def test_two_modules_of_one_name_are_refused(file, name):
+    model = nn.Sequential(nn.ModuleDict({"weights": nn.Linear(2, 2)}), nn.Identity())
+    model._modules[name] = nn.Identity()
+
+    with pytest.raises(ModelError, match=r"is the name of two modules, .* and Identity"):
+        record(model, file).__enter__()
+
+    assert not list(file.parent.iterdir())

@@ -314,6 +314,19 @@ def test_nothing_is_overwritten_unless_asked(original, reference, tmp_path):
     assert not (tmp_path / "deep.st.partial").exists()
 
 
+def test_a_replay_of_nothing_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    invoke = CliRunner().invoke
+    recorded = invoke(app, ["record", "--no-inputs", "--no-kwargs", "-o", "fp.st"])
+    assert recorded.exit_code == 0
+
+    result = invoke(app, ["replay", "fp.st", "-o", "local.st"], prog_name="qvtrace")
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("qvtrace: fp.st: no module was replayed: their inputs were not stored")
+
+
 def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

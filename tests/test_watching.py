@@ -280,3 +280,13 @@ def test_modules_that_never_stop_are_a_warning(monkeypatch):
 
     assert result.exit_code == 0
     assert "warning     --break stopped nowhere: none of its modules was called" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere.at_all", "pdb.nothing", "a b"])
+def test_a_debugger_that_is_not_there_is_refused_before_a_model_runs(folder, monkeypatch, name):
+    monkeypatch.setenv("PYTHONBREAKPOINT", name)
+
+    result = run("record", "-m", "nothing.py:nowhere", "--break", "0", "-o", "new.st")
+
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"qvtrace: PYTHONBREAKPOINT {name!r}: cannot be imported")

@@ -77,9 +77,18 @@ def replay(
     inputs = (*compared(archive), *of_model(model, archive))
     refuse_overwriting_by_archive(file, inputs)
     report = _replay(archive, variant, model, patterns, share, depth, file, overwrite=force)
+    from qvtrace.judging.decision import NOTHING_COMPARABLE
     from qvtrace.reports.recording import replay_lines
 
     print_lines(replay_lines(report, error_width()), sys.stderr)
+    if not report.calls:
+        reason = next(iter(report.skipped), "it holds no call of them")
+        print(
+            f"qvtrace: {archive}: no module was replayed: {reason}; record it with inputs and "
+            "kwargs, of the same model",
+            file=sys.stderr,
+        )
+        raise typer.Exit(NOTHING_COMPARABLE)
     print_next(_next_command(Path(archive), variant, report.file))
 
 

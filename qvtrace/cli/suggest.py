@@ -131,9 +131,11 @@ def _suggest(
         from qvtrace.suggesting import suggest
 
         def tell(step: "Step") -> None:
+            if step.run == 1:  # by then nothing has been found wrong with what was given
+                heading = f"looking for {target.described}, in at most {max_runs} runs"
+                print(heading, file=sys.stderr)
             print(step_text(step, target, max_runs), file=sys.stderr, flush=True)
 
-        print(f"looking for {target.described}, in at most {max_runs} runs", file=sys.stderr)
         return suggest(
             archive,
             target,

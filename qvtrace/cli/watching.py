@@ -26,8 +26,9 @@ def check_watching(watch: WatchFlags, elements: ElementFlags) -> None:
 
 
 def _refuse_without_terminal() -> None:
-    from qvtrace.observers.breaking import needs_terminal
+    from qvtrace.observers.breaking import needs_terminal, refuse_missing_debugger
 
+    refuse_missing_debugger()
     if needs_terminal() and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
             "--break: standard input is no terminal to debug in; run it in one, "

@@ -7,8 +7,10 @@ import threading
 from bdb import BdbQuit
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from importlib import import_module
 from typing import Any, TextIO
 
+from qvtrace.errors import UsageError
 from qvtrace.observers.observer import ObservedCall, Observer
 from qvtrace.patterns import Selector, shown
 from qvtrace.reports.formatting import printable
@@ -42,7 +44,9 @@ class BreakAt(Observer):
         return "the debugger"
 
     def begin(self, names: Collection[str]) -> None:
-        """Raise `UsageError` for a pattern that fits no module."""
+        """Raise `UsageError` for a pattern that fits no module, and for a debugger that is not
+        there."""
+        refuse_missing_debugger()
         self._selected = Selector.of(self._patterns, names, "--break")
 
     def before(self, call: ObservedCall) -> None:
@@ -77,6 +81,24 @@ def is_enabled() -> bool:
 def needs_terminal() -> bool:
     """Whether the debugger is Python's own, which somebody must type into."""
     return not os.environ.get(HOOK)
+
+
+def refuse_missing_debugger() -> None:
+    """Raise `UsageError` where the variable names what cannot be imported: `breakpoint()` would
+    only warn, and never stop."""
+    named = os.environ.get(HOOK, "")
+    if not named or not is_enabled():
+        return
+    module, _, function = named.rpartition(".")
+    try:
+        is_there = callable(getattr(import_module(module or "builtins"), function, None))
+    except Exception:  # whatever the module does when it is imported
+        is_there = False
+    if not is_there:
+        raise UsageError(
+            f"{HOOK} {named!r}: cannot be imported; name a function, such as pdb.set_trace, "
+            "or unset it"
+        )
 
 
 # What a person sees of these two are the line where the debugger stops and the names of arguments.

@@ -6,6 +6,9 @@ from inspect import getattr_static, unwrap
 
 from torch import nn
 
+from qvtrace.errors import ModelError
+from qvtrace.patterns import shown
+
 MAX_NAMES = 1_000_000  # modules that share modules that share modules have names without end
 
 
@@ -64,6 +67,20 @@ def walk_modules(root: nn.Module) -> list[NamedModule]:
 def all_names(modules: Iterable[NamedModule]) -> list[str]:
     """Every name of all of them."""
     return [name for module in modules for name in module.names]
+
+
+def refuse_shared_names(modules: Iterable[NamedModule]) -> None:
+    """Raise `ModelError` where two modules have one name, and their calls could not be told apart:
+    an entry `""` of the root's `_modules`, or one with a dot in it."""
+    known: dict[str, NamedModule] = {}
+    for module in modules:
+        for name in module.names:
+            other = known.setdefault(name, module)
+            if other is not module:
+                raise ModelError(
+                    f"{shown(name)}: is the name of two modules, {other.class_name} and "
+                    f"{module.class_name}; register one of them under another name"
+                )
 
 
 def _names(root: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:

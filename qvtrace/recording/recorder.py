@@ -34,7 +34,12 @@ from qvtrace.recording.hooks import Hooks
 from qvtrace.recording.interrupts import interrupts_put_off
 from qvtrace.recording.keeping import Share
 from qvtrace.recording.module_entries import ModuleEntries
-from qvtrace.recording.module_tree import NamedModule, all_names, walk_modules
+from qvtrace.recording.module_tree import (
+    NamedModule,
+    all_names,
+    refuse_shared_names,
+    walk_modules,
+)
 from qvtrace.recording.observed_calls import ObservedCalls
 from qvtrace.recording.options import RecordingReport, RecordOptions
 from qvtrace.recording.position import Position
@@ -179,6 +184,7 @@ class Recording(AbstractContextManager["Recording"]):
             raise UsageError("record: a recording runs once; make another one")
         modules = walk_modules(self._model)
         names = all_names(modules)
+        refuse_shared_names(modules)
         require_matches(names, self._options.include, "--include")
         require_matches(names, self._options.exclude, "--exclude")
         if self._options.max_bytes is not None and not self._options.counts_only:
