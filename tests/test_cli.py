@@ -655,3 +655,22 @@ def test_help_and_version_answer_at_once(option):
 
     yardstick = min(seconds(["-c", "import rich, typer"]) for _ in range(3))
     assert min(seconds(["-m", "qvtrace", option]) for _ in range(3)) < max(3 * yardstick, 0.3)
+
+
+def test_a_report_that_cannot_be_written_names_its_file(folder):
+    result = run("diff", "fp.st", "quant.st", "-o", "/dev/full")
+
+    assert_one_line_error(result, "--output /dev/full: cannot be written: No space left")
+
+
+def test_archives_of_a_run_need_a_folder(folder):
+    result = run("run", "-m", "functions.py:sequential", "--traces", "fp.st")
+
+    assert_one_line_error(result, "--traces fp.st: is no folder")
+
+
+def test_a_missing_candidate_is_not_to_be_recorded_as_a_float_one(folder):
+    result = run("diff", "fp.st", "missing.st")
+
+    assert_one_line_error(result, "missing.st: there is no such file")
+    assert "-o missing.st" not in result.stderr

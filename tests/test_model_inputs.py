@@ -1,6 +1,7 @@
 """The inputs of a model: crafted, through its processors, from a file, and like an archive's."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,13 @@ from model_fixtures import TOY, change_config, prepare_like, record, save
 from PIL import Image
 from recordings import quantized
 from safetensors.torch import save_file
+from torch import nn
 
 from qvtrace.archive import Archive
 from qvtrace.errors import UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 from qvtrace.models.chatter import quiet
+from qvtrace.models.input_files import read_inputs
 from qvtrace.models.likeness import rebuild_inputs
 from qvtrace.recording.recorder import record as record_model
 
@@ -513,3 +516,42 @@ def test_an_input_that_was_quantized_is_told_to_be_given_as_plain_numbers(tmp_pa
 
     assert sample.warnings == ("inputs.0 was a quint8; it is given as plain numbers",)
     assert sample.args[0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"x": [[NaN, 1]]}', "is no JSON (NaN is no number there)"),
+        ('{"x": [[-1e400, 1]]}', "is no JSON (-1e400 is no number there)"),
+        ('{"x": [[1]], "x": [[2]]}', "is no JSON ('x' is there twice)"),
+    ],
+    ids=["nan", "beyond", "twice"],
+)
+def test_json_that_says_something_else_than_it_seems_is_refused(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    file = tmp_path / "inputs.json"
+    file.write_text(text)
+
+    with pytest.raises(UsageError, match=re.escape(f"--inputs {file}: {fault}")):
+        read_inputs(str(file), nn.Identity())
+
+
+@pytest.mark.parametrize("option", ["--inputs", "--calibration"])
+def test_a_folder_of_inputs_is_called_one(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} {tmp_path}: is a folder"):
+        read_inputs(str(tmp_path), nn.Identity(), option)
+
+
+def test_a_model_that_only_the_archive_names_is_blamed_on_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save("llama", Path("here/there/llama"))
+    record(prepare(ModelRequest(model="here/there/llama")), tmp_path / "fp.st")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    blamed = r"^--like .*fp\.st: its model here/there/llama: .*name it with --model"
+    with Archive.open(tmp_path / "fp.st") as like, pytest.raises(UsageError, match=blamed):
+        prepare(ModelRequest(), like)

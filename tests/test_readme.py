@@ -82,6 +82,7 @@ def test_python_runs_as_printed(tmp_path, monkeypatch):
     for example in blocks("python"):
         exec(compile(example, "README.md", "exec"), names)
     assert names["comparison"].worst("peir", 1)
+    assert names["hidden"].shape == (2, 16)
 
 
 def test_the_workflow_runs_as_printed(tmp_path, monkeypatch):

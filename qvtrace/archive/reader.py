@@ -354,7 +354,7 @@ def _map(file: Path) -> mmap.mmap:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingArchiveError(
-            f"{file}: there is no such file; record one with: qvtrace record -o {file}"
+            f"{file}: there is no such file; check the path, or record it: qvtrace record --help"
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

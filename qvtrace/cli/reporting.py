@@ -130,5 +130,11 @@ def _lines(
 
 def write_file(text: str, output: Path) -> None:
     """Write text, and make the folder where there is none."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"--output {output}: cannot be written: {error.strerror or error}; "
+            "check path and space, or choose another"
+        ) from error

@@ -116,6 +116,8 @@ def run(
             raise UsageError(f"--{name}: says something with --in-flight only; leave it out")
     options = rows.options(ModulePatterns(), gates, elements, report.limit(elements))
     folder = traces or TRACES
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--traces {folder}: is no folder; name one, or a new one")
     reference, candidate = (folder / f"{variant}.st" for variant in Variant)
     job = Job(
         model,

@@ -1,6 +1,7 @@
 """Ready inputs from a `.safetensors`, `.json` or `.jsonl` file."""
 
 import json
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -91,6 +92,8 @@ def _read(file: str, option: str) -> Any:
 
 def _existing(file: str, option: str) -> Path:
     path = Path(file)
+    if path.is_dir():
+        raise UsageError(f"{option} {file}: is a folder; name a file in it")
     if not path.is_file():
         raise UsageError(f"{option} {file}: there is no such file; check the path")
     return path
@@ -98,7 +101,7 @@ def _existing(file: str, option: str) -> Path:
 
 def _line(line: str, number: int, path: Path, option: str) -> Any:
     try:
-        return json.loads(line)
+        return _strict(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{option} {path}: line {number} is no JSON ({error}); correct it"
@@ -108,8 +111,11 @@ def _line(line: str, number: int, path: Path, option: str) -> Any:
 def _text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{option} {path}: cannot be read ({error}); check it") from error
+    except OSError as error:
+        fault = error.strerror or error
+        raise UsageError(f"{option} {path}: cannot be read ({fault}); check it") from error
+    except ValueError as error:
+        raise UsageError(f"{option} {path}: is no UTF-8 text ({error}); correct it") from error
 
 
 def _read_safetensors(path: Path, option: str) -> dict[str, Any]:
@@ -125,10 +131,37 @@ def _read_safetensors(path: Path, option: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path, option: str) -> Any:
+    text = _text(path, option)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        return _strict(text)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{option} {path}: is no JSON ({error}); correct it") from error
+
+
+def _strict(text: str) -> Any:
+    """Strict JSON; raises `ValueError` also for what the parser would take for something else:
+    NaN, a number beyond all floats, a second value of one name."""
+    return json.loads(
+        text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_without_doubles
+    )
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number there")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{double!r} is there twice")
+    return values
 
 
 def _from_json(value: Any, label: str) -> Any:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from torch import nn
 
 from qvtrace.archive import Archive
-from qvtrace.errors import QvtraceError, UsageError
+from qvtrace.errors import ModelError, QvtraceError, UsageError
 from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models import gguf_files
 from qvtrace.models.calibration import Calibration, make_calibration, run_once
@@ -48,7 +48,7 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
     and inputs, bit for bit. Raises `UsageError` for a request that cannot be met and `ModelError`
     for a model that cannot be loaded or quantized, each in one line without the hub token.
     """
-    with _without_token(request.hf_token), quiet():
+    with _without_token(request.hf_token), quiet(), _model_of(like, request):
         asked = request
         if like is not None:
             request = resembling(request, like)
@@ -84,6 +84,21 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
             label = quantized.variant.quantizer
             check_generates(quantized.model, f"{origin.name} as {label} leaves it")
         return quantized
+
+
+@contextmanager
+def _model_of(like: Archive | None, request: ModelRequest) -> Iterator[None]:
+    """Blame the archive for the model that it names, not an option that nobody gave."""
+    try:
+        yield
+    except (UsageError, ModelError) as error:
+        fault = str(error).removeprefix("--model ")
+        if like is None or request.model is not None or fault == str(error):
+            raise
+        raise type(error)(
+            f"--like {like.file}: its model {fault}; if it is of another folder, name it with "
+            "--model"
+        ) from error.__cause__
 
 
 def _choose(request: ModelRequest) -> Chosen | None:
