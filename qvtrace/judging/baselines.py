@@ -42,13 +42,20 @@ def differences(earlier: Comparison, now: Comparison) -> Iterator[str]:
 
 
 def _why_other_inputs(earlier: Comparison, now: Comparison) -> str | None:
+    samples = _samples(earlier), _samples(now)
+    if samples[0] != samples[1]:
+        return f"it has other inputs: {samples[0]} samples against {samples[1]} here"
     if earlier.inputs is None or now.inputs is None or _why_unknown_inputs(earlier, now):
         return None
-    if earlier.inputs.get("digest") == now.inputs.get("digest"):
-        return None
-    samples = [one.get("samples") for one in (earlier.inputs, now.inputs)]
-    told = "" if samples[0] == samples[1] else f": {samples[0]} samples against {samples[1]} here"
-    return f"it has other inputs{told}"
+    same = earlier.inputs.get("digest") == now.inputs.get("digest")
+    return None if same else "it has other inputs"
+
+
+def _samples(comparison: Comparison) -> int:
+    """How many the rows are of: those of an older result tell that as well."""
+    pooled = (row.samples.count for row in comparison.rows if row.samples is not None)
+    apart = {row.sample for row in comparison.rows if row.sample is not None}
+    return max(len(apart), *pooled, 1)
 
 
 def _why_unknown_inputs(earlier: Comparison, now: Comparison) -> str | None:
