@@ -520,6 +520,11 @@ def test_a_killed_recording_can_be_recovered(folder):
     assert "0 Linear" in run("show", "t/fp.st.partial").stdout
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_recovery_of_a_folder_is_one_line(folder, name):
+    assert_one_line_error(run("recover", name), "is a folder; name the .partial file")
+
+
 def test_recovery_says_that_the_journal_is_damaged(folder):
     arguments = ["record", "-m", "functions.py:sleeping", "-o", "fp.st.killed"]
     with command(*arguments, stderr=subprocess.PIPE) as process:

@@ -49,6 +49,8 @@ def recover(file: str | os.PathLike[str]) -> Recovery:
     still running.
     """
     partial = Path(file)
+    if not partial.name or partial.is_dir():
+        raise ArchiveError(f"{partial}: is a folder; name the .partial file in it")
     journal = journal_of(partial)
     if not partial.exists():
         raise MissingArchiveError(
