@@ -97,7 +97,7 @@ def no_mask(model: nn.Module, name: str) -> None:
 
 
 def positions_shifted(model: nn.Module, name: str) -> None:
-    with_argument(model, name, "position_ids", lambda positions: positions * 2)
+    with_argument(model, name, "position_ids", lambda positions: positions + 3)
 
 
 def weight(model: nn.Module, name: str) -> Tensor:

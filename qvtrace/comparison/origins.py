@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qvtrace.comparison.noise import CallKey, CallNoise, decibels, differs_in_kind
+from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, differs_in_kind
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels
 from qvtrace.comparison.noise_steps import Step, steps_of
 from qvtrace.comparison.rows import Row
@@ -117,39 +117,37 @@ def _by_place(told: Iterable[_Told]) -> list[tuple[Origin, str]]:
     for excess, step in told:
         origin = _origin(step, excess)
         own = () if origin.path != "output" else (origin.reason,)
-        key = origin.module, origin.call, origin.path, *own
-        found.setdefault(key, (origin, _noises(step, excess)))
+        place = "output" if origin.path != "output" else step.after.removeprefix("the ")
+        noises = _noises(origin, place or "output", excess.clean)
+        found.setdefault((origin.module, origin.call, origin.path, *own), (origin, noises))
     return list(found.values())
 
 
-def _noises(step: Step, excess: Excess) -> str:
+def _noises(origin: Origin, place: str, clean: float) -> str:
     parts = []
-    if step.noise_in is not None:
-        agree = "agree to" if step.noise_in <= excess.clean else "differ by"
-        noise = f"inputs {agree} {decibels(step.noise_in)}"
-        parts.append(noise if step.noise_in else "inputs agree")
-    if step.noise_out is not None:
-        place = step.after.removeprefix("the ") or "output"
-        parts.append(f"{place} {decibels(step.noise_out)}")
+    if origin.noise_in is not None:
+        agree = "agree to" if origin.noise_in <= clean else "differ by"
+        noise = f"inputs {agree} {decibels(origin.noise_in)}"
+        parts.append(noise if origin.noise_in else "inputs agree")
+    if origin.noise_out is not None:
+        parts.append(f"{place} {decibels(origin.noise_out)}")
     return ", ".join(parts) or "noise not known"
 
 
 def _origin(step: Step, excess: Excess) -> Origin:
     call = step.call
+    evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
+    noises = step.noise_in, step.noise_out
     differing = _differing(call.inputs)
-    reason = _reason(step, excess)
-    if differing is not None:
-        reason = f"{differing.path} {_how_it_differs(differing)}"
-    return Origin(
-        call.module,
-        call.call,
-        "output" if differing is None else differing.path,
-        step.noise_in,
-        step.noise_out,
-        step.added,
-        "local" if step.is_local else "in-out",
-        reason,
-    )
+    if differing is None:
+        reason = _reason(step, excess)
+        return Origin(call.module, call.call, "output", *noises, step.added, evidence, reason)
+    if None not in (call.noise_in, call.noise_out) and not step.is_local:
+        noises = call.noise_in, call.noise_out  # all of the call follows from it
+    reason = f"{differing.path} {_how_it_differs(differing)}"
+    came_in, came_out = noises
+    more = None if came_in is None or came_out is None else added(came_in, came_out)
+    return Origin(call.module, call.call, differing.path, *noises, more, evidence, reason)
 
 
 def _reason(step: Step, excess: Excess) -> str:
@@ -172,6 +170,8 @@ def _reason(step: Step, excess: Excess) -> str:
 def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:
     """Whether nothing of the noise is left in what the nearest call around it gives: channels in
     another order, say, that the next weights expect in that order."""
+    if _differing(step.call.inputs) is not None:
+        return False
     holder = step.call
     if step.after in ("", "the output"):
         parent = None if step.call.parent is None else called.get(step.call.parent)
