@@ -355,6 +355,37 @@ def test_a_replay_of_a_healthy_model_is_the_floor_of_other_replays(original, ref
     assert [(origin.module, origin.evidence) for origin in origins] == [(name, "local")]
 
 
+def test_a_replay_is_a_candidate_above_the_replay_of_a_healthy_model(original, reference, tmp_path):
+    model = quantized(copy.deepcopy(original))
+    healthy, local = tmp_path / "healthy.st", tmp_path / "local.st"
+    replay(model, reference, healthy, variant="quant")
+    name = "model.layers.1.self_attn.v_proj"
+    slightly_noisy(model, name)
+    replay(model, reference, local, variant="quant")
+
+    origins = diff(reference, local, floor=healthy).verdict.origins
+
+    assert [(origin.module, origin.evidence) for origin in origins] == [(name, "local")]
+    assert diff(reference, healthy, floor=healthy).verdict.origins == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.v_proj", "model.layers.2.mlp.down_proj"]
+)
+def test_what_was_replayed_is_told_above_a_floor_that_is_no_replay(
+    original, reference, healthy, tmp_path, name
+):
+    model = quantized(copy.deepcopy(original))
+    slightly_noisy(model, name)
+    candidate, local = recorded(model, tmp_path / "candidate.st"), tmp_path / "local.st"
+    replay(model, reference, local, variant="quant")
+
+    verdict = diff(reference, candidate, floor=healthy, local=local).verdict
+
+    assert (verdict.origins[0].module, verdict.origins[0].evidence) == (name, "local")
+    assert "dB above the floor, what came in 0 dB" in verdict.lines[0]
+
+
 def test_another_order_of_calls_blames_nobody(original, reference, tmp_path):
     model = copy.deepcopy(original)
     for layer in model.model.layers:

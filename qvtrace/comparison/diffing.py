@@ -108,7 +108,8 @@ def compare_archives(
     modules = {row.module for row in built.of_calls()}
     measured = measure_floor(modules, reference, floor, options, rotations)
     quantized = _quantized(candidate, parameters[1], chosen.everything)
-    rows, origins = _with_noise(built, replayed, measured, options, quantized)
+    is_replay = candidate.manifest.recorded_by == "replay"
+    rows, origins = _with_noise(built, replayed, measured, options, quantized, is_replay=is_replay)
     executed = told_of_samples(weight_rows.finish(rows))
     evidence = Evidence(
         executed,
@@ -158,10 +159,14 @@ def _with_noise(
     floor: Measured | None,
     options: DiffOptions,
     quantized: set[str],
+    *,
+    is_replay: bool,
 ) -> tuple[list[Row], Origins]:
-    """The rows with the noise of their calls, and where that comes in."""
+    """The rows with the noise of their calls, and where that comes in. `is_replay`: that of a call
+    of the candidate is its own."""
     of_calls = built.of_calls()
-    noises = call_noises(of_calls, built.calls, replayed)
+    local = of_calls if is_replay and not replayed else replayed
+    noises = call_noises(of_calls, built.calls, local)
     origins = find_origins(
         noises,
         max(rounding_noise(of_calls), built.contents.rotations.noise),

@@ -7,8 +7,8 @@ what is usual there.
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median, median_high
 
 from qvtrace.comparison.noise import CallKey, decibels
@@ -139,7 +139,7 @@ class FloorLevels:
         }
         levels = sorted(noise for _, noise in self._noises.values() if noise)
         self.usual = max(rounding, levels[len(levels) // 2]) if levels else rounding
-        self._least = self._least_excess(steps)
+        self._least = self._least_excess(map(self._as_in_floor, steps))
 
     @property
     def text(self) -> str:
@@ -152,9 +152,10 @@ class FloorLevels:
 
     def excess(self, step: Step) -> Excess:
         """How many times the floor's noise comes out, over how many times that came in."""
+        own, step = step, self._as_in_floor(step)
         ratios = self._ratios(step)
         if ratios is None:
-            return self._own.excess(step)
+            return self._own.excess(own)
         came_in, came_out = ratios
         ratio = came_out / max(came_in, 1.0)
         clean = self._least * max(self._noises[_place(step)][0], self._rounding)
@@ -163,6 +164,14 @@ class FloorLevels:
             return Excess(ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
         agrees = came_in <= self._least
         return Excess(ratio, ratio >= self._least, clean, int(agrees), above)
+
+    def _as_in_floor(self, step: Step) -> Step:
+        """A call that was replayed, as it was in the candidate, where the floor is no replay."""
+        whole = replace(
+            step, is_local=False, noise_in=step.call.noise_in, noise_out=step.call.noise_out
+        )
+        is_known = _place(step) in self._noises or _place(whole) not in self._noises
+        return step if is_known or not step.is_local else whole
 
     def _ratios(self, step: Step) -> tuple[float, float] | None:
         """Noise in and noise out over that of the floor; None where either has no number."""
@@ -174,7 +183,7 @@ class FloorLevels:
             (step.noise_out + self._rounding) / (level[1] + self._rounding),
         )
 
-    def _least_excess(self, steps: Sequence[Step]) -> float:
+    def _least_excess(self, steps: Iterable[Step]) -> float:
         """A floor of the same quantization agrees to a fraction of a decibel where nothing is
         wrong; one in another dtype is a level, no more."""
         ratios = [ratios for step in steps if (ratios := self._ratios(step)) is not None]
