@@ -8,7 +8,7 @@ import torch
 from tiny_models import build
 from torch import Tensor, nn
 
-from qvtrace import diff, record
+from qvtrace import diff, record, replay
 from qvtrace.comparison.comparison import Comparison
 
 
@@ -16,10 +16,10 @@ from qvtrace.comparison.comparison import Comparison
 def against(tmp_path: Path):
     """Compares a model with a changed copy of itself."""
 
-    def run(model: nn.Module, changed: nn.Module, *inputs: Tensor, **options) -> Comparison:
+    def run(model: nn.Module, changed: nn.Module, *inputs: Tensor) -> Comparison:
         files = tmp_path / "fp.st", tmp_path / "quant.st"
         for each, file in zip((model, changed), files, strict=True):
-            with torch.no_grad(), record(each.eval(), file, **options):
+            with torch.no_grad(), record(each.eval(), file):
                 each(*inputs)
         return diff(*files)
 
@@ -123,6 +123,22 @@ def quantized(model: nn.Module) -> nn.Module:
     return model
 
 
+def test_of_two_modules_of_a_class_the_one_with_more_noise_of_its_own_is_the_origin(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32))
+    rounded = changed(model, "0", round_to_4_bits)
+    hidden = torch.randn(24, 32)
+    for each, name in ((model, "fp.st"), (rounded, "quant.st")):
+        with torch.no_grad(), record(each, tmp_path / name):
+            each(hidden)
+    replay(rounded, tmp_path / "fp.st", tmp_path / "local.st")
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "quant.st", local=tmp_path / "local.st")
+
+    assert places(comparison) == [("0", "output")]
+    assert comparison.verdict.origins[0].evidence == "local"
+
+
 def test_a_router_that_chooses_otherwise_since_its_numbers_are_noisy_is_no_fault(against):
     model, inputs = build("qwen3_moe")
     ids = torch.cat([inputs["input_ids"] + shift for shift in range(3)], dim=1)
@@ -133,14 +149,20 @@ def test_a_router_that_chooses_otherwise_since_its_numbers_are_noisy_is_no_fault
     assert places(comparison) == []
 
 
-def test_where_no_inputs_were_stored_nothing_is_told_of_where_error_comes_in(against):
+@pytest.mark.parametrize("stored", [(False, False), (True, False), (False, True)])
+def test_where_no_inputs_were_stored_nothing_is_told_of_where_error_comes_in(tmp_path, stored):
     torch.manual_seed(0)
     chain = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    faulty = changed(chain, "1", round_to_4_bits)
+    hidden = torch.randn(8, 16)
+    files = tmp_path / "fp.st", tmp_path / "quant.st"
+    models = chain, changed(chain, "1", round_to_4_bits)
+    for model, file, inputs in zip(models, files, stored, strict=True):
+        with torch.no_grad(), record(model, file, inputs=inputs):
+            model(hidden)
 
-    comparison = against(chain, faulty, torch.randn(8, 16), inputs=False)
+    verdict = diff(*files).verdict
 
-    assert not comparison.verdict.origins
-    assert comparison.verdict.lines == (
+    assert not verdict.origins
+    assert verdict.lines == (
         "where error comes in is not known: of no call it is, what it was given",
     )

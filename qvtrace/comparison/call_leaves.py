@@ -16,6 +16,11 @@ from qvtrace.manifest import CallEntry
 from qvtrace.trees import TensorLeaf
 
 
+def has_arguments(call: CallEntry) -> bool:
+    """Whether all that a call was given is stored."""
+    return call.inputs is not None and call.kwargs is not None
+
+
 def call_leaves(reference: Archive, candidate: Archive, pair: Pair) -> Iterator[LeafPair]:
     """What both calls were given and what they gave.
 

@@ -166,7 +166,7 @@ def _with_noise(
     of the candidate is its own."""
     of_calls = built.of_calls()
     local = of_calls if is_replay and not replayed else replayed
-    noises = call_noises(of_calls, built.calls, local)
+    noises = call_noises(of_calls, built.calls, local, built.without_inputs)
     origins = find_origins(
         noises,
         max(rounding_noise(of_calls), built.contents.rotations.noise),

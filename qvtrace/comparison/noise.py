@@ -7,10 +7,11 @@ error beside the interval, or sums over all tokens, say little of what happens t
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qvtrace.comparison.call_leaves import has_arguments
 from qvtrace.comparison.rows import COMPARED, Row
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Metrics, Undefined
@@ -191,11 +192,15 @@ def is_output(row: Row) -> bool:
 
 
 def call_noises(
-    rows: Iterable[Row], calls: Sequence[CallEntry], replayed: Iterable[Row] = ()
+    rows: Iterable[Row],
+    calls: Sequence[CallEntry],
+    replayed: Iterable[Row] = (),
+    without_inputs: Collection[CallKey] = (),
 ) -> list[CallNoise]:
     """The noise of each call that has rows, in order of execution.
 
-    `rows` are those of all paths, `calls` the reference's, `replayed` the outputs of a replay.
+    `rows` are those of all paths, `calls` the reference's, `replayed` the outputs of a replay; of
+    those `without_inputs` the candidate did not store what they were given.
     """
     local: dict[CallKey, list[Row]] = defaultdict(list)
     for row in replayed:
@@ -209,7 +214,7 @@ def call_noises(
         key = call.module, call.index
         if key in places:
             inputs, outputs = places[key]
-            is_known = call.inputs is not None and call.kwargs is not None
+            is_known = has_arguments(call) and key not in without_inputs
             found.append(
                 CallNoise(
                     call.module,

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median, median_high
+from statistics import median, median_high, median_low
 
 from qvtrace.comparison.noise import CallKey, decibels
 from qvtrace.comparison.noise_steps import Step
@@ -91,7 +91,8 @@ class OwnLevels:
         alike = self._by_kind[step.kind]
         if step.is_local:  # nothing was handed on, so that a class tells as much as a kind
             same_class = self._by_class[step.class_name]
-            level = max(median(alike), median(same_class)) if len(same_class) > 1 else self._local
+            levels = [median_low(one) for one in (alike, same_class) if len(one) > 1]
+            level = max(levels, default=self._local)
             return (step.noise_out + self.rounding) / max(level, self.rounding, _TINY)
         if len(alike) < _ENOUGH_ALIKE:
             alike = self._by_class[step.class_name]

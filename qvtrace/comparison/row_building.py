@@ -10,6 +10,7 @@ from qvtrace.comparison.alignment import Pair
 from qvtrace.comparison.call_leaves import (
     argument_leaves,
     call_leaves,
+    has_arguments,
     have_other_tokens,
     output_leaves,
     tensors_of,
@@ -84,6 +85,7 @@ class RowBuilder:
         self.only_in_reference: list[Place] = []
         self.only_in_candidate: list[Place] = []
         self.candidate_modules: set[str] = set()  # names in the candidate that have rows
+        self.without_inputs: set[tuple[str, int]] = set()  # calls, as the candidate stored them
         self.failed: list[FailedCall] = []
         self._reference = reference
         self._candidate = candidate
@@ -119,6 +121,8 @@ class RowBuilder:
         fates = fate(failure(pair.reference)), fate(failure(pair.candidate))
         if "output" in self._parts and fates != (None, None):
             self.failed.append(FailedCall(Place.of(pair.reference, "output"), *fates))
+        if not has_arguments(pair.candidate):
+            self.without_inputs.add((pair.reference.module, pair.reference.index))
         for leaves in call_leaves(self._reference, self._candidate, pair):
             is_wanted = leaves.path.partition(".")[0] in self._parts
             if leaves.stored:
