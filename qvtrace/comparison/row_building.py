@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
@@ -54,12 +53,6 @@ from qvtrace.trees import (
     ValueLeaf,
     tensor_leaves,
 )
-
-# Below, in dB, elements of equal shapes may be in other places.
-_UNLIKE = 3.0
-_TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
-
-_Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 
 
 class RowBuilder:
