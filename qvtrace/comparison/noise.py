@@ -235,7 +235,15 @@ def differs_in_kind(row: Row) -> bool:
     """Whether it is something else on the two sides, of which no noise can be told."""
     if row.status == "nonfinite":
         return row.nonfinite is not None and row.nonfinite.sentinel_mismatches > 0
-    return row.status in _OTHER_KIND
+    return row.status in _OTHER_KIND or _is_of_nothing(row)
+
+
+def _is_of_nothing(row: Row) -> bool:
+    """Whether there is no signal in the reference that its error could be held against, as in a
+    mask that is added; what a call gave follows from that call."""
+    came_from = None if row.same_as is None else row.same_as.path.partition(".")[0]
+    zero = row.undefined.get("sqnr") == Undefined.ZERO_REFERENCE
+    return zero and row.status == "ok" and came_from != "output" and not is_output(row)
 
 
 def _worst_input(rows: Sequence[Row]) -> float | None:

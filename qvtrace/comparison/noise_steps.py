@@ -1,12 +1,15 @@
 """The places where noise can come in: calls without calls of their own, and gaps between calls."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added, noise
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import shown
+
+Dtypes: TypeAlias = tuple[str | None, str | None]
 
 _REPLAYED = " replayed"  # are of a kind of their own
 
@@ -24,6 +27,9 @@ class Step:
     is_local: bool  # seen in a replay, into which no noise came
     kind: str
     class_name: str
+    into: CallNoise | None = None  # the call within that receives it, and no other call does
+    recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
+    recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
 
     @property
     def added(self) -> float | None:
@@ -59,6 +65,7 @@ def _own_step(call: CallNoise) -> Step:
         is_local,
         f"{_kind(call.module)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
+        recast=_recast(call.outputs, {row.dtype for row in call.inputs}),
     )
 
 
@@ -72,25 +79,32 @@ def _gaps(
     last = parent.module
     given = GivenTokens()
     given.add(parent.inputs)
+    dtypes = {row.dtype for row in parent.inputs}
     for child in children:
         after = f"the input of {_inner(parent, child)}"
         breaks = "" if was_broken else _not_finite(child.inputs)
         kind = f"{_kind(last)} > {_kind(child.module)}"
         new = [row for row in child.inputs if not _was_there(row, orders, child)]
         noises = _received(bound, child.noise_in, given, new), child.noise_in
-        yield Step(parent, _joined(before), after, *noises, breaks, False, kind, kind)
+        recast = _recast(child.inputs, dtypes)
+        into = None if recast and _are_all_recast(children) else child
+        words = _joined(before), after
+        yield Step(parent, *words, *noises, breaks, False, kind, kind, into, recast)
         # Noise that has been told of is no news further on.
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
         was_broken = was_broken or bool(_not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
         given.add(child.outputs)
+        dtypes.update(row.dtype for row in (*child.inputs, *child.outputs))
         last = child.module
     breaks = "" if was_broken else _not_finite(parent.outputs)
     kind = f"{_kind(last)} > output of {_kind(parent.module)}"
     new = [row for row in parent.outputs if not _was_there(row, orders)]
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
-    yield Step(parent, _joined(before), "the output", *noises, breaks, False, kind, kind)
+    recast = _recast(parent.outputs, dtypes)
+    words = _joined(before), "the output"
+    yield Step(parent, *words, *noises, breaks, False, kind, kind, recast=recast)
 
 
 def _was_there(row: Row, orders: Mapping[Place, int], child: CallNoise | None = None) -> bool:
@@ -115,10 +129,35 @@ def _received(
 
 def _not_finite(rows: Iterable[Row]) -> str:
     """What only the candidate has that is not finite, in words; empty: nothing."""
-    found = [row.nonfinite for row in rows if row.nonfinite is not None]
-    if any(counts.new_nan for counts in found):
-        return "NaN"
-    return "infinities" if any(counts.new_inf for counts in found) else ""
+    found = set(map(breaks, rows))
+    return "NaN" if "NaN" in found else max(found, default="")
+
+
+def breaks(row: Row) -> str:
+    """What only the candidate has in a pair that is not finite, in words; empty: nothing."""
+    counts = row.nonfinite
+    if counts is None:
+        return ""
+    return "NaN" if counts.new_nan else "infinities" if counts.new_inf else ""
+
+
+def _recast(rows: Iterable[Row], before: Collection[Dtypes]) -> tuple[Row, ...]:
+    """Those of another float dtype in the candidate, where nothing before them was."""
+    return tuple(row for row in rows if _is_recast(row) and row.dtype not in before)
+
+
+def _are_all_recast(children: Sequence[CallNoise]) -> bool:
+    """Whether all calls within a call run in another dtype: then the cast is the call's own."""
+    floats = [[row for row in child.inputs if _is_float(row.dtype[0])] for child in children]
+    return all(any(map(_is_recast, rows)) for rows in floats if rows)
+
+
+def _is_recast(row: Row) -> bool:
+    return row.dtype[0] != row.dtype[1] and all(map(_is_float, row.dtype))
+
+
+def _is_float(dtype: str | None) -> bool:
+    return dtype is not None and "float" in dtype
 
 
 def _kind(module: str) -> str:

@@ -9,15 +9,14 @@ residual add, an edit in place, or an input of the parent that differs in kind.
 What is usual is told by a floor, or else by the run's own places of the same kind.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, differs_in_kind
+from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, first_in_kind, named
+from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, rounding_noise
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels
-from qvtrace.comparison.noise_steps import Step, steps_of
-from qvtrace.comparison.rows import Row
+from qvtrace.comparison.noise_steps import Dtypes, Step, steps_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def find_origins(
         and not _follows_a_choice(found[1].call)
         and not _is_undone(found[1], called, LEAST_EXCESS * rounding)
     ]
-    told = _by_place([*broken[:1], *_most_important_first(noisy)])
+    told = _by_place([*broken[:1], *_most_important_first(_each_cast_once(noisy))], rounding)
     is_noisy = bool(told) or any(step.noise_out for step in steps)
     local = [step.noise_out or 0.0 for step in steps if step.is_local]
     return Origins(
@@ -99,78 +98,123 @@ def find_origins(
 _Told: TypeAlias = tuple[Excess, Step]
 
 
+def _each_cast_once(noisy: Iterable[_Told]) -> list[_Told]:
+    """Outputs of another dtype that differ by its rounding are one reason, told at the first."""
+    told: list[_Told] = []
+    first: dict[Dtypes, int] = {}
+    for excess, step in noisy:
+        known = None
+        if _is_rounded_by_a_cast(step):
+            known = first.setdefault(step.recast[0].dtype, len(told))
+        if known is None or known == len(told):
+            told.append((excess, step))
+        else:
+            excess, step = told[known]
+            told[known] = excess, replace(step, recast_after=step.recast_after + 1)
+    return told
+
+
+def _is_rounded_by_a_cast(step: Step) -> bool:
+    if not step.recast or step.after or step.noise_out is None:
+        return False
+    return step.noise_out <= rounding_noise(step.recast)
+
+
 def _most_important_first(told: Sequence[_Told]) -> list[_Told]:
-    """Noise that may be that of quantization comes behind what is larger."""
+    """Noise that may be that of quantization comes behind what is larger; that of other inputs may
+    not be."""
     largest = max((step.noise_out or 0.0 for _, step in told), default=0.0)
 
     def importance(one: _Told) -> tuple[bool, int, float]:
         excess, step = one
-        is_likely = not excess.may_be_usual or (step.noise_out or 0.0) >= largest
+        is_largest = (step.noise_out or 0.0) >= largest
+        is_likely = not excess.may_be_usual or is_largest or bool(first_in_kind(step.call.inputs))
         return is_likely, excess.rank, excess.ratio
 
     return sorted(told, key=importance, reverse=True)
 
 
-def _by_place(told: Iterable[_Told]) -> list[tuple[Origin, str]]:
+def _by_place(told: Iterable[_Told], rounding: float) -> list[tuple[Origin, str]]:
     """Each input that differs in kind once, whatever it does in the call: the most important."""
     found: dict[tuple[object, ...], tuple[Origin, str]] = {}
     for excess, step in told:
-        origin = _origin(step, excess)
+        origin = _origin(step, excess, rounding)
         own = () if origin.path != "output" else (origin.reason,)
         place = "output" if origin.path != "output" else step.after.removeprefix("the ")
-        noises = _noises(origin, place or "output", excess.clean)
+        noises = _noises(origin, place or "output", excess.clean, step.breaks)
         found.setdefault((origin.module, origin.call, origin.path, *own), (origin, noises))
     return list(found.values())
 
 
-def _noises(origin: Origin, place: str, clean: float) -> str:
+def _noises(origin: Origin, place: str, clean: float, breaks: str) -> str:
     parts = []
     if origin.noise_in is not None:
         agree = "agree to" if origin.noise_in <= clean else "differ by"
         noise = f"inputs {agree} {decibels(origin.noise_in)}"
         parts.append(noise if origin.noise_in else "inputs agree")
-    if origin.noise_out is not None:
+    if breaks:
+        parts.append(f"{breaks} in the {place}")
+    elif origin.noise_out is not None:
         parts.append(f"{place} {decibels(origin.noise_out)}")
     return ", ".join(parts) or "noise not known"
 
 
-def _origin(step: Step, excess: Excess) -> Origin:
-    call = step.call
+def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
     evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
     noises = step.noise_in, step.noise_out
-    differing = _differing(call.inputs)
-    if differing is None:
-        reason = _reason(step, excess)
-        return Origin(call.module, call.call, "output", *noises, step.added, evidence, reason)
-    if None not in (call.noise_in, call.noise_out) and not step.is_local:
-        noises = call.noise_in, call.noise_out  # all of the call follows from it
-    reason = f"{differing.path} {_how_it_differs(differing)}"
-    came_in, came_out = noises
+    agreed = LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
+    cause = cause_of(step, agreed)
+    if cause is None:
+        call, path, reason = step.call, "output", _reason(step, excess, agreed)
+        return Origin(call.module, call.call, path, *noises, step.added, evidence, reason)
+    came_in, came_out = cause.noises
+    if None not in cause.noises and not step.is_local:
+        noises = cause.noises  # all of the call follows from it
     more = None if came_in is None or came_out is None else added(came_in, came_out)
-    return Origin(call.module, call.call, differing.path, *noises, more, evidence, reason)
+    module, index = cause.call.key
+    return Origin(module, index, cause.path, *noises, more, evidence, cause.reason)
 
 
-def _reason(step: Step, excess: Excess) -> str:
+def _reason(step: Step, excess: Excess, agreed: float) -> str:
+    after = f"{step.after}{_brought_by(step, agreed)}"
     if step.breaks:
-        return f"{step.breaks} in {step.after or 'the output'}, none in {step.before}"
+        return f"{step.breaks} in {after or 'the output'}, none in {step.before}"
     if step.after and (step.noise_in or 0.0) <= excess.clean:
-        reason = f"{step.before} agree, {step.after} does not: it comes in between"
+        reason = f"{step.before} agree, {after} does not: it comes in between"
     elif step.after:
-        reason = f"{step.after} differs by more than {step.before}: it comes in between"
+        reason = f"{after} differs by more than {step.before}: it comes in between"
     elif step.is_local:
         reason = "its output differs when it is given the reference's inputs"
     else:
         reason = "its output differs by more than its inputs"
+    reason += _dtypes(step)
     if excess.above_floor is None:
         return reason
     came_in, came_out = excess.above_floor
     return f"{reason} ({came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB)"
 
 
+def _brought_by(step: Step, agreed: float) -> str:
+    """Which of several inputs it is."""
+    bringing = bringing_of(step, agreed)
+    if step.into is None or not bringing or len(step.into.inputs) == 1:
+        return ""
+    return f" ({named(bringing)})"
+
+
+def _dtypes(step: Step) -> str:
+    if not step.recast:
+        return ""
+    which = "it" if step.after else "its output"
+    calls = "call" if step.recast_after == 1 else "calls"
+    more = f", as those of {step.recast_after} {calls} after it are" if step.recast_after else ""
+    return f", {which} is {dtypes_text(step.recast)}{more}"
+
+
 def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:
     """Whether nothing of the noise is left in what the nearest call around it gives: channels in
     another order, say, that the next weights expect in that order."""
-    if _differing(step.call.inputs) is not None:
+    if first_in_kind(step.call.inputs) is not None:
         return False
     holder = step.call
     if step.after in ("", "the output"):
@@ -186,24 +230,3 @@ def _follows_a_choice(call: CallNoise) -> bool:
     then the noise is what follows of that."""
     given = (row.same_as for row in call.inputs if row.status == "mismatch")
     return any(place is not None and place.path.partition(".")[0] == "output" for place in given)
-
-
-def _differing(inputs: Iterable[Row]) -> Row | None:
-    """The first input that no noise can be told of, since it is something else."""
-    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
-
-
-def _how_it_differs(row: Row) -> str:
-    if row.status == "mismatch" and row.shape[0] is not None:
-        count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
-        return f"holds other values: {count} of {all_of_them} elements differ"
-    reasons = [] if row.reason is None else [row.reason]
-    if None not in row.dtype and (row.dtype[0], row.shape[0]) != (row.dtype[1], row.shape[1]):
-        reasons = [f"{_form(row, 0)} against {_form(row, 1)}"]
-    if row.nonfinite is not None and row.nonfinite.sentinel_mismatches:
-        reasons.append(f"masked on one side only: {row.nonfinite.sentinel_mismatches} elements")
-    return f"differs in kind: {', '.join(reasons)}"
-
-
-def _form(row: Row, side: Literal[0, 1]) -> str:
-    return f"{row.dtype[side]} {list(row.shape[side] or ())}"

@@ -1,0 +1,119 @@
+"""The inputs that bring error into a call.
+
+They are something else on the two sides, or hold other values where all that came before agrees.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qvtrace.comparison.noise import CallNoise, decibels, differs_in_kind, noise
+from qvtrace.comparison.noise_steps import Step, breaks
+from qvtrace.comparison.rows import Row
+from qvtrace.metrics.differences import Undefined
+
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An input that makes a call err, and what its call was given besides and gave."""
+
+    call: CallNoise
+    path: str
+    reason: str
+    noises: tuple[float | None, float | None]
+
+
+def cause_of(step: Step, agreed: float) -> Cause | None:
+    """The input that brings what shows at a place; None where no input alone does.
+
+    `agreed` is the noise up to which inputs agree.
+    """
+    call = step.call
+    differing = first_in_kind(call.inputs)
+    if differing is not None:
+        reason = f"{differing.path} {_how_it_differs(differing)}"
+        return Cause(call, differing.path, reason, (call.noise_in, call.noise_out))
+    bringing = bringing_of(step, agreed)
+    if step.into is None or not bringing:
+        return None
+    recast = [row for row in bringing if any(row is other for other in step.recast)]
+    if recast and not step.breaks:
+        bringing, verb = recast, "differs" if len(recast) == 1 else "differ"
+        reason = f"{named(recast)} {verb} in kind: {dtypes_text(recast)}"
+    elif _is_beside_the_first(bringing, step.into.inputs):
+        reason = _other_values(bringing, step)
+    else:
+        return None
+    noises = step.noise_in, step.into.noise_out
+    return Cause(step.into, bringing[0].path, reason, noises)
+
+
+def bringing_of(step: Step, agreed: float) -> list[Row]:
+    """The inputs that a call within receives and that bring what shows there."""
+    if step.into is None:
+        return []
+    if step.breaks:
+        return [row for row in step.into.inputs if breaks(row)]
+    return [row for row in step.into.inputs if (noise(row) or 0.0) > agreed]
+
+
+def first_in_kind(inputs: Iterable[Row]) -> Row | None:
+    """The first input that no noise can be told of, since it is something else."""
+    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
+
+
+def dtypes_text(recast: Sequence[Row]) -> str:
+    """The dtypes of what is of another float dtype in the candidate."""
+    reference, candidate = recast[0].dtype
+    return f"{candidate} against {reference} in the reference"
+
+
+def _is_beside_the_first(bringing: Sequence[Row], inputs: Sequence[Row]) -> bool:
+    """Whether what a call works on, its first argument, brings nothing: that comes from the calls
+    before, by additions and the like, where others are handed on as they are."""
+    return _argument(inputs[0]) not in map(_argument, bringing)
+
+
+def _argument(row: Row) -> tuple[str, ...]:
+    return tuple(row.path.split(".")[:2])
+
+
+def _other_values(rows: Sequence[Row], step: Step) -> str:
+    verb = "holds" if len(rows) == 1 else "hold"
+    beside = "nothing else that comes in does"
+    if step.breaks:
+        return f"{named(rows)} {verb} {step.breaks}, {beside}"
+    sizes = ", ".join(decibels(noise(row) or 0.0) for row in rows[:_NAMED])
+    if step.noise_in:
+        beside = "all else that comes in is closer"
+    return f"{named(rows)} {verb} other values ({sizes}), {beside}"
+
+
+def named(rows: Sequence[Row]) -> str:
+    """The paths of rows of one call, in words."""
+    paths = [row.path for row in rows]
+    if len(paths) > _NAMED:
+        paths[_NAMED - 1 :] = [f"{len(paths) - _NAMED + 1} more"]
+    return " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
+
+
+def _how_it_differs(row: Row) -> str:
+    if row.status == "mismatch" and row.shape[0] is not None:
+        count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
+        return f"holds other values: {count} of {all_of_them} elements differ"
+    if row.undefined.get("sqnr") == Undefined.ZERO_REFERENCE and row.status == "ok":
+        error = row.metrics.max_abs_error
+        return f"holds other values: up to {error:.3g} where the reference's are zero"
+    reasons = [] if row.reason is None else [row.reason]
+    if None not in row.dtype and (row.dtype[0], row.shape[0]) != (row.dtype[1], row.shape[1]):
+        reasons = [f"{_form(row, 0)} against {_form(row, 1)}"]
+    if row.nonfinite is not None and row.nonfinite.sentinel_mismatches:
+        reasons.append(f"masked on one side only: {row.nonfinite.sentinel_mismatches} elements")
+    return f"differs in kind: {', '.join(reasons)}"
+
+
+def _form(row: Row, side: Literal[0, 1]) -> str:
+    return f"{row.dtype[side]} {list(row.shape[side] or ())}"
