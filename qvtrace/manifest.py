@@ -245,7 +245,7 @@ def head_to_json(manifest: Manifest) -> Json:
 
 def module_to_json(entry: ModuleEntry) -> Json:
     """One module as it stands in the manifest."""
-    json = _renamed(asdict(entry), _JSON_NAMES)
+    json = _renamed(vars(entry), _JSON_NAMES)
     if entry.placement is None:
         del json["placement"]
     return json
@@ -253,7 +253,7 @@ def module_to_json(entry: ModuleEntry) -> Json:
 
 def weight_to_json(entry: WeightEntry) -> Json:
     """One weight as it stands in the manifest."""
-    return _renamed(asdict(entry), _JSON_NAMES)
+    return _renamed(vars(entry), _JSON_NAMES)
 
 
 def portion_to_json(entry: PortionEntry) -> Json:
