@@ -1,6 +1,7 @@
 """Where a fault is first seen in models that are not all layers of one kind."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def test_what_may_be_quantization_alone_comes_behind_what_is_larger(against):
     comparison = against(chain, changed(rounded, "3.0", swap_channels), torch.randn(24, 32))
 
     assert places(comparison)[0] == ("3.0", "output")
+
+
+def test_a_fault_in_the_first_layer_is_named_though_all_of_its_kind_inherit_it(against):
+    torch.manual_seed(0)
+    chain = nn.Sequential(
+        *(nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))) for _ in range(6))
+    )
+    for layer in itertools.chain(*chain):
+        nn.init.normal_(layer.weight, std=0.125)  # so that noise does not fade
+    rounded = copy.deepcopy(chain)
+    with torch.no_grad():
+        for layer in itertools.chain(*rounded):
+            step = layer.weight.abs().amax() / 127
+            layer.weight.copy_((layer.weight / step).round() * step)
+
+    comparison = against(chain, changed(rounded, "0.3", swap_channels), torch.randn(24, 64))
+
+    assert places(comparison)[0] == ("0.3", "output")
 
 
 def test_a_few_channels_of_an_image_that_differ_are_seen_where_they_begin_to(against):
@@ -166,3 +185,30 @@ def test_where_no_inputs_were_stored_nothing_is_told_of_where_error_comes_in(tmp
     assert verdict.lines == (
         "where error comes in is not known: of no call it is, what it was given",
     )
+
+
+class TwiceDropped(nn.Module):
+    """Calls one module at two places, of which the second is the noisier one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.dropout = nn.Dropout()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.dropout(self.first(hidden))
+        return hidden + self.dropout(self.second(hidden))
+
+
+def test_a_run_that_is_its_own_floor_blames_nobody_where_a_module_is_called_twice(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(TwiceDropped() for _ in range(3))).eval()
+    rounded = changed(changed(model, "1.first", round_to_4_bits), "1.second", swap_channels)
+    files = tmp_path / "fp.st", tmp_path / "quant.st"
+    for each, file in zip((model, rounded), files, strict=True):
+        with torch.no_grad(), record(each, file):
+            each(torch.linspace(-1, 1, 24 * 32).reshape(24, 32))
+
+    comparison = diff(*files, floor=files[1])
+
+    assert places(comparison) == []

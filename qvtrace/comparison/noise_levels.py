@@ -6,15 +6,19 @@ what is usual there.
 """
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from statistics import median, median_high, median_low
 
 from qvtrace.comparison.noise import CallKey, decibels
 from qvtrace.comparison.noise_steps import Step
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
+_LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
+_LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
@@ -50,12 +54,16 @@ class OwnLevels:
         self._by_kind: dict[str, list[float]] = defaultdict(list)
         self._by_class: dict[str, list[float]] = defaultdict(list)
         self._exact: dict[tuple[str, bool], list[Step]] = defaultdict(list)
+        self._by_form: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
         for step in steps:
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
                 self._by_class[step.class_name].append(step.noise_out)
+                self._by_form[self._form(step)].append((step.noise_in, step.noise_out))
                 if not step.is_local and self._is_exact(step.noise_in):
                     self._exact[self._form(step)].append(step)
+        for noises in self._by_form.values():
+            noises.sort()
         local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
         # For a class of one: most modules are not quantized, and have no noise of their own.
         self._local = local[len(local) * 3 // 4] if local else 0.0
@@ -99,7 +107,24 @@ class OwnLevels:
         level = max(self.rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
             level = self._exact_level(step, level)
-        return (step.noise_out + level) / (step.noise_in + level)
+        ratio = (step.noise_out + level) / (step.noise_in + level)
+        return max(ratio, self._ratio_to_class(step, step.noise_in, step.noise_out))
+
+    def _ratio_to_class(self, step: Step, noise_in: float, noise_out: float) -> float:
+        """By those of its class that received so little that they would show as much: behind an
+        early fault all of its own kind are noisy. 0: nothing that is worth telling."""
+        if noise_out < _LEAST_OF_CLASS * noise_in or step.after:
+            return 0.0
+        noises = self._by_form[self._form(step)]
+        count = bisect_right(noises, noise_out / _LEAST_OF_CLASS, key=itemgetter(0))
+        given_out = sorted(given for _, given in noises[:count])
+        given_out.remove(noise_out)
+        if len(given_out) < 2:
+            return 0.0
+        level = max(self.rounding, given_out[len(given_out) * 3 // 4], _TINY)
+        ratio = (noise_out + level) / (noise_in + level)
+        least = _LEAST_OF_TWO if len(given_out) < _ENOUGH_ALIKE else _LEAST_OF_CLASS
+        return ratio if ratio >= least else 0.0
 
     def _is_exact(self, noise: float) -> bool:
         return noise <= LEAST_EXCESS * self.rounding
@@ -199,8 +224,8 @@ class FloorLevels:
         return min(LEAST_EXCESS, least)
 
 
-def _place(step: Step) -> tuple[CallKey, str, bool]:
-    return step.call.key, step.after, step.is_local
+def _place(step: Step) -> tuple[CallKey, str, CallKey | None, bool]:
+    return step.call.key, step.after, step.taker, step.is_local
 
 
 def _usual(noises: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ class Step:
     into: CallNoise | None = None  # the call within that receives it, and no other call does
     recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
     recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
+    taker: CallKey | None = None  # the call in it whose input that is
 
     @property
     def added(self) -> float | None:
@@ -89,7 +90,9 @@ def _gaps(
         recast = _recast(child.inputs, dtypes)
         into = None if recast and _are_all_recast(children) else child
         words = _joined(before), after
-        yield Step(parent, *words, *noises, breaks, False, kind, kind, into, recast)
+        yield Step(
+            parent, *words, *noises, breaks, False, kind, kind, into, recast, taker=child.key
+        )
         # Noise that has been told of is no news further on.
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
