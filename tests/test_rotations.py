@@ -22,7 +22,7 @@ from tiny_models import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from qvtrace import diff, diff_in_flight, load_result
+from qvtrace import diff, diff_in_flight, load_result, record
 from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
@@ -260,6 +260,64 @@ def test_a_layer_whose_output_some_matrix_turns_is_no_rotation(
     assert in_stream(comparison) == set()
     assert "rotat" not in comparison.verdict.text
     assert comparison.verdict.origins[0].module == layer
+
+
+class Mixer(nn.Module):
+    """A stream of patches: in each layer tokens are mixed, then channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, CHANNELS)
+        self.layers = nn.ModuleList(MixerLayer() for _ in range(4))
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.head = nn.Linear(CHANNELS, 10)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        hidden = self.embed(patches)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(self.norm(hidden).mean(1))
+
+
+class MixerLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.LayerNorm(CHANNELS), nn.LayerNorm(CHANNELS)
+        self.tokens = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        self.channels = nn.Sequential(nn.Linear(CHANNELS, 128), nn.GELU(), nn.Linear(128, CHANNELS))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.tokens(self.first_norm(hidden).mT).mT
+        return hidden + self.channels(self.second_norm(hidden))
+
+
+@pytest.mark.parametrize("inputs", [True, False], ids=["with inputs", "without inputs"])
+@pytest.mark.parametrize("place", ["embed", "layers.0"])
+def test_channels_rolled_before_all_layers_that_tell_are_a_fault(tmp_path, inputs, place):
+    torch.manual_seed(0)
+    model, patches = Mixer().eval(), torch.randn(4, 24, 12)
+    for name in ("fp", "faulty"):
+        with record(model, tmp_path / f"{name}.st", inputs=inputs), torch.no_grad():
+            model(patches)
+        channels_rolled(model, place)
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "faulty.st")
+
+    assert in_stream(comparison) == set()
+    assert "rotat" not in comparison.verdict.text
+    if inputs:
+        assert [origin.module for origin in comparison.verdict.origins] == [place]
+    else:
+        assert f"first difference: {place}" in comparison.verdict.text
+
+
+def test_a_rotation_that_later_weights_undo_needs_no_inputs_to_be_told(original, tmp_path):
+    for name, model in (("fp", original), ("rotated", rotated(original, orthogonal()))):
+        with record(model, tmp_path / f"{name}.st", inputs=False), torch.no_grad():
+            model(tokens(), use_cache=False)
+    verdict = diff(tmp_path / "fp.st", tmp_path / "rotated.st").verdict
+    assert "equal after transform" in verdict.text
+    assert verdict.origins == ()
 
 
 def test_a_rotated_and_quantized_model_is_known_by_few_tokens(original, tmp_path):

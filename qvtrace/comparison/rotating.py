@@ -78,7 +78,7 @@ def state_of(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> 
     if is_like_a_turned_one(outcome, reference, candidate):
         return "turned"
     if outcome.status == "identical":
-        return "agrees"
+        return "identical"
     sqnr = _sqnr(outcome)
     return "agrees" if sqnr is not None and sqnr >= _ALIKE else "differs"
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-State: TypeAlias = Literal["turned", "agrees", "differs"]
+State: TypeAlias = Literal["turned", "agrees", "identical", "differs"]
 
 _NUMBER = re.compile(r"\d+")
 
@@ -47,9 +47,10 @@ def of_no_stream(vectors: Sequence[Seen]) -> set[Hashable]:
     before it agree as they are, and what is computed from such vectors agrees nowhere.
     """
     doubted = _agreeing_elsewhere(vectors)
-    read_in_vain = _read_in_vain(vectors, doubted)
+    leaves = [one for one in vectors if one.is_leaf]
+    none = _behind_a_fault(leaves, doubted) | _read_in_vain(leaves, doubted)
     return doubted | {
-        one.contents for one in vectors if one.state == "turned" and one.channels in read_in_vain
+        one.contents for one in vectors if one.state == "turned" and one.channels in none
     }
 
 
@@ -61,27 +62,54 @@ def _agreeing_elsewhere(vectors: Iterable[Seen]) -> set[Hashable]:
     return {
         one.contents
         for alike in kinds.values()
-        if any(one.state == "agrees" for one in alike)
+        if any(one.state in ("agrees", "identical") for one in alike)
         for one in alike
         if one.state == "turned"
     }
 
 
-def _read_in_vain(vectors: Iterable[Seen], doubted: set[Hashable]) -> set[int]:
-    """Lengths of turned vectors from which calls made others of another length, none of which
-    agrees."""
-    given: dict[tuple[str, int], set[int]] = defaultdict(set)
-    gave: dict[tuple[str, int], list[Seen]] = defaultdict(list)
+def _behind_a_fault(vectors: Iterable[Seen], doubted: set[Hashable]) -> set[int]:
+    """Lengths of which the first vectors that look turned are none that a rotation turns: those
+    after them come from these."""
+    first: dict[int, Seen] = {}
     for one in vectors:
-        if one.is_output:
-            gave[one.module, one.call].append(one)
-        elif one.state == "turned" and one.contents not in doubted:
-            given[one.module, one.call].add(one.channels)
-    read, agreeing = set(), set()
-    for call, lengths in given.items():
-        for channels in lengths:
-            if any(one.channels != channels for one in gave[call]):
-                read.add(channels)
-            if any(one.state == "agrees" for one in gave[call]):
-                agreeing.add(channels)
-    return read - agreeing
+        if one.is_output and one.state == "turned":
+            first.setdefault(one.channels, one)
+    return {channels for channels, one in first.items() if one.contents in doubted}
+
+
+def _read_in_vain(vectors: Sequence[Seen], doubted: set[Hashable]) -> set[int]:
+    """Lengths of turned vectors from which others were made, none of which agrees. What is
+    identical was made from something else: a rotation that is undone leaves rounding."""
+    turned = [one for one in vectors if one.state == "turned" and one.contents not in doubted]
+    others = [one for one in vectors if one.is_output and one.state != "identical"]
+    in_vain = set()
+    for channels in {one.channels for one in turned}:
+        stream = [one for one in turned if one.channels == channels]
+        made = [one for one in others if one.state == "agrees" or one.channels != channels]
+        readers = {(one.module, one.call) for one in stream if not one.is_output}
+        read = [one for one in made if (one.module, one.call) in readers]
+        found = [*read, *_made_first(stream, made, vectors)]
+        if found and not any(one.state == "agrees" for one in found):
+            in_vain.add(channels)
+    return in_vain
+
+
+def _made_first(
+    stream: Sequence[Seen], made: Sequence[Seen], vectors: Sequence[Seen]
+) -> list[Seen]:
+    """What was made after vectors of a stream and before the next ones of it, the first that there
+    is: from these, though nobody may know what calls were given, or a norm lie between that is
+    folded."""
+    found: list[Seen] = []
+    given = {id(one) for one in stream if one.is_output}
+    wanted = {id(one) for one in made}
+    has_begun = False
+    for one in vectors:
+        if id(one) in given:
+            if found:
+                break
+            has_begun = True
+        elif has_begun and id(one) in wanted:
+            found.append(one)
+    return found
