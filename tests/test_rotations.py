@@ -242,7 +242,7 @@ def channels_rolled(model: nn.Module, name: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [skipped, channels_rolled])
-@pytest.mark.parametrize("layer", ["model.layers.1", "model.layers.2"])
+@pytest.mark.parametrize("layer", ["model.layers.0", "model.layers.1", "model.layers.2"])
 @pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
 def test_a_layer_whose_output_some_matrix_turns_is_no_rotation(
     outspoken, tmp_path, fault, layer, quantize

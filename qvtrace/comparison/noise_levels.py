@@ -18,6 +18,7 @@ from qvtrace.comparison.noise_steps import Step
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
+_IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized between calls
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
@@ -59,7 +60,8 @@ class OwnLevels:
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
                 self._by_class[step.class_name].append(step.noise_out)
-                self._by_form[self._form(step)].append((step.noise_in, step.noise_out))
+                likes = self._by_form[self._form(step) if not step.after else _IN_BETWEEN]
+                likes.append((step.noise_in, step.noise_out))
                 if not step.is_local and self._is_exact(step.noise_in):
                     self._exact[self._form(step)].append(step)
         for noises in self._by_form.values():
@@ -112,10 +114,11 @@ class OwnLevels:
 
     def _ratio_to_class(self, step: Step, noise_in: float, noise_out: float) -> float:
         """By those of its class that received so little that they would show as much: behind an
-        early fault all of its own kind are noisy. 0: nothing that is worth telling."""
-        if noise_out < _LEAST_OF_CLASS * noise_in or step.after:
+        early fault all of its own kind are noisy. Gaps are of one class. 0: nothing that is worth
+        telling."""
+        if noise_out < _LEAST_OF_CLASS * noise_in:
             return 0.0
-        noises = self._by_form[self._form(step)]
+        noises = self._by_form[self._form(step) if not step.after else _IN_BETWEEN]
         count = bisect_right(noises, noise_out / _LEAST_OF_CLASS, key=itemgetter(0))
         given_out = sorted(given for _, given in noises[:count])
         given_out.remove(noise_out)
