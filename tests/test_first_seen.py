@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import build
 from torch import Tensor, nn
 
@@ -212,3 +213,57 @@ def test_a_run_that_is_its_own_floor_blames_nobody_where_a_module_is_called_twic
     comparison = diff(*files, floor=files[1])
 
     assert places(comparison) == []
+
+
+class Residual(nn.Module):
+    """Adds to a stream what an MLP makes of it, normalized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.down(torch.relu(self.up(self.norm(hidden))))
+
+
+class Stream(nn.Module):
+    """Runs one block after another, with a factor before the third."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.factor = 1.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden * self.factor if index == 2 else hidden)
+        return hidden
+
+
+def test_a_factor_on_a_stream_is_seen_where_it_comes_in_though_norms_take_it_out(against):
+    torch.manual_seed(0)
+    stream = Stream(*[Residual()] * 4)
+    scaled = copy.deepcopy(stream)
+    scaled.factor = 1.3
+
+    comparison = against(stream, scaled, torch.randn(24, 32))
+
+    assert places(comparison)[0] == ("", "output")
+    assert "input of blocks.0" in comparison.verdict.lines[0]
+
+
+def test_the_noise_of_a_norm_with_another_epsilon_is_that_of_its_whole_error(against, tmp_path):
+    torch.manual_seed(0)
+    stream = Stream(*(Residual() for _ in range(4)))
+    flat = copy.deepcopy(stream)
+    flat.blocks[1].norm.eps = 100.0
+
+    comparison = against(stream, flat, torch.randn(24, 32))
+
+    names = (tmp_path / name for name in ("fp.st", "quant.st"))
+    one, other = (load_file(file)["blocks.1.norm#0/output"].double() for file in names)
+    noise = ((one - other) ** 2).sum(-1) / (one**2).sum(-1)
+    row = next(row for row in comparison.rows if row.module == "blocks.1.norm")
+    assert row.metrics.noise_out == pytest.approx(float(noise.median()), rel=0.05)
+    assert places(comparison)[0] == ("blocks.1.norm", "output")

@@ -20,6 +20,7 @@ LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and i
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
 _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized between calls
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
+_MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
@@ -91,6 +92,8 @@ class OwnLevels:
     def _may_be_first_quantized(self, step: Step) -> bool:
         """Whether it may be noisy only since nothing before it is quantized: it is the one place of
         its like behind exact inputs, and what is quantized is not known."""
+        if (step.noise_out or 0.0) > _MOST_OF_QUANTIZATION:
+            return False
         is_exact = step.noise_in is not None and self._is_exact(step.noise_in)
         is_alone = len(self._exact[self._form(step)]) == 1
         return is_exact and is_alone and not step.is_local and not self._quantized

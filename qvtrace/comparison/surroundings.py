@@ -7,7 +7,7 @@ tell: they agree as well as the scaled pair does after its factor, unless the fa
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import TypeAlias
@@ -96,7 +96,12 @@ class Surroundings:
         """Whether the nearest output around a place agrees that is not scaled itself; where it does
         not, whether what is computed from the scaled one does: the fault is another, then."""
         judgement = self._judge_alone(pair, path, scaled)
-        if not judgement.agrees or judgement.module == pair.reference.module:
+        if not judgement.agrees:
+            return judgement
+        taker = self._refuting(scaled)
+        if taker is not None:
+            return Judgement(False, taker.reference.module)
+        if judgement.module == pair.reference.module:
             return judgement
         first = self._first_of(pair, path, scaled)
         return judgement if first is None else self._judge_alone(*first)
@@ -172,6 +177,17 @@ class Surroundings:
                 return taker
         return None
 
+    def _refuting(self, scaled: Output) -> Pair | None:
+        """A call that is given the scaled output and differs as much as that does, also after a
+        factor of its own."""
+        if scaled.scaling is None or scaled.metrics.sqnr is None:
+            return None
+        for taker in self._taking(scaled.digests):
+            for other in self._outputs(taker):
+                if other.digests != scaled.digests and not _is_as_free(other, scaled):
+                    return taker
+        return None
+
     @cached_property
     def _scaled(self) -> dict[tuple[str, str], tuple[Pair, str, Output]]:
         """By the digests of scaled outputs, the first call that gave them."""
@@ -190,13 +206,15 @@ class Surroundings:
             for other in self._outputs(taker):
                 if other.digests == scaled.digests or other.metrics.sqnr is None:
                     continue
+                if may_hold(other, scaled) and self._is_summand(scaled, other):
+                    return None
                 if other.scaling is None:
+                    if not _is_free(other, scaled):
+                        return None
                     worst = min(worst, other.metrics.sqnr)
                 elif _have_one_factor(other, scaled):
                     return None
-        before = scaled.metrics.sqnr
-        is_gone = before is not None and before + _ABSORBED <= worst < math.inf
-        return worst if is_gone else None
+        return worst if worst < math.inf else None
 
     def _taking(self, digests: tuple[str, str]) -> list[Pair]:
         """The paired calls that were given these contents."""
@@ -242,6 +260,23 @@ def _have_one_factor(one: Output, other: Output) -> bool:
     if not (isinstance(factor, float) and isinstance(its, float)):
         return False
     return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+
+
+def _is_free(other: Output, scaled: Output) -> bool:
+    """Whether an output computed from a scaled one has noise, but not its factor."""
+    before, after = scaled.metrics.sqnr, other.metrics.sqnr
+    if before is None or after is None:
+        return False
+    return after >= max(before + _ABSORBED, _NEVER_ENOUGH)
+
+
+def _is_as_free(other: Output, scaled: Output) -> bool:
+    """Whether an output computed from a scaled one may well come of one without its factor, or has
+    it still."""
+    if scaled.scaling is None or _have_one_factor(other, scaled):
+        return True
+    own = other if other.scaling is None else replace(other, metrics=other.scaling.residual.metrics)
+    return _is_like(own, scaled, scaled.scaling.residual.metrics) or _is_free(own, scaled)
 
 
 def _is_like(other: Output, scaled: Output, rest: Metrics) -> bool:
