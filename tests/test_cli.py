@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import qvtrace.recording.recorder
 from qvtrace.archive import Archive
 from qvtrace.cli import app
+from qvtrace.errors import ArchiveError
 
 FUNCTIONS = """
 import time
@@ -47,6 +48,9 @@ class Prints(nn.Module):
 
 def printing():
     return nn.Sequential(nn.Linear(16, 16), Prints()), torch.ones(4, 16)
+
+def raising_when_it_is_loaded():
+    raise RuntimeError("loaded in vain")
 
 def raising():
     return Raises(RuntimeError("no such luck")), torch.ones(2, 4)
@@ -556,6 +560,128 @@ def test_record_refuses_a_folder_before_it_loads_a_model(folder, name, force):
     assert not list(Path("there").iterdir())
 
 
+MODEL = ("--model", "functions.py:sequential")
+NEVER_LOADED = ("--model", "functions.py:raising_when_it_is_loaded")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("record", *NEVER_LOADED), ("replay", "fp.st", *NEVER_LOADED)],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "link"])
+def test_an_archive_never_takes_the_place_of_a_pipe_or_a_device(folder, arguments, linked):
+    os.mkfifo("pipe")
+    if linked:
+        Path("link").symlink_to("pipe")
+    output = "link" if linked else "pipe"
+
+    result = run(*arguments, "-o", output, "--force")
+
+    assert_one_line_error(result, f"--output {output}: is a device or a pipe", "name a file")
+    assert Path(output).is_fifo()
+    with (
+        pytest.raises(ArchiveError, match=f"{output}: is a device or a pipe"),
+        qvtrace.recording.recorder.record(nn.Linear(1, 1), output, overwrite=True),
+    ):
+        pass
+    assert Path(output).is_fifo()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("record", *NEVER_LOADED),
+        ("replay", "fp.st", *NEVER_LOADED),
+        ("run", *NEVER_LOADED),
+        ("suggest", "fp.st", "--target", "peir 1", *NEVER_LOADED),
+        ("diff", "fp.st", "quant.st"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [
+        ("-", "standard output"),
+        (".", "is a folder; name a file in it"),
+        ("functions.py/new/file", "functions.py is no folder; choose another"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, arguments, output, fault):
+    before = {path.name for path in Path().iterdir()}
+
+    result = run(*arguments, "-o", output)
+
+    assert_one_line_error(result, f"--output {output}: ", fault)
+    assert {path.name for path in Path().iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("--map", "blocks"), "--map 'blocks': is no 'PATTERN=REPLACEMENT'"),
+        (("--map", "(=x"), "--map '(=x': '(' is no regular expression"),
+        (("--floor", "nowhere.st"), "nowhere.st: there is no such file"),
+        (("--transform", "nowhere"), "--transform nowhere: cannot be read"),
+        (("--path", "weights"), "--path weights: needs the weights of both variants"),
+        (("--traces", "functions.py/new"), "--traces functions.py/new: cannot be written"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_run_says_what_cannot_be_compared_before_it_records(folder, arguments, fault):
+    result = run("run", *NEVER_LOADED, *arguments)
+
+    assert_one_line_error(result, fault)
+    assert not Path("traces").exists()
+
+
+def test_run_says_that_there_is_no_module_to_show_before_it_quantizes(folder):
+    result = run("run", *MODEL, "--values", "nowhere")
+
+    assert result.exit_code == 2
+    assert "--values 'nowhere': matches none of 4 modules" in result.stderr
+    assert not Path("traces/quant.st").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("record", "--model", ""),
+        ("record", "--variant", "quant", "--quantizer", ""),
+        ("record", "--variant", "quant", "--calibration", ""),
+        ("record", "--variant", "quant", "--keep-float-file", ""),
+        ("record", "--like", ""),
+        ("record", "--image", ""),
+        ("record", "--inputs", ""),
+        ("record", "--private", "--private-key", ""),
+        ("record", "--max-bytes", ""),
+        ("run", "--metrics", ""),
+        ("run", "--floor", ""),
+        ("run", "--transform", ""),
+        ("run", "--in-flight", ""),
+        ("suggest", "fp.st", "--target", "peir 1", "--budget", ""),
+        ("extract", "fp.st", "quant.st", "embed", "-o", "new", "--map", ""),
+        ("diff", "fp.st", "quant.st", "--local", ""),
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-2]}",
+)
+def test_an_empty_value_is_refused_and_never_taken_for_none(folder, arguments):
+    result = run(*arguments)
+
+    assert_one_line_error(result, f"{arguments[-2]}: is empty; give a value")
+
+
+@pytest.mark.parametrize("option", ["--like", "--inputs", "--image", "--calibration"])
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_folder_in_place_of_a_file_is_one_line(folder, option, name):
+    variant = ("--variant", "quant", "--quantizer", "tico") if option == "--calibration" else ()
+
+    result = run("record", option, name, *variant, "-o", "new.st")
+
+    assert_one_line_error(result, name)
+    assert not Path("new.st").exists()
+
+
 @pytest.mark.parametrize("side", ["fp.st", "quant.st"])
 @pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symlink", "hard"])
 def test_diff_refuses_to_write_its_report_over_what_it_compares(folder, side, link):
@@ -613,6 +739,40 @@ def test_a_reader_that_stops_early_gets_no_complaint(folder):
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+PRINTING = pytest.mark.parametrize(
+    "arguments",
+    [("show", "fp.st"), ("diff", "fp.st", "quant.st", "--format", "json"), ("show", "--help")],
+    ids=["show", "diff", "help"],
+)
+
+
+@PRINTING
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_standard_output_that_takes_nothing_more_is_named(folder, arguments, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "qvtrace", *arguments],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    wanted = "qvtrace: standard output: No space left on device; check path and space\n"
+    assert (ended.returncode, ended.stderr) == (2, wanted)
+
+
+@PRINTING
+def test_a_process_without_standard_output_is_no_trouble(folder, arguments):
+    words = [sys.executable, "-m", "qvtrace", *arguments]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], stderr=subprocess.PIPE, check=False
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def screen(*arguments, columns, **environment):

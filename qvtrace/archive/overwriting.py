@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvtrace.archive.layout import journal_of, manifest_copy_of, partial_of
+from qvtrace.archive.places import archive_fault, report_fault
 from qvtrace.errors import UsageError
 
 
@@ -20,7 +21,8 @@ class InputFile:
     def names(self) -> tuple[Path, ...]:
         """Itself, and what is beside it where it is an archive, or a link to one."""
         real = Path(os.path.realpath(self.file))
-        beside = (name(file) for file in (self.file, real) for name in _BESIDE)
+        files = (file for file in (self.file, real) if file.name)  # `.` and `/` are no archives
+        beside = (name(file) for file in files for name in _BESIDE)
         return (self.file, *beside)
 
 
@@ -29,16 +31,28 @@ _BESIDE = (manifest_copy_of, journal_of)
 
 def refuse_overwriting(output: Path, inputs: Iterable[InputFile]) -> None:
     """Raise `UsageError` where a report in `output` would take the place of an input, whatever
-    links lead there, or of what is beside it."""
+    links lead there, or of what is beside it, or cannot be written at all."""
     _refuse(output, (output,), inputs)
+    _refuse_place(output, report_fault(output))
 
 
 def refuse_overwriting_by_archive(output: Path, inputs: Iterable[InputFile]) -> None:
     """As `refuse_overwriting`, for an archive with all that is written beside it."""
+    check_archive_place(output)
     copy = manifest_copy_of(output)
     partial = partial_of(output)
     written = (output, copy, partial, journal_of(partial), partial_of(copy))
     _refuse(output, written, inputs)
+
+
+def check_archive_place(output: Path) -> None:
+    """Raise `UsageError` where no archive can be written."""
+    _refuse_place(output, archive_fault(output))
+
+
+def _refuse_place(output: Path, fault: str | None) -> None:
+    if fault is not None:
+        raise UsageError(f"--output {output}: {fault}")
 
 
 def _refuse(output: Path, written: tuple[Path, ...], inputs: Iterable[InputFile]) -> None:

@@ -25,6 +25,7 @@ from qvtrace.archive.layout import (
     reserve_for,
     tensor_header_entry,
 )
+from qvtrace.archive.places import archive_fault
 from qvtrace.digests import Hasher, digest_bytes
 from qvtrace.errors import ArchiveError, ExistingFileError
 from qvtrace.manifest import (
@@ -82,7 +83,7 @@ class ArchiveWriter:
 
         Raises `ExistingFileError` when it, its readable copy or a `.partial` of an earlier
         recording is there and `overwrite` is not asked for, and `ArchiveError` when it is a folder
-        or cannot be created.
+        or a device, or cannot be created.
         """
         self.file = file
         self._place = _place_of(file)  # there, wherever the model's code changes folder to
@@ -266,13 +267,13 @@ class ArchiveWriter:
 
 
 def _place_of(file: Path) -> Path:
-    """The absolute name of a file; raises `ArchiveError` for a folder."""
+    """The absolute name of a file; raises `ArchiveError` where no archive can be."""
     try:
-        place = file.absolute()
+        place, fault = file.absolute(), archive_fault(file)
     except OSError as error:  # the working folder was deleted
         raise ArchiveError(f"{file}: cannot be written: {error.strerror}") from error
-    if not file.name or place.is_dir():
-        raise ArchiveError(f"{file}: is a folder; name a file in it, such as {file / 'fp.st'}")
+    if fault is not None:
+        raise ArchiveError(f"{file}: {fault}")
     return place
 
 

@@ -1,7 +1,5 @@
 """The command line: each command is parse -> call -> print -> exit code, in a module of its own."""
 
-import sys
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -18,6 +16,7 @@ from qvtrace.cli.replay import replay
 from qvtrace.cli.run import run
 from qvtrace.cli.show import show
 from qvtrace.cli.suggest import suggest
+from qvtrace.cli.terminal import prepare_streams
 from qvtrace.cli.verify import verify
 
 app = typer.Typer(
@@ -46,9 +45,7 @@ for command in (
 
 def main() -> None:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     app(prog_name="qvtrace")
 
 

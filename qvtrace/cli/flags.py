@@ -32,6 +32,8 @@ WATCHED = "What is seen while it runs"
 GATES = "Gates"
 OUTPUT = "Output"
 
+PATTERN = "PATTERN"  # on module names, as `--help` calls it
+
 
 class Variant(StrEnum):
     """Which variant of a model runs."""
@@ -69,8 +71,19 @@ class Paths(StrEnum):
 
 
 def option(panel: str, text: str, *names: str, **settings: Any) -> Any:
-    """An option with its help, in a panel of `--help`."""
+    """An option with its help, in a panel of `--help`; unless it has a callback of its own, it is
+    refused with an empty value."""
+    settings.setdefault("callback", _refuse_empty)
     return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+def _refuse_empty(parameter: typer.CallbackParam, value: Any) -> Any:
+    """What a shell makes of a variable that is not set is never taken for a value. The empty
+    pattern is the name of the root."""
+    empty = value == "" or (isinstance(value, list) and "" in value)
+    if empty and parameter.metavar != PATTERN:
+        raise UsageError(f"{parameter.opts[0]}: is empty; give a value, or leave the option out")
+    return value
 
 
 def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
@@ -181,7 +194,7 @@ class ModelFlags:
         option(
             MODEL,
             "For quant: leave modules float that are or fit this, and what is in them; repeatable.",
-            metavar="PATTERN",
+            metavar=PATTERN,
         ),
     ] = field(default_factory=list)
     keep_float_file: Annotated[
@@ -329,11 +342,11 @@ class ModulePatterns:
 
     include: Annotated[
         list[str],
-        option(MODULES, "Only modules whose name is or fits this; repeatable.", metavar="PATTERN"),
+        option(MODULES, "Only modules whose name is or fits this; repeatable.", metavar=PATTERN),
     ] = field(default_factory=list)
     exclude: Annotated[
         list[str],
-        option(MODULES, "No modules that are or fit this; repeatable.", metavar="PATTERN"),
+        option(MODULES, "No modules that are or fit this; repeatable.", metavar=PATTERN),
     ] = field(default_factory=list)
 
 
@@ -441,7 +454,7 @@ class ElementFlags:
         option(
             ELEMENTS,
             "With elements of modules that are or fit this (diff: of the difference); repeatable.",
-            metavar="PATTERN",
+            metavar=PATTERN,
         ),
     ] = field(default_factory=list)
     all_values: Annotated[
@@ -473,7 +486,7 @@ class WatchFlags:
             WATCHED,
             "Stop in the debugger (PYTHONBREAKPOINT) after each call of these modules; repeatable.",
             "--break",
-            metavar="PATTERN",
+            metavar=PATTERN,
         ),
     ] = field(default_factory=list)
     break_before: Annotated[
@@ -693,7 +706,7 @@ class ExplainFlags:
             ELEMENTS,
             "Error by token, channel and head of modules that are or fit this, and of their "
             "inputs with outlier channels; repeatable.",
-            metavar="PATTERN",
+            metavar=PATTERN,
         ),
     ] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from qvtrace.cli.terminal import silence
+from qvtrace.cli.terminal import STANDARD_OUTPUT, silence
 from qvtrace.errors import QvtraceError
 
 TROUBLE = 2
@@ -27,8 +27,11 @@ class ReportErrors(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(*args, **extra)
+            _flush(is_told=bool(code))
         except _UsageError as error:
             code = _report(usage_message(error))
+        except OSError as error:  # of --help and --version, which run no command
+            code = _report_system(error)
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -42,12 +45,8 @@ class ReportErrors(TyperGroup):
             ) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(_report(_with_notes("interrupted", interrupt), INTERRUPTED)) from None
-        except BrokenPipeError:
-            silence(sys.stdout)
-            raise typer.Exit(BROKEN_PIPE) from None
         except OSError as error:
-            text = f"{error.filename or 'system'}: {error.strerror or error}; check path and space"
-            raise typer.Exit(_report(text)) from error
+            raise typer.Exit(_report_system(error)) from error
         except (typer.Exit, typer.Abort, _UsageError):
             raise
         except Exception as error:
@@ -81,6 +80,28 @@ def _report_own(error: QvtraceError, *, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exception(error.__cause__ or error)
     return _report(message)
+
+
+def _flush(*, is_told: bool) -> None:
+    """Write what is left; what cannot go anywhere is dropped where an error was told already."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        if not is_told:
+            raise
+        silence(sys.stdout)
+
+
+def _report_system(error: OSError) -> int:
+    """Of a closed pipe nothing is said: whoever read there has what it wanted."""
+    if isinstance(error, BrokenPipeError):
+        silence(sys.stdout)
+        silence(sys.stderr)
+        return BROKEN_PIPE
+    if error.filename == STANDARD_OUTPUT:
+        silence(sys.stdout)
+    text = f"{error.filename or 'system'}: {error.strerror or error}; check path and space"
+    return _report(text)
 
 
 def _with_notes(message: str, error: BaseException) -> str:

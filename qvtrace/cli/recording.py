@@ -78,15 +78,14 @@ def run_job(job: Job) -> "Outcome":
     """Record, and say what came of it: on standard error, or on standard output for a dry run
     that does not print calls there."""
     from qvtrace.archive import refuse_existing
-    from qvtrace.archive.overwriting import refuse_overwriting_by_archive
+    from qvtrace.archive.overwriting import check_archive_place, refuse_overwriting_by_archive
     from qvtrace.reports.recording import dry_run_lines, in_flight_lines, recording_lines
 
-    if not job.file.name or job.file.is_dir():
-        raise UsageError(f"--output {job.file}: is a folder; name a file in it, such as fp.st")
     check_watching(job.watch, job.elements)
     job.share.share()  # what is wrong is said before a model is loaded
     job.share.budget()
     if job.dry_run:
+        check_archive_place(job.file)
         outcome = _record(job)
         width = error_width() if job.messages_only else output_width()
         print_lines(dry_run_lines(outcome, width), sys.stderr if job.messages_only else sys.stdout)

@@ -72,8 +72,8 @@ def replay(
 
     file = output or TRACES / "local.st"
     refuse_samples(model, archive)
-    if not file.name or file.is_dir():
-        raise UsageError(f"--output {file}: is a folder; name a file in it, such as local.st")
+    share.share()  # what is wrong is said before a model is loaded
+    share.budget()
     inputs = (*compared(archive), *of_model(model, archive))
     refuse_overwriting_by_archive(file, inputs)
     report = _replay(archive, variant, model, patterns, share, depth, file, overwrite=force)

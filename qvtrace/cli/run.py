@@ -20,6 +20,7 @@ from qvtrace.cli.flags import (
     GateFlags,
     ModelFlags,
     ModulePatterns,
+    Paths,
     ReportFlags,
     RowFlags,
     ShareFlags,
@@ -116,8 +117,8 @@ def run(
             raise UsageError(f"--{name}: says something with --in-flight only; leave it out")
     options = rows.options(ModulePatterns(), gates, elements, report.limit(elements))
     folder = traces or TRACES
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--traces {folder}: is no folder; name one, or a new one")
+    _check_folder(folder)
+    _check_comparison(rows, storage)
     reference, candidate = (folder / f"{variant}.st" for variant in Variant)
     job = Job(
         model,
@@ -146,11 +147,37 @@ def run(
     raise typer.Exit(comparison.verdict.exit_code)
 
 
+def _check_folder(folder: Path) -> None:
+    from qvtrace.archive.places import archive_fault
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--traces {folder}: is no folder; name one, or a new one")
+    fault = archive_fault(folder / "fp.st")
+    if fault is not None:
+        raise UsageError(f"--traces {folder}: {fault}")
+
+
+def _check_comparison(rows: RowFlags, storage: StorageFlags) -> None:
+    """Raise `UsageError` or `ArchiveError` for what the comparison would refuse, before there are
+    two recordings."""
+    from qvtrace.archive import Archive
+    from qvtrace.comparison.rotation_files import load_rotations
+
+    if rows.path is Paths.WEIGHTS and not storage.weights:
+        raise UsageError("--path weights: needs the weights of both variants; add --weights")
+    if rows.floor is not None:
+        with Archive.open(rows.floor):
+            pass
+    if rows.transform is not None:
+        load_rotations(rows.transform)
+
+
 def _record_both(job: Job, candidate: Path, options: "DiffOptions") -> None:
     """Run a job for the float variant, and again like it for the quantized one."""
     from qvtrace.archive import Archive
     from qvtrace.comparison.options import check_gates
     from qvtrace.models.quantizers import choose
+    from qvtrace.patterns import require_matches
 
     chosen = choose(job.model.quantizer)  # what is wrong is said before the first recording
     request = job.model.request(Variant.QUANT)
@@ -163,6 +190,8 @@ def _record_both(job: Job, candidate: Path, options: "DiffOptions") -> None:
     print(file=sys.stderr)
     with Archive.open(job.file) as reference:
         check_gates(options, reference)
+        names = [module.name for module in reference.manifest.modules]
+        require_matches(names, options.values, "--values")
     gc.collect()  # a model is full of cycles, and the next one may need its memory
     like = job.model
     if not _is_private(job.file):

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TypedDict
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.alignment import NameMap
 from qvtrace.comparison.rows import PARTS
 from qvtrace.errors import UsageError
 from qvtrace.judging.gates import Gate, check_patterns, parse_gates
@@ -67,6 +68,8 @@ class DiffOptions:
         require_known("--path", self.path, tuple(PARTS))
         if self.group_by is not None:
             require_known("--group-by", self.group_by, GROUPINGS)
+        for text in self.maps:
+            NameMap.parse(text)
         for metric in self.metrics:
             require_known("--metrics", metric, METRICS)
         if self.top is not None and self.top < 1:
