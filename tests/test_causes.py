@@ -338,3 +338,22 @@ def test_a_fault_in_a_model_that_is_all_of_another_dtype_is_not_the_dtypes(decod
 
     assert origin.module == "blocks.2.up"
     assert "bfloat16" not in origin.reason
+
+
+def test_the_first_of_a_kind_is_not_held_against_the_noise_that_it_gave_the_others(
+    decoder, tmp_path
+):
+    model = copy.deepcopy(decoder)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 3  # so that noise does not fade
+    candidate = int8_weights(model)
+    weight = candidate.blocks[0].attend.value.weight.data
+    weight.copy_(weight.flip(0))
+
+    comparison = diff(
+        recorded(model, tmp_path / "fp.st"), recorded(candidate, tmp_path / "int8.st")
+    )
+
+    origin = first(comparison)
+    assert (origin.module, origin.path) == ("blocks.0.attend.value", "output")

@@ -144,6 +144,7 @@ FAULTS: list[tuple[Fault, str, str, str]] = [
     (scale_doubled, "layers.1.mlp.down_proj", "layers.1.mlp.down_proj", "output"),
     (scale_doubled, "layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj", "output"),
     (zero_point_off, "layers.2.mlp.up_proj", "layers.2.mlp.up_proj", "output"),
+    (zero_point_off, "layers.0.self_attn.v_proj", "layers.0.self_attn.v_proj", "output"),
     (range_too_small, "layers.2.mlp.act_fn", "layers.2.mlp.act_fn", "output"),
     (channels_swapped, "layers.2.self_attn.o_proj", "layers.2.self_attn.o_proj", "output"),
     (bias_lost, "layers.1.self_attn.v_proj", "layers.1.self_attn.v_proj", "output"),
@@ -259,6 +260,23 @@ def test_two_planted_faults_are_the_first_two(original, reference, tmp_path, kin
     found = {module for module, _ in places(diff(reference, candidate))[:2]}
 
     assert found == {f"model.{name}" for _, name in faults}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "smaller",
+    [(wrong_epsilon, "layers.1.input_layernorm"), (zero_point_off, "layers.0.mlp.down_proj")],
+)
+def test_the_larger_of_two_errors_comes_first_wherever_it_comes_in(
+    original, reference, tmp_path, kind, smaller
+):
+    larger = (scale_doubled, "layers.3.mlp.up_proj")
+    candidate = recorded(faulty(original, kind, smaller, larger), tmp_path / "candidate.st")
+
+    found = places(diff(reference, candidate))
+
+    assert found[0] == ("model.layers.3.mlp.up_proj", "output")
+    assert (f"model.{smaller[1]}", "output") in found[:3]
 
 
 def test_nan_comes_before_a_larger_error(original, reference, tmp_path):

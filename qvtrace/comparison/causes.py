@@ -37,27 +37,27 @@ def cause_of(step: Step, agreed: float) -> Cause | None:
         reason = f"{differing.path} {_how_it_differs(differing)}"
         return Cause(call, differing.path, reason, (call.noise_in, call.noise_out))
     bringing = bringing_of(step, agreed)
-    if step.into is None or not bringing:
+    if step.taker is None or not bringing:
         return None
     recast = [row for row in bringing if any(row is other for other in step.recast)]
     if recast and not step.breaks:
         bringing, verb = recast, "differs" if len(recast) == 1 else "differ"
         reason = f"{named(recast)} {verb} in kind: {dtypes_text(recast)}"
-    elif _is_beside_the_first(bringing, step.into.inputs):
+    elif _is_beside_the_first(bringing, step.taker.inputs):
         reason = _other_values(bringing, step)
     else:
         return None
-    noises = step.noise_in, step.into.noise_out
-    return Cause(step.into, bringing[0].path, reason, noises)
+    noises = step.noise_in, step.taker.noise_out
+    return Cause(step.taker, bringing[0].path, reason, noises)
 
 
 def bringing_of(step: Step, agreed: float) -> list[Row]:
     """The inputs that a call within receives and that bring what shows there."""
-    if step.into is None:
+    if step.taker is None or step.is_own_cast:
         return []
     if step.breaks:
-        return [row for row in step.into.inputs if breaks(row)]
-    return [row for row in step.into.inputs if (noise(row) or 0.0) > agreed]
+        return [row for row in step.taker.inputs if breaks(row)]
+    return [row for row in step.taker.inputs if (noise(row) or 0.0) > agreed]
 
 
 def first_in_kind(inputs: Iterable[Row]) -> Row | None:

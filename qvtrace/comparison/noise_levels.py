@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from statistics import median, median_high, median_low
 
+from qvtrace.comparison.causes import cause_of
 from qvtrace.comparison.noise import CallKey, decibels
 from qvtrace.comparison.noise_steps import Step
 
@@ -26,6 +27,9 @@ _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make o
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
 _LEAST_DECIBELS = 0.2  # above a floor, however well that agrees
 _SPREADS = 3.0  # typical distances from a floor that are nothing special
+_PLAUSIBLE_GAIN = 10.0  # of powers, by which a place that adds nothing may amplify what came in
+_PLAUSIBLE_GAIN_BETWEEN = 100.0  # of powers, by functional operations, as a softmax is one
+_HARDLY = 1e-3  # the share of what is added that counts where it may be all amplified
 _REPEATED = 1e-6  # relative: noise so close to a floor's is that very noise
 _LEAST_AFTER_REPEATED = 10.0**0.01  # then so little on top is news
 
@@ -35,6 +39,7 @@ class Excess:
     """What one place gives beyond what came in and is usual there."""
 
     ratio: float = 0.0  # of powers; 0: not known
+    importance: float = 0.0  # by which those that are told are sorted
     is_told: bool = False  # whether it is so much that the place is named
     clean: float = 0.0  # noise up to which inputs agree
     # What comes first among those that are told: inputs that repeat the noise of a floor to the
@@ -84,6 +89,7 @@ class OwnLevels:
         ratio = self._ratio(step)
         return Excess(
             ratio,
+            _certainly_added(step, self.rounding),
             ratio >= LEAST_EXCESS,
             LEAST_EXCESS * self.usual,
             may_be_usual=self._may_be_first_quantized(step),
@@ -193,9 +199,9 @@ class FloorLevels:
         clean = self._least * max(self._noises[_place(step)][0], self._rounding)
         above = 10.0 * math.log10(came_in), 10.0 * math.log10(came_out)
         if step.noise_in and abs(came_in - 1.0) <= _REPEATED:
-            return Excess(ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
+            return Excess(ratio, ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
         agrees = came_in <= self._least
-        return Excess(ratio, ratio >= self._least, clean, int(agrees), above)
+        return Excess(ratio, ratio, ratio >= self._least, clean, int(agrees), above)
 
     def _as_in_floor(self, step: Step) -> Step:
         """A call that was replayed, as it was in the candidate, where the floor is no replay."""
@@ -231,7 +237,23 @@ class FloorLevels:
 
 
 def _place(step: Step) -> tuple[CallKey, str, CallKey | None, bool]:
-    return step.call.key, step.after, step.taker, step.is_local
+    taker = None if step.taker is None else step.taker.key
+    return step.call.key, step.after, taker, step.is_local
+
+
+def _certainly_added(step: Step, rounding: float) -> float:
+    """The noise of a place beyond what it may have made of what came in; of a call that an input
+    makes err, beyond what else came in."""
+    came_in, gave, gain = step.noise_in, step.noise_out, 1.0
+    if came_in is None or gave is None:
+        return 0.0
+    cause = cause_of(step, LEAST_EXCESS * max(came_in, rounding))
+    if cause is None:
+        gain = _PLAUSIBLE_GAIN_BETWEEN if step.after else _PLAUSIBLE_GAIN
+        came_in = max(came_in, step.scaled_in)
+    elif cause.noises[1] is not None:
+        gave = cause.noises[1]
+    return max(gave - gain * came_in, _HARDLY * (step.added or 0.0))
 
 
 def _usual(noises: Sequence[float]) -> float:

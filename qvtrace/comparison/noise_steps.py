@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added, noise
+from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added, noise, scaled_noise
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import shown
 
@@ -27,10 +27,11 @@ class Step:
     is_local: bool  # seen in a replay, into which no noise came
     kind: str
     class_name: str
-    into: CallNoise | None = None  # the call within that receives it, and no other call does
+    scaled_in: float  # noise that comes in where factors are left in that are made up for
+    taker: CallNoise | None = None  # the call in it whose input that is
     recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
+    is_own_cast: bool = False  # whether all calls in it are, which is no matter of any one input
     recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
-    taker: CallKey | None = None  # the call in it whose input that is
 
     @property
     def added(self) -> float | None:
@@ -66,6 +67,7 @@ def _own_step(call: CallNoise) -> Step:
         is_local,
         f"{_kind(call.module)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
+        0.0 if is_local else scaled_noise(call.inputs),
         recast=_recast(call.outputs, {row.dtype for row in call.inputs}),
     )
 
@@ -74,7 +76,7 @@ def _gaps(
     parent: CallNoise, children: Sequence[CallNoise], orders: Mapping[Place, int]
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
-    bound = parent.noise_in
+    bound, scaled = parent.noise_in, scaled_noise(parent.inputs)
     was_broken = bool(_not_finite(parent.inputs))
     before = ["the inputs"]
     last = parent.module
@@ -88,14 +90,13 @@ def _gaps(
         new = [row for row in child.inputs if not _was_there(row, orders, child)]
         noises = _received(bound, child.noise_in, given, new), child.noise_in
         recast = _recast(child.inputs, dtypes)
-        into = None if recast and _are_all_recast(children) else child
-        words = _joined(before), after
-        yield Step(
-            parent, *words, *noises, breaks, False, kind, kind, into, recast, taker=child.key
-        )
+        own_cast = bool(recast) and _are_all_recast(children)
+        words, kinds = (_joined(before), after), (kind, kind)
+        yield Step(parent, *words, *noises, breaks, False, *kinds, scaled, child, recast, own_cast)
         # Noise that has been told of is no news further on.
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
+        scaled = max(scaled, scaled_noise((*child.inputs, *child.outputs)))
         was_broken = was_broken or bool(_not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
         given.add(child.outputs)
@@ -107,7 +108,7 @@ def _gaps(
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
     recast = _recast(parent.outputs, dtypes)
     words = _joined(before), "the output"
-    yield Step(parent, *words, *noises, breaks, False, kind, kind, recast=recast)
+    yield Step(parent, *words, *noises, breaks, False, kind, kind, scaled, recast=recast)
 
 
 def _was_there(row: Row, orders: Mapping[Place, int], child: CallNoise | None = None) -> bool:

@@ -129,7 +129,7 @@ def _most_important_first(told: Sequence[_Told]) -> list[_Told]:
         excess, step = one
         is_largest = (step.noise_out or 0.0) >= largest
         is_likely = not excess.may_be_usual or is_largest or bool(first_in_kind(step.call.inputs))
-        return is_likely, excess.rank, excess.ratio
+        return is_likely, excess.rank, excess.importance
 
     return sorted(told, key=importance, reverse=True)
 
@@ -197,7 +197,7 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
 def _brought_by(step: Step, agreed: float) -> str:
     """Which of several inputs it is."""
     bringing = bringing_of(step, agreed)
-    if step.into is None or not bringing or len(step.into.inputs) == 1:
+    if step.taker is None or not bringing or len(step.taker.inputs) == 1:
         return ""
     return f" ({named(bringing)})"
 
