@@ -314,7 +314,7 @@ def test_markdown_has_a_table_of_groups(files):
 
 
 @pytest.mark.skipif(
-    None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install 'qvtrace[html]'"
+    None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install '.[html]'"
 )
 def test_the_page_has_a_table_of_groups(files, tmp_path):
     page = tmp_path / "report.html"

@@ -11,7 +11,7 @@ from torch import nn
 from qvtrace.recording.recorder import record
 
 needs_html = pytest.mark.skipif(
-    None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install 'qvtrace[html]'"
+    None in (find_spec("bokeh"), find_spec("itables")), reason="needs pip install '.[html]'"
 )
 
 BLOCKED = """
@@ -80,13 +80,14 @@ def test_an_import_of_torch_would_be_noticed(tmp_path):
 
 
 @needs_html
-def test_a_library_that_the_page_lacks_is_named_with_its_extra(archive):
+def test_a_library_that_the_page_lacks_is_named_with_what_to_install(archive):
     code = "import sys; sys.modules['bokeh'] = None; from qvtrace.cli import main; main()"
     words = [sys.executable, "-c", code, "diff", archive, archive, "--format", "html"]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "qvtrace: --format html: needs bokeh, not installed here; pip install 'qvtrace[html]'\n"
+        "qvtrace: --format html: needs bokeh, not installed here; "
+        "pip install 'bokeh<4,>=3.6' 'itables<3,>=2.2' 'jinja2>=3.1'\n"
     )
 
 

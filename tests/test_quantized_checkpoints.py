@@ -333,7 +333,7 @@ def test_a_file_that_only_has_the_name_of_a_gguf_file_is_told(gguf: Path, tmp_pa
         quantize(tmp_path / "none.gguf")
 
 
-def test_a_gguf_file_without_the_package_names_the_extra(tmp_path: Path) -> None:
+def test_a_gguf_file_without_the_package_names_it(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     code = (
         "import sys; sys.modules['gguf'] = None; from qvtrace.cli import main; "
@@ -346,8 +346,7 @@ def test_a_gguf_file_without_the_package_names_the_extra(tmp_path: Path) -> None
 
     assert completed.returncode == 2
     assert completed.stderr == (
-        "qvtrace: --model tiny.gguf: is a GGUF file, which needs gguf; "
-        "pip install 'qvtrace[gguf]'\n"
+        "qvtrace: --model tiny.gguf: is a GGUF file, which needs gguf; pip install 'gguf>=0.10'\n"
     )
 
 

@@ -290,6 +290,12 @@ def test_no_quantize_is_refused_where_there_are_no_wrappers(saved: Saved) -> Non
         prepare(ModelRequest(variant="quant", no_quantize=True))
 
 
+REQUIREMENTS = {
+    "bitsandbytes": "'bitsandbytes>=0.46'",
+    "compressed-tensors": "'compressed-tensors>=0.12'",
+    "quanto": "ninja 'optimum-quanto>=0.2.7'",
+    "tico": "'tico>=0.3'",
+}
 ABSENT = """
 import sys
 
@@ -309,7 +315,7 @@ app(["quantizers"])
 """
 
 
-def test_a_missing_package_is_one_line_that_names_its_extra(tmp_path: Path) -> None:
+def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
     completed = subprocess.run(
         [sys.executable, "-c", ABSENT, *PACKAGES],
         capture_output=True,
@@ -319,10 +325,11 @@ def test_a_missing_package_is_one_line_that_names_its_extra(tmp_path: Path) -> N
     )
 
     assert completed.stderr.splitlines() == [
-        f"qvtrace: --quantizer {name}: is not installed; pip install 'qvtrace[{name}]'"
+        f"qvtrace: --quantizer {name}: is not installed; pip install {REQUIREMENTS[name]}"
         for name in PACKAGES
     ]
-    assert completed.stdout.count("no: pip install 'qvtrace[") == len(PACKAGES)
+    for name in PACKAGES:
+        assert f"no: pip install {REQUIREMENTS[name]} " in completed.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -65,6 +65,18 @@ def model():
     return Toy(), inputs()
 
 
+class Silent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x):
+        self.linear(x)
+
+def silent():
+    torch.manual_seed(0)
+    return Silent().eval(), torch.randn(4, 32)
+
 def three_weak():
     torch.manual_seed(0)
     return Toy((0, 2, 4)), inputs()
@@ -353,6 +365,10 @@ def test_nothing_is_left_behind(
         ("local_peir 3", "'local_peir' is not known"),
         ("peir nan", "'nan' is no finite number"),
         ("peir 2%", "'2%' is no finite number"),
+        ("peir -1", "peir is never -1; give a number 0 or more"),
+        ("kl -0.1", "kl is never -0.1; give a number 0 or more"),
+        ("top1 99", "top1 is never 99; give a number between 0 and 1"),
+        ("cosine 1.5", "cosine is never 1.5; give a number between -1 and 1"),
         ("peir 0.02 @", "has no pattern after '@'"),
         ("peir 0.02 @ lm_head", "the pattern 'lm_head' matches none of 14 modules in "),
         ("kl 0.02 @ lm_head", "kl is of the whole model; leave '@ lm_head' out"),
@@ -377,6 +393,7 @@ def test_a_target_that_says_nothing_is_an_error(toys: Path, target: str, fault: 
         (["--keep-float", "out"], "--keep-float 'out': what to keep is looked for here"),
         (["--prompt", "hi"], "--prompt: the inputs are those of "),
         (["-o", "result.st"], "--output result.st: is the name of an archive"),
+        (["--exclude", "*"], "--include and --exclude: leave none of the modules that torchao"),
         (["--no-quantize"], "--no-quantize: torchao:int8-dynamic puts no wrappers"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
@@ -413,6 +430,30 @@ def test_an_archive_that_holds_too_little_is_an_error(
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith(f"qvtrace: {tmp_path / 'fp.st'}: {fault}")
+
+
+def test_a_recording_of_a_quantized_model_is_no_reference(toys: Path, tmp_path: Path) -> None:
+    words = ("-m", f"{toys}/toys.py:model")
+    quantized = run("record", *words, "--variant", "quant", "-o", tmp_path / "quant.st")
+    assert quantized.exit_code == 0
+
+    result = run("suggest", tmp_path / "quant.st", *words, "--target", "peir 1")
+
+    assert result.exit_code == 2
+    assert "quant.st: is of a model that torchao:int8-dynamic quantized" in result.stderr
+
+
+def test_a_model_that_gives_no_tensor_has_no_target_of_its_own(toys: Path, tmp_path: Path) -> None:
+    words = ("-m", f"{toys}/toys.py:silent")
+    assert run("record", *words, "-o", tmp_path / "fp.st").exit_code == 0
+
+    result = run("suggest", tmp_path / "fp.st", *words, "--target", "peir 1")
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "qvtrace: --target 'peir 1': no output that it covers has a tensor; "
+        "choose other modules with '@ PATTERN'\n"
+    )
 
 
 def test_an_archive_of_another_model_is_an_error(toys: Path) -> None:
@@ -521,6 +562,45 @@ def test_the_result_as_json_is_a_file_of_modules_to_keep(
     assert again.exit_code == 0, again.stderr
     with qvtrace.load("traces/kept.st") as archive:
         assert sorted(archive.manifest.variant.left_float) == sorted(found["keep_float"])
+
+
+def test_the_list_is_written_to_a_file_that_record_takes(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = (
+        *("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model"),
+        *("--quantizer", "torchao:int8-weight", "--keep-float-file", "keep.txt"),
+    )
+
+    for _ in range(2):  # an older list gives way
+        result = run(*given, "--target", "sqnr 30", "-o", "report.txt")
+
+        assert result.exit_code == 0, result.stderr
+        _, *names = Path("keep.txt").read_text().splitlines()
+        command = result.stderr.splitlines()[-1].removeprefix("next").split()
+        assert command[command.index("--keep-float-file") + 1] == "keep.txt"
+        assert "--keep-float" not in command
+        assert run(*command[1:], "--force").exit_code == 0
+        with qvtrace.load("traces/kept.st") as kept:
+            assert kept.manifest.variant.settings["keep_float"] == names
+    Path("keep.txt").unlink()
+    assert "keep.txt is not written" in run(*given, "--target", "sqnr 1").stderr
+    assert not Path("keep.txt").exists()
+
+
+def test_a_list_that_somebody_wrote_is_not_replaced(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("out\n")
+    given = ("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model", "--target", "sqnr 30")
+
+    result = run(*given, "--keep-float-file", "mine.txt")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("qvtrace: --keep-float-file mine.txt: is there, and ")
+    assert Path("mine.txt").read_text() == "out\n"
 
 
 def test_a_target_that_is_missed_has_an_exit_code_of_its_own(toys: Path) -> None:

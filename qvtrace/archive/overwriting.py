@@ -29,11 +29,11 @@ class InputFile:
 _BESIDE = (manifest_copy_of, journal_of)
 
 
-def refuse_overwriting(output: Path, inputs: Iterable[InputFile]) -> None:
+def refuse_overwriting(output: Path, inputs: Iterable[InputFile], option: str = "--output") -> None:
     """Raise `UsageError` where a report in `output` would take the place of an input, whatever
     links lead there, or of what is beside it, or cannot be written at all."""
-    _refuse(output, (output,), inputs)
-    _refuse_place(output, report_fault(output))
+    _refuse(output, (output,), inputs, option)
+    _refuse_place(output, report_fault(output), option)
 
 
 def refuse_overwriting_by_archive(output: Path, inputs: Iterable[InputFile]) -> None:
@@ -42,20 +42,22 @@ def refuse_overwriting_by_archive(output: Path, inputs: Iterable[InputFile]) -> 
     copy = manifest_copy_of(output)
     partial = partial_of(output)
     written = (output, copy, partial, journal_of(partial), partial_of(copy))
-    _refuse(output, written, inputs)
+    _refuse(output, written, inputs, "--output")
 
 
 def check_archive_place(output: Path) -> None:
     """Raise `UsageError` where no archive can be written."""
-    _refuse_place(output, archive_fault(output))
+    _refuse_place(output, archive_fault(output), "--output")
 
 
-def _refuse_place(output: Path, fault: str | None) -> None:
+def _refuse_place(output: Path, fault: str | None, option: str) -> None:
     if fault is not None:
-        raise UsageError(f"--output {output}: {fault}")
+        raise UsageError(f"{option} {output}: {fault}")
 
 
-def _refuse(output: Path, written: tuple[Path, ...], inputs: Iterable[InputFile]) -> None:
+def _refuse(
+    output: Path, written: tuple[Path, ...], inputs: Iterable[InputFile], option: str
+) -> None:
     for given in inputs:
         for name in given.names:
             taken = next((file for file in written if is_same_file(file, name)), None)
@@ -63,7 +65,7 @@ def _refuse(output: Path, written: tuple[Path, ...], inputs: Iterable[InputFile]
                 verb = "is" if taken == output else "would overwrite"
                 belongs = "" if name == given.file else f"belongs to {given.file}, which "
                 raise UsageError(
-                    f"--output {output}: {verb} {name}, which {belongs}{given.role}; "
+                    f"{option} {output}: {verb} {name}, which {belongs}{given.role}; "
                     "choose another name"
                 )
 

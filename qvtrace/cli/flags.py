@@ -92,21 +92,28 @@ def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of each group that it takes as an argument."""
-    groups: dict[str, type] = {}
+    """Give a command the options of each group that it takes as an argument, but for those that
+    it has itself under the same name."""
+    asked = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, type] = {
+        one.name: one.annotation
+        for one in asked
+        if isinstance(one.annotation, type) and is_dataclass(one.annotation)
+    }
+    own = {one.name for one in asked} - groups.keys()
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
-            groups[parameter.name] = parameter.annotation
-            parameters.extend(_parameters(parameter.annotation))
+    for parameter in asked:
+        if parameter.name in groups:
+            grouped = _parameters(parameter.annotation)
+            parameters.extend(one for one in grouped if one.name not in own)
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
         for name, group in groups.items():
-            flags = {field.name: values.pop(field.name) for field in fields(group)}
-            values[name] = group(**flags)
+            taken = [field.name for field in fields(group) if field.name not in own]
+            values[name] = group(**{flag: values.pop(flag) for flag in taken})
         command(**values)
 
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

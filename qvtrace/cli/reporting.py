@@ -128,13 +128,13 @@ def _lines(
     return comparison_lines(comparison, options)
 
 
-def write_file(text: str, output: Path) -> None:
+def write_file(text: str, output: Path, option: str = "--output") -> None:
     """Write text, and make the folder where there is none."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"--output {output}: cannot be written: {error.strerror or error}; "
+            f"{option} {output}: cannot be written: {error.strerror or error}; "
             "check path and space, or choose another"
         ) from error

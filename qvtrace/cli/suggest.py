@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +88,15 @@ def suggest(
     variant: Annotated[Variant, option(MODEL, "Which variant runs.")] = Variant.QUANT,
     model: ModelFlags,
     patterns: ModulePatterns,
+    keep_float_file: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "Write what to keep float to a file, one module a line, as --keep-float-file of "
+            "`record` reads it.",
+            metavar="FILE",
+        ),
+    ] = None,
     format: Annotated[
         SuggestionFormat, option(OUTPUT, "How the result is written.", "--format")
     ] = SuggestionFormat.TABLE,
@@ -103,15 +111,22 @@ def suggest(
     Candidates are ordered by their local error, as `replay` has it; each set is then really run.
     --include and --exclude narrow which modules may be kept.
     """
-    from qvtrace.cli.files_read import compared, of_model
+    from qvtrace.cli.files_read import compared, named, of_model
+    from qvtrace.cli.skip_list_files import check_list, write_list
     from qvtrace.suggesting.targets import Target
 
     if variant is Variant.FP:
         raise UsageError("--variant fp: is not quantized; leave the option out")
     refuse_samples(model, archive)
-    check_output(output, chain(compared(archive), of_model(model, archive)))
+    inputs = (*compared(archive), *of_model(model, archive))
+    check_output(output, (*inputs, *named(("--keep-float-file", keep_float_file))))
+    if keep_float_file is not None:
+        check_list(keep_float_file, inputs)
     found = _suggest(archive, Target.parse(target), max_runs, budget, model, patterns)
-    command = _next_command(found, archive, model, output if format == "json" else None)
+    result = keep_float_file or (output if format is SuggestionFormat.JSON else None)
+    command = _next_command(found, archive, model, result)
+    if keep_float_file is not None:
+        write_list(found, keep_float_file)
     _write(found, format, output, command)
     if command is not None:
         print_next(command)
@@ -127,12 +142,14 @@ def _suggest(
     patterns: ModulePatterns,
 ) -> "Suggestion":
     with redirect_stdout(sys.stderr):  # what a user's code prints is not what was asked for
+        from qvtrace.reports.formatting import counted
         from qvtrace.reports.suggestion import step_text
         from qvtrace.suggesting import suggest
 
         def tell(step: "Step") -> None:
             if step.run == 1:  # by then nothing has been found wrong with what was given
-                heading = f"looking for {target.described}, in at most {max_runs} runs"
+                runs = counted(max_runs, "run")
+                heading = f"looking for {target.described}, in at most {runs}"
                 print(heading, file=sys.stderr)
             print(step_text(step, target, max_runs), file=sys.stderr, flush=True)
 

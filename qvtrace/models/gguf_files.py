@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models.chatter import one_line
 from qvtrace.models.quantizers.outcome import Quantized
-from qvtrace.models.quantizers.packages import extra
+from qvtrace.models.quantizers.packages import Package
 from qvtrace.qparams.modules import GGUF_TYPE
 from qvtrace.trees import Json
 
 SUFFIX = ".gguf"
-PACKAGE = extra("gguf", "gguf", "gguf")
+PACKAGE = Package("gguf", "gguf", extra="gguf")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MAGIC = b"GGUF"
 _HEADER = 24  # bytes: magic, version, how many tensors and fields

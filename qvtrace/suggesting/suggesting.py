@@ -71,6 +71,7 @@ def suggest(
         if not isinstance(archive, Archive):
             archive = opened.enter_context(Archive.open(archive))
         refuse_private(archive)
+        _refuse_quantized(archive)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="qvtrace-")))
         trials = Trials(
             replace(_checked(request or ModelRequest(variant="quant")), variant="quant"),
@@ -81,6 +82,15 @@ def suggest(
         )
         most = None if budget is None else parse_size(budget, "--budget")
         return _Suggesting(trials, max_runs, most, (include, exclude), tell).run()
+
+
+def _refuse_quantized(archive: Archive) -> None:
+    quantizer = archive.manifest.variant.quantizer
+    if quantizer is not None:
+        raise UsageError(
+            f"{archive.file}: is of a model that {quantizer} quantized, and what is as near to it "
+            "is no better for that; give a recording of the float variant"
+        )
 
 
 def _checked(request: ModelRequest) -> ModelRequest:
@@ -161,6 +171,11 @@ class _Suggesting:
             )
         self._warnings = prepared.warnings
         candidates = quantized_modules(prepared, *self._patterns)
+        if not candidates and any(self._patterns):
+            raise UsageError(
+                "--include and --exclude: leave none of the modules that "
+                f"{quantizer} quantized; widen them"
+            )
         if not candidates:
             raise UsageError(
                 f"--quantizer {quantizer}: changed no module that may be kept float; choose another"

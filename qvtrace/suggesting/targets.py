@@ -4,6 +4,7 @@ A target is the other way to write a gate: `peir 0.02 @ lm_head` is reached wher
 `peir>0.02 @ lm_head` holds.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ MEASURED = tuple(
     name for name in METRICS if name not in ("noise_in", "added", "gain", *LOCAL_METRICS)
 )
 _HIGHER = HIGHER_IS_BETTER | HIGHER_END_TO_END
+# Between which numbers each can be, where not from 0 up.
+_RANGES = {
+    "mean_error": (-math.inf, math.inf),
+    "sqnr": (-math.inf, math.inf),
+    "token_sqnr_p50": (-math.inf, math.inf),
+    "token_sqnr_p5": (-math.inf, math.inf),
+    "token_sqnr_min": (-math.inf, math.inf),
+    "cosine": (-1.0, 1.0),
+    "top1": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class Target:
             raise _faulty(text, f"{metric!r} is not known; choose one of {known}")
         if number is None:
             raise _faulty(text, f"{words[1]!r} is no finite number; give one, such as 0.02")
+        least, most = _RANGES.get(metric, (0.0, math.inf))
+        if not least <= number <= most:
+            told = f"{least:g} or more" if most == math.inf else f"between {least:g} and {most:g}"
+            raise _faulty(text, f"{metric} is never {words[1]}; give a number {told}")
         if at and not pattern:
             raise _faulty(text, "has no pattern after '@'; give one, or leave '@' out")
         if metric in END_TO_END and at:
@@ -72,7 +87,7 @@ class Target:
         """In words: `peir at most 0.02 at lm_head`."""
         where = "" if self.is_end_to_end else f" at {self.pattern or shown('')}"
         most = "at least" if self.higher_is_better else "at most"
-        return f"{self.metric} {most} {self.number:g}{where}"
+        return f"{self.metric} {most} {self.number:.15g}{where}"
 
     def modules(self, called: Collection[str], file: str) -> set[str]:
         """The modules whose output it is about, of those that were called in the reference.

@@ -14,7 +14,7 @@ from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.language_models import is_head
 from qvtrace.errors import UsageError
 from qvtrace.judging.gates import GateResult
-from qvtrace.manifest import VariantInfo
+from qvtrace.manifest import CallEntry, VariantInfo
 from qvtrace.models.chatter import quiet
 from qvtrace.models.preparation import prepare
 from qvtrace.models.request import ModelRequest, PreparedModel
@@ -103,7 +103,19 @@ def target_modules(target: Target, archive: Archive) -> tuple[str, ...]:
             return tuple(sorted(found))
     found = target.modules(called, str(archive.file))
     _refuse_statistics(found, archive)
+    if not any(
+        _has_tensor(call, archive) for call in archive.manifest.calls if call.module in found
+    ):
+        raise UsageError(
+            f"--target {target.text!r}: no output that it covers has a tensor; "
+            "choose other modules with '@ PATTERN'"
+        )
     return tuple(sorted(found))
+
+
+def _has_tensor(call: CallEntry, archive: Archive) -> bool:
+    tree = archive.tree(call, "output")
+    return tree is not None and any(True for _ in trees.tensor_leaves(tree, "output"))
 
 
 def _refuse_statistics(modules: Collection[str], archive: Archive) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from qvtrace.models.quantizers.linears import find_linears, replace_module
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
-from qvtrace.models.quantizers.packages import extra
+from qvtrace.models.quantizers.packages import Package
 from qvtrace.trees import Json
 
 _OUTLIERS = 6.0  # inputs beyond it are multiplied in float16, as transformers' default has it
@@ -27,7 +27,7 @@ class BitsandbytesQuantizer:
     calibrated = ()
     wraps = False
     keeps_float = True
-    package = extra("bitsandbytes", "bitsandbytes", "bitsandbytes")
+    package = Package("bitsandbytes", "bitsandbytes", extra="bitsandbytes")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Replace modules of `model`.

@@ -6,19 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from qvtrace.errors import ModelError
+from qvtrace.extras import install
 from qvtrace.models.quantizers.linears import other_matrices
 from qvtrace.models.quantizers.outcome import Quantized
 from qvtrace.patterns import folded
 from qvtrace.reports.formatting import listed
 from qvtrace.trees import Json
 
-_REMEDIES = {
-    "awq": "pip install gptqmodel",
-    "bitsandbytes": "pip install 'qvtrace[bitsandbytes]'",
-    "compressed-tensors": "pip install 'qvtrace[compressed-tensors]'",
-    "gptq": "pip install gptqmodel optimum",
-    "quanto": "pip install 'qvtrace[quanto]'",
-}
+_EXTRAS = ("bitsandbytes", "compressed-tensors", "quanto")  # methods that an extra is named after
+_REMEDIES = {"awq": "pip install gptqmodel", "gptq": "pip install gptqmodel optimum"}
 _PLAIN = (Tensor, nn.Parameter)
 _PARTS = frozenset({"qweight", "qzeros", "scales", "g_idx", "absmax", "SCB", "packed"})
 _FLOATS_FAIL = "bitsandbytes.nn"
@@ -28,6 +24,8 @@ _REPLACEMENTS = "transformers.integrations"  # where transformers keeps classes 
 
 def remedy(method: object) -> str:
     """What to do where a package is missing that reads checkpoints of a method."""
+    if method in _EXTRAS:
+        return install(str(method))
     return _REMEDIES.get(str(method), "install it")
 
 

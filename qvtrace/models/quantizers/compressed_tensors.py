@@ -8,7 +8,7 @@ from torch import nn
 
 from qvtrace.models.quantizers.linears import GROUP_SIZE, find_linears
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
-from qvtrace.models.quantizers.packages import extra
+from qvtrace.models.quantizers.packages import Package
 from qvtrace.trees import Json
 
 _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8-dynamic": "FP8_DYNAMIC"}
@@ -24,7 +24,7 @@ class CompressedTensorsQuantizer:
     calibrated = ()
     wraps = False
     keeps_float = True
-    package = extra("compressed-tensors", "compressed_tensors", "compressed-tensors")
+    package = Package("compressed_tensors", "compressed-tensors", extra="compressed-tensors")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Quantize `model` in place; its Linear modules keep class and float weight.

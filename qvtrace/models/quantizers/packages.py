@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
+from qvtrace.extras import install
+
 
 @dataclass(frozen=True)
 class Package:
-    """One package, by its three names."""
+    """One package, by its names."""
 
     module: str  # as it is imported
     distribution: str  # as the package registry has it
-    requirement: str  # what pip is told
+    extra: str | None = None  # of qvtrace, that brings it
 
     @property
     def installed(self) -> bool:
@@ -37,10 +39,4 @@ class Package:
     @property
     def remedy(self) -> str:
         """What to type when it is missing."""
-        quote = "'" if "[" in self.requirement else ""
-        return f"pip install {quote}{self.requirement}{quote}"
-
-
-def extra(name: str, module: str, distribution: str) -> Package:
-    """A package that comes with an extra of qvtrace."""
-    return Package(module, distribution, f"qvtrace[{name}]")
+        return f"pip install {self.distribution}" if self.extra is None else install(self.extra)

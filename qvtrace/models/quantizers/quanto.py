@@ -15,7 +15,7 @@ from torch import nn
 from qvtrace.errors import ModelError
 from qvtrace.models.quantizers.linears import Linears, find_linears, replace_module
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
-from qvtrace.models.quantizers.packages import extra
+from qvtrace.models.quantizers.packages import Package
 from qvtrace.trees import Json
 
 
@@ -47,7 +47,7 @@ class QuantoQuantizer:
     calibrated = tuple(name for name, scheme in _SCHEMES.items() if scheme.activations)
     wraps = False
     keeps_float = True
-    package = extra("quanto", "optimum.quanto", "optimum-quanto")
+    package = Package("optimum.quanto", "optimum-quanto", extra="quanto")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Replace modules of `model`, and calibrate it where activations are quantized.

@@ -10,7 +10,7 @@ from qvtrace.comparison.alignment import unwrapped
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models.keep_float import KEPT
 from qvtrace.models.quantizers.outcome import Context, Quantized, cannot_quantize
-from qvtrace.models.quantizers.packages import extra
+from qvtrace.models.quantizers.packages import Package
 from qvtrace.patterns import above
 from qvtrace.trees import Json
 
@@ -30,7 +30,7 @@ class TicoQuantizer:
     calibrated = schemes
     wraps = True
     keeps_float = True
-    package = extra("tico", "tico", "tico")
+    package = Package("tico", "tico", extra="tico")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Wrap `model`, calibrate it, and switch quantization on unless `context.wrap_only`.

@@ -50,7 +50,7 @@ class TorchaoQuantizer:
     calibrated = ()
     wraps = False
     keeps_float = True
-    package = Package("torchao", "torchao", "torchao")
+    package = Package("torchao", "torchao")
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Quantize `model` in place.

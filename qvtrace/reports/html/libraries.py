@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qvtrace.errors import UsageError
+from qvtrace.extras import install
 
 _PACKAGES = ("jinja2", "bokeh", "itables")
-_EXTRA = "pip install 'qvtrace[html]'"
 _EXPORT = re.compile(r"export ?\{([^{}]*)\}")
 _JQUERY = re.compile(r"([\w$]+) as jQuery\b")
 
@@ -18,7 +18,7 @@ def require_libraries() -> None:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"--format html: needs {' and '.join(missing)}, not installed here; {_EXTRA}"
+            f"--format html: needs {' and '.join(missing)}, not installed here; {install('html')}"
         )
 
 
@@ -34,7 +34,7 @@ def table_module() -> str:
     exported = _EXPORT.match(bundle, max(bundle.rfind("export{"), bundle.rfind("export {")))
     jquery = _JQUERY.search(exported[1]) if exported else None
     if exported is None or jquery is None:
-        raise UsageError(f"--format html: this version of itables is not known; {_EXTRA}")
+        raise UsageError(f"--format html: this version of itables is not known; {install('html')}")
     start, end = exported.span()
     return f"{bundle[:start]}window.jQuery={jquery[1]};{bundle[end:]}"
 
@@ -48,7 +48,7 @@ def _folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         require_libraries()
-        raise UsageError(f"--format html: {package} is not as it should be; {_EXTRA}")
+        raise UsageError(f"--format html: {package} is not as it should be; {install('html')}")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -57,5 +57,5 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"--format html: {file} cannot be read ({error.strerror}); {_EXTRA}"
+            f"--format html: {file} cannot be read ({error.strerror}); {install('html')}"
         ) from error
