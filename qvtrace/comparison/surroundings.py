@@ -12,9 +12,12 @@ from functools import cached_property
 from itertools import product
 from typing import TypeAlias
 
+import numpy as np
+
 from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
@@ -26,6 +29,7 @@ _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
 _SAME_FACTOR = 0.02  # relative
+_OFFSET = 0.5  # share of a factor's distance from 1 that an offset takes away at most
 _HELD = 0.7  # share of a scaled output's error that a sum with it in it has at least
 _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 
@@ -96,20 +100,20 @@ class Surroundings:
         """Whether the nearest output around a place agrees that is not scaled itself; where it does
         not, whether what is computed from the scaled one does: the fault is another, then."""
         judgement = self._judge_alone(pair, path, scaled)
-        if not judgement.agrees:
-            return judgement
-        taker = self._refuting(scaled)
-        if taker is not None:
-            return Judgement(False, taker.reference.module)
-        if judgement.module == pair.reference.module:
+        if not judgement.agrees or judgement.module == pair.reference.module:
             return judgement
         first = self._first_of(pair, path, scaled)
         return judgement if first is None else self._judge_alone(*first)
 
     def _judge_alone(self, pair: Pair, path: str, scaled: Output) -> Judgement:
-        judgement = self._judge_by_around(pair, path, scaled)
+        handed_on = [scaled]
+        judgement = self._judge_by_around(pair, path, handed_on)
         taker = None if judgement.agrees else self._taken_out_by(scaled)
-        return judgement if taker is None else Judgement(True, taker.reference.module)
+        if taker is not None:
+            judgement = Judgement(True, taker.reference.module)
+        refuting = map(self._refuting, handed_on) if judgement.agrees else ()
+        refuted = next((taker for taker in refuting if taker is not None), None)
+        return judgement if refuted is None else Judgement(False, refuted.reference.module)
 
     def _first_of(self, pair: Pair, path: str, scaled: Output) -> tuple[Pair, str, Output] | None:
         """Where a factor comes from that a call was given, as a residual stream hands one on from
@@ -126,8 +130,10 @@ class Surroundings:
             first, (pair, _, scaled) = found, found
             met.add(scaled.digests)
 
-    def _judge_by_around(self, pair: Pair, path: str, scaled: Output) -> Judgement:
+    def _judge_by_around(self, pair: Pair, path: str, handed_on: list[Output]) -> Judgement:
+        """`handed_on` begins with the scaled output; what hands its factor on is added to it."""
         for around in self._around(pair, path):
+            scaled = handed_on[-1]
             found = self._outputs(around)
             rest = [other for other in found if not is_scaled(other, scaled)]
             if not all(self._agrees(other, scaled) for other in rest):
@@ -135,7 +141,7 @@ class Surroundings:
             if found and len(rest) == len(found):
                 return Judgement(True, around.reference.module)
             # A factor that has come this far is gone only if it is gone from what holds this.
-            scaled = next((other for other in found if other.scaling is not None), scaled)
+            handed_on += [other for other in found if other.scaling is not None][:1]
         return Judgement(False, None)
 
     def _around(self, pair: Pair, path: str) -> Iterator[Pair]:
@@ -272,11 +278,23 @@ def _is_free(other: Output, scaled: Output) -> bool:
 
 def _is_as_free(other: Output, scaled: Output) -> bool:
     """Whether an output computed from a scaled one may well come of one without its factor, or has
-    it still."""
+    it still, as exactly."""
     if scaled.scaling is None or _have_one_factor(other, scaled):
         return True
-    own = other if other.scaling is None else replace(other, metrics=other.scaling.residual.metrics)
-    return _is_like(own, scaled, scaled.scaling.residual.metrics) or _is_free(own, scaled)
+    rest = scaled.scaling.residual.metrics
+    if other.scaling is None:
+        return _is_like(other, scaled, rest) or _is_free(other, scaled)
+    own = replace(other, metrics=other.scaling.residual.metrics)
+    is_of_another = not _has_most_of(other.scaling.factor, scaled.scaling.factor)
+    return _is_like(own, scaled, rest) or (is_of_another and _is_free(own, scaled))
+
+
+def _has_most_of(factor: ScaleFactor, given: ScaleFactor) -> bool:
+    """Whether a factor may be what an offset, such as a bias, leaves of a given one."""
+    typical, its = (
+        one if isinstance(one, float) else float(np.median(one.values)) for one in (factor, given)
+    )
+    return abs(typical - its) <= _OFFSET * abs(its - 1.0)
 
 
 def _is_like(other: Output, scaled: Output, rest: Metrics) -> bool:
