@@ -562,3 +562,24 @@ def test_noise_of_a_large_residual_stream_is_not_taken_for_a_fold_beside_it(llam
     scaled = [row for row in comparison.rows if row.scale_factor is not None]
     assert scaled
     assert all(row.is_made_up_for for row in scaled)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("bert", "bert.encoder.layer.1.attention.output.LayerNorm"),
+        ("bert", "bert.encoder.layer.0.intermediate.dense"),
+        ("gemma3", "model.layers.1.mlp.gate_proj"),
+        ("qwen3_vl", "model.visual.merger.linear_fc1"),
+    ],
+)
+def test_a_factor_that_is_bent_on_its_way_is_named_where_it_comes_in(tmp_path, model, name):
+    original, inputs = build(model)
+    doubled = changed(original, lambda copy: copy.get_submodule(name).weight.mul_(2))
+    for each, file in ((original, "fp.st"), (doubled, "quant.st")):
+        with torch.no_grad(), record(each, tmp_path / file):
+            each(**inputs)
+
+    verdict = diff(tmp_path / "fp.st", tmp_path / "quant.st").verdict
+
+    assert verdict.origins[0].module == name

@@ -24,7 +24,7 @@ from qvtrace.metrics.scaling import Scaling
 from qvtrace.patterns import shown
 from qvtrace.trees import TensorLeaf
 
-_MARGIN = 15.0  # dB, by which an output around may be worse than the rest after the factor
+_MARGIN = 10.0  # dB, by which an output around may be worse than the rest after the factor
 _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
