@@ -494,6 +494,7 @@ def test_integers_are_counted_and_have_no_peir(recorded):
         pytest.param(3, 5, "mismatch", 2, "3 against 5", id="integers"),
         pytest.param(1, 1.5, "mismatch", 0.5, "1 against 1.5", id="integer-and-float"),
         pytest.param(10**400, 0.5, "mismatch", None, f"{10**400} against 0.5", id="huge"),
+        pytest.param(10**400, 3, "mismatch", None, f"{10**400} against 3", id="huge-integers"),
         pytest.param(float("nan"), float("nan"), "exact", None, None, id="nan-twice"),
         pytest.param(float("inf"), 1.0, "mismatch", None, "inf against 1.0", id="infinity"),
         pytest.param("a", "b", "mismatch", None, "a str against a str", id="texts"),
@@ -517,6 +518,26 @@ def test_plain_values_are_compared_by_equality(
     assert row.metrics.mismatches == (status == "mismatch")
     assert row.undefined["peir"] == "plain value"
     assert row.dtype == (None, None)
+
+
+def test_what_a_metric_does_not_apply_to_is_none_of_its_worst(recorded):
+    comparison = compare_outputs(
+        recorded,
+        lambda x: (x, x.int(), "a", object()),
+        lambda x: (x + 1, x.int() + 1, "b", object()),
+    )
+
+    assert [row.path for row in comparison.worst("peir", 9)] == ["output.0"]
+    assert "output.1" in [row.path for row in comparison.worst("mismatches", 9)]
+
+
+def test_an_error_of_float64_whose_square_no_float_holds_is_a_row(recorded):
+    reference = torch.zeros(1, 8, dtype=torch.float64)
+    reference[0, 0] = 1.0
+    (row,) = compare_outputs(recorded, lambda _: reference, lambda _: reference + 1e200).rows
+
+    assert row.metrics.relative_l2 == pytest.approx(8**0.5 * 1e200)
+    assert row.metrics.noise_out == pytest.approx(1e308)
 
 
 def test_objects_that_cannot_be_stored_are_told_by_their_types(recorded):

@@ -127,6 +127,18 @@ def test_a_newer_format_names_both_numbers_and_the_remedy(archive: Path) -> None
     assert "pip install -U qvtrace" in message
 
 
+def test_a_manifest_of_a_newer_format_is_refused_whatever_the_header_says(archive: Path) -> None:
+    edit_manifest(archive, lambda manifest: manifest.update(format=7, qvtrace="9.8"))
+
+    assert "format 7 (written by qvtrace 9.8)" in refusal(archive, NewerFormatError)
+
+
+def test_a_manifest_and_a_header_of_two_formats_are_damage(archive: Path) -> None:
+    edit_manifest(archive, lambda manifest: manifest.update(format=0))
+
+    assert "format 0, the header 1" in refusal(archive, DamagedArchiveError)
+
+
 def test_a_newer_format_is_named_before_anything_else_is_looked_at(archive: Path) -> None:
     header = {METADATA_KEY: {"qvtrace": "2"}, "strange": {"dtype": "F2", "layout": "new"}}
     join(archive, header, b"")

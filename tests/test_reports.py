@@ -16,7 +16,7 @@ from qvtrace.manifest import ModuleEntry
 from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Metrics, Nonfinite, Peak
 from qvtrace.reports.branches import branches
 from qvtrace.reports.formatting import byte_size, number, printable
-from qvtrace.reports.json import comparison_text
+from qvtrace.reports.json import comparison_json, comparison_text
 from qvtrace.reports.table import TableOptions, comparison_lines
 
 
@@ -350,6 +350,15 @@ def test_json_has_the_metrics_that_were_asked_for():
     report = parsed(compared(row(), options=options, complete=False))
     assert report["rows"][0]["metrics"] == {"peir": 0.03}
     assert report["complete"] is False
+
+
+def test_json_gives_reasons_for_the_metrics_that_it_has():
+    one = row("fc", undefined={"mismatches": "floating point", "local_noise": "not replayed"})
+
+    (told,) = comparison_json(compared(one), "1.0")["rows"]
+    assert told["undefined"] == {"mismatches": "floating point"}
+    cut = replace(compared(one), options=DiffOptions(metrics=("peir",)))
+    assert comparison_json(cut, "1.0")["rows"][0]["undefined"] == {}
 
 
 def test_json_says_why_a_side_is_incomplete():

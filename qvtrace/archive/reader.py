@@ -279,11 +279,23 @@ class Archive:
             self._damaged("the manifest describes more than any model can do")
         try:
             with without_collector():
-                return manifest_from_json(json.loads(data, parse_constant=_refuse_constant))
+                described = json.loads(data, parse_constant=_refuse_constant)
+                self._check_format(described)
+                return manifest_from_json(described)
         except (ValueError, RecursionError) as error:
             raise DamagedArchiveError(
                 f"{self.file}: the manifest is damaged ({error}); record again"
             ) from error
+
+    def _check_format(self, described: Any) -> None:
+        """The manifest is what counts; raises `ValueError` for one that contradicts the header."""
+        metadata = self._header.metadata
+        found = described.get("format") if isinstance(described, dict) else None
+        if type(found) is not int:
+            return  # which is told with all else that it lacks
+        _check_format(self.file, found, str(described.get("qvtrace")))
+        if found != int(metadata["qvtrace"]):
+            raise ValueError(f"it has format {found}, the header {metadata['qvtrace']}")
 
     def _index(self) -> dict[str, Extent]:
         """Where each digest's contents lie; the manifest and the header must name the same
@@ -332,7 +344,8 @@ def read_header(file: Path, mapped: mmap.mmap) -> Header:
         raise NotAnArchiveError(
             f"{file}: a safetensors file, but no qvtrace archive; make one with: qvtrace record"
         )
-    _check_format(file, metadata)
+    version = metadata.get("version", "of an unknown version")
+    _check_format(file, int(metadata["qvtrace"]), version)
     if metadata.get("state") == RECORDING:
         raise UnfinishedArchiveError(
             f"{file}: its recording was killed or is still running; if it was killed, "
@@ -423,13 +436,11 @@ def _is_archive(metadata: object) -> TypeGuard[dict[str, str]]:
     )
 
 
-def _check_format(file: Path, metadata: dict[str, str]) -> None:
-    format_version = int(metadata["qvtrace"])
-    if format_version > FORMAT_VERSION:
+def _check_format(file: Path, found: int, version: str) -> None:
+    if found > FORMAT_VERSION:
         raise NewerFormatError(
-            f"{file}: has format {format_version} (written by qvtrace "
-            f"{metadata.get('version', 'of an unknown version')}); this qvtrace reads up to format "
-            f"{FORMAT_VERSION}; upgrade with: pip install -U qvtrace"
+            f"{file}: has format {found} (written by qvtrace {version}); this qvtrace reads up to "
+            f"format {FORMAT_VERSION}; upgrade with: pip install -U qvtrace"
         )
 
 

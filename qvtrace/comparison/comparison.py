@@ -9,7 +9,7 @@ from qvtrace.comparison.explanations import Explanation
 from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.logits import Logits
 from qvtrace.comparison.options import DiffOptions, require_known
-from qvtrace.comparison.ordering import most_telling
+from qvtrace.comparison.ordering import is_ranked, most_telling
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.tokens import Tokens
 from qvtrace.comparison.verdict import Verdict
@@ -84,9 +84,10 @@ class Comparison:
 
         A row with NaN or infinities that only the candidate has comes first, then one whose metric
         is undefined, then numbers, after them what no number can be
-        told of (a place that one side lacks), then an identical one; rows that the metric does not
-        apply to (integers have no PEIR) come last, and after them those that are equal up to a
-        factor. Raises `UsageError` for an unknown metric.
+        told of (a place that one side lacks), then an identical one, at last those that are equal
+        up to a factor; rows that the metric does not apply to (integers have no PEIR) are not
+        there. Raises `UsageError` for an unknown metric.
         """
         require_known("worst", metric, METRICS)
-        return most_telling(self.rows, metric)[: max(n, 0)]
+        ranked = [row for row in self.rows if is_ranked(row, metric)]
+        return most_telling(ranked, metric)[: max(n, 0)]

@@ -19,6 +19,7 @@ from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Metrics, U
 CallKey = tuple[str, int]  # module and index, of the reference
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _MOST_ROUNDING = 1e-4  # even of bfloat16
+_MOST_DECIBELS = 3080.0  # of a ratio that a float64 holds
 _NO_NUMBER = frozenset({"exact", "mismatch", "opaque"})
 _OTHER_KIND = frozenset({"structure", "shape"})
 
@@ -59,7 +60,7 @@ def noise(row: Row) -> float | None:
     if row.transform is not None and row.residual is not None:
         return _of_metrics(row.residual.metrics, row.residual.undefined)
     if row.is_made_up_for:
-        return 10.0 ** (-row.residual_sqnr / 10.0) if row.residual_sqnr is not None else 0.0
+        return _of_decibels(row.residual_sqnr) if row.residual_sqnr is not None else 0.0
     return _of_metrics(row.metrics, row.undefined)
 
 
@@ -86,7 +87,7 @@ class GivenTokens:
             value = (row.metrics if rest is None else rest.metrics).token_sqnr_min
             if value is not None and row.shape[0]:
                 key = row.shape[0][-1], math.prod(row.shape[0][:-1])
-                self._worst[key] = max(self._worst.get(key, 0.0), 10.0 ** (-value / 10.0))
+                self._worst[key] = max(self._worst.get(key, 0.0), _of_decibels(value))
 
     def worst_for(self, rows: Iterable[Row]) -> float:
         """How noisy what is taken may be since it is fewer of these tokens."""
@@ -105,9 +106,15 @@ def _of_metrics(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
     for metric in ("token_sqnr_p50", "sqnr"):
         value = getattr(metrics, metric)
         if value is not None:
-            return float(10.0 ** (-value / 10.0))
+            return _of_decibels(value)
     # Of the last one: where that is equal, all tokens are.
     return 0.0 if undefined.get(metric) == Undefined.IDENTICAL else None
+
+
+def _of_decibels(sqnr: float) -> float:
+    """Float64 errors may be larger than their reference by more than the square root of the largest
+    float: that is the largest noise there is."""
+    return float(10.0 ** (min(-sqnr, _MOST_DECIBELS) / 10.0))
 
 
 def rounding_noise(rows: Iterable[Row]) -> float:

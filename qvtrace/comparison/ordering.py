@@ -11,7 +11,7 @@ from qvtrace.comparison.rows import (
     TYPES_DIFFER,
     Row,
 )
-from qvtrace.metrics.differences import Undefined, badness
+from qvtrace.metrics.differences import NOT_APPLICABLE, Undefined, badness
 
 # Findings of which no metric says how bad they are: no more are they the worst by one.
 _WITHOUT_NUMBERS = frozenset({STRUCTURE_DIFFERS, TYPES_DIFFER, ROUTING_DIFFERS})
@@ -50,6 +50,11 @@ def _rank(row: Row, metric: str) -> tuple[int, float]:
         return -1, 1.0
     badness_of_row = row_badness(row, metric)
     return min(badness_of_row, _IDENTICAL) if row.status == "identical" else badness_of_row
+
+
+def is_ranked(row: Row, metric: str) -> bool:
+    """Whether the metric applies to the row."""
+    return row_badness(row, metric) > NOT_APPLICABLE
 
 
 def row_badness(row: Row, metric: str) -> tuple[int, float]:

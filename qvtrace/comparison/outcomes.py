@@ -186,9 +186,9 @@ def _absolute_difference(reference: float, candidate: float) -> float | int | No
     """None where JSON cannot say it."""
     try:
         error = abs(reference - candidate)
+        return error if math.isfinite(error) else None
     except OverflowError:  # an integer beyond every float
         return None
-    return error if math.isfinite(error) else None
 
 
 def _is_number(value: PlainValue) -> TypeGuard[int | float]:

@@ -77,6 +77,7 @@ AS_GOOD_AS_CAN_BE = frozenset({Undefined.IDENTICAL, Undefined.EQUAL_WHERE_SAMPLE
 _DOES_NOT_APPLY = frozenset(
     {Undefined.INTEGER, Undefined.FLOATING_POINT, Undefined.INPUT, Undefined.NOT_REPLAYED}
 )
+NOT_APPLICABLE = (-2, 0.0)  # as a badness
 _WORST_PEIR = frozenset({Undefined.CONSTANT_REFERENCE, Undefined.TOO_LARGE})
 
 Outcome: TypeAlias = float | int | Undefined
@@ -535,5 +536,5 @@ def badness(metric: str, value: float | None, reason: str | None) -> tuple[int, 
             return 0, -value
         return 0, abs(value) if metric == "mean_error" else value
     if reason in _DOES_NOT_APPLY:
-        return -2, 0.0
+        return NOT_APPLICABLE
     return (-1, 0.0) if reason in AS_GOOD_AS_CAN_BE else (1, 0.0)

@@ -223,6 +223,7 @@ def _row(row: Row, comparison: Comparison) -> Json:
     report: Json = {name: getattr(row, name) for name in _ROW_KEYS}
     report["scale_factor"] = _scale_factor(row.scale_factor)
     report["metrics"] = _metrics(row.metrics, metrics)
+    report["undefined"] = {name: row.undefined[name] for name in metrics if name in row.undefined}
     if row.sampled is not None:
         report["sampled"] = row.sampled
     if row.padding_tokens:
