@@ -131,6 +131,83 @@ def test_channels_in_another_order_that_is_undone_blame_nobody(against):
     assert places(comparison) == []
 
 
+class Telling(Expansion):
+    """Gives what is between the two as well, as attention gives its weights."""
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        between = torch.relu(self.up(hidden))
+        return self.down(between), between
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = Telling()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.expand(hidden)[0]
+
+
+def test_what_is_undone_blames_nobody_though_the_call_around_it_gives_it_too(against):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Layer() for _ in range(3)))
+    turned = copy.deepcopy(model)
+    expand, order = turned[1].expand, torch.randperm(64)
+    with torch.no_grad():
+        for weight in (expand.up.weight, expand.up.bias):
+            weight.copy_(weight[order])
+        expand.down.weight.copy_(expand.down.weight[:, order])
+
+    comparison = against(model, turned, torch.randn(24, 16))
+
+    assert "output.1" in {row.path for row in comparison.rows if (row.metrics.peir or 0) > 0.1}
+    assert places(comparison) == []
+
+
+class Choosing(nn.Module):
+    """Gives the largest channel of each token, so that small errors do not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
+        self.norm = nn.LayerNorm(16, eps=0.0)
+        self.choose = Largest()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.choose(self.norm(self.layers(hidden)))
+
+
+class Largest(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.argmax(-1)
+
+
+def test_choices_that_are_the_same_do_not_undo_the_noise_before_them(against):
+    torch.manual_seed(0)
+    model = Choosing()
+
+    def add_little(weight: Tensor) -> None:
+        weight += 1e-4 * torch.randn(weight.shape)
+
+    comparison = against(model, changed(model, "layers.1", add_little), torch.randn(24, 16))
+
+    assert all(row.status == "identical" for row in comparison.rows if row.module == "")
+    assert places(comparison) == [("layers.1", "output")]
+
+
+def test_a_factor_is_made_up_for_where_the_same_choices_are_made_of_what_has_it(against):
+    torch.manual_seed(0)
+    model = Choosing()
+
+    def double(weight: Tensor) -> None:
+        weight *= 2
+
+    comparison = against(model, changed(model, "norm", double), torch.randn(24, 16))
+
+    assert next(row for row in comparison.rows if row.module == "norm").is_made_up_for
+    assert places(comparison) == []
+
+
 def quantized(model: nn.Module) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 

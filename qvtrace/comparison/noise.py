@@ -200,6 +200,11 @@ def _outcomes(
     }
 
 
+def is_float(dtype: str | None) -> bool:
+    """Whether a pair of that dtype can have noise."""
+    return dtype is not None and "float" in dtype
+
+
 def is_output(row: Row) -> bool:
     """Whether a row is of what a call gave."""
     return row.path.partition(".")[0] == "output"

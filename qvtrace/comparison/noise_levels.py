@@ -24,6 +24,7 @@ _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
+_NO_ERROR = 1e-10  # noise that is no error to anybody
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
 _LEAST_DECIBELS = 0.2  # above a floor, however well that agrees
 _SPREADS = 3.0  # typical distances from a floor that are nothing special
@@ -234,6 +235,12 @@ class FloorLevels:
         spread = _SPREADS * median(distances) if distances else 0.0
         least: float = 10.0 ** (max(spread, _LEAST_DECIBELS) / 10.0)
         return min(LEAST_EXCESS, least)
+
+
+def nothing(rounding: float) -> float:
+    """The noise up to which nothing is left of an error: what rounding makes, in long sums of
+    float32 and finer dtypes as well."""
+    return max(LEAST_EXCESS * rounding, min(_ROUNDED_OFTEN * rounding, _NO_ERROR))
 
 
 def _place(step: Step) -> tuple[CallKey, str, CallKey | None, bool]:

@@ -5,7 +5,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qvtrace.comparison.noise import CallKey, CallNoise, GivenTokens, added, noise, scaled_noise
+from qvtrace.comparison.noise import (
+    CallKey,
+    CallNoise,
+    GivenTokens,
+    added,
+    is_float,
+    noise,
+    scaled_noise,
+)
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import shown
 
@@ -152,16 +160,12 @@ def _recast(rows: Iterable[Row], before: Collection[Dtypes]) -> tuple[Row, ...]:
 
 def _are_all_recast(children: Sequence[CallNoise]) -> bool:
     """Whether all calls within a call run in another dtype: then the cast is the call's own."""
-    floats = [[row for row in child.inputs if _is_float(row.dtype[0])] for child in children]
+    floats = [[row for row in child.inputs if is_float(row.dtype[0])] for child in children]
     return all(any(map(_is_recast, rows)) for rows in floats if rows)
 
 
 def _is_recast(row: Row) -> bool:
-    return row.dtype[0] != row.dtype[1] and all(map(_is_float, row.dtype))
-
-
-def _is_float(dtype: str | None) -> bool:
-    return dtype is not None and "float" in dtype
+    return row.dtype[0] != row.dtype[1] and all(map(is_float, row.dtype))
 
 
 def _kind(module: str) -> str:

@@ -9,13 +9,19 @@ residual add, an edit in place, or an input of the parent that differs in kind.
 What is usual is told by a floor, or else by the run's own places of the same kind.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, first_in_kind, named
-from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, rounding_noise
-from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels
+from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, is_float, rounding_noise
+from qvtrace.comparison.noise_levels import (
+    LEAST_EXCESS,
+    Excess,
+    FloorLevels,
+    OwnLevels,
+    nothing,
+)
 from qvtrace.comparison.noise_steps import Dtypes, Step, steps_of
 
 
@@ -81,7 +87,7 @@ def find_origins(
         if found[0].is_told
         and not found[1].breaks
         and not _follows_a_choice(found[1].call)
-        and not _is_undone(found[1], called, LEAST_EXCESS * rounding)
+        and not _is_undone(found[1], called, nothing(rounding))
     ]
     told = _by_place([*broken[:1], *_most_important_first(_each_cast_once(noisy))], rounding)
     is_noisy = bool(told) or any(step.noise_out for step in steps)
@@ -212,17 +218,30 @@ def _dtypes(step: Step) -> str:
 
 
 def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:
-    """Whether nothing of the noise is left in what the nearest call around it gives: channels in
-    another order, say, that the next weights expect in that order."""
+    """Whether nothing of the noise is left in what a call around it gives: channels in another
+    order, say, that the next weights expect in that order."""
     if first_in_kind(step.call.inputs) is not None:
         return False
-    holder = step.call
-    if step.after in ("", "the output"):
-        parent = None if step.call.parent is None else called.get(step.call.parent)
-        if parent is None:
-            return False
-        holder = parent
-    return holder.noise_out is not None and holder.noise_out <= nothing
+    is_within = step.after not in ("", "the output")
+    holders = [*([step.call] if is_within else []), *_around(step.call, called)]
+    return any(_is_free(call, nothing) for call in holders)
+
+
+def _is_free(call: CallNoise, nothing: float) -> bool:
+    """Whether a call gives numbers in which there is no noise; integers say nothing of it."""
+    if call.noise_out is None or call.noise_out > nothing:
+        return False
+    return any(is_float(row.dtype[0]) for row in call.outputs)
+
+
+def _around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterator[CallNoise]:
+    """The calls that a call was made in, from the inside out."""
+    met: set[CallKey] = set()
+    above = call.parent
+    while above is not None and above in called and above not in met:  # as in a damaged file
+        met.add(above)
+        yield called[above]
+        above = called[above].parent
 
 
 def _follows_a_choice(call: CallNoise) -> bool:

@@ -312,6 +312,8 @@ def _is_like(other: Output, scaled: Output, rest: Metrics) -> bool:
 
 def _enough(other: Output) -> float:
     """The SQNR from which on an output agrees, whatever the rest does."""
+    if not other.epsilon:  # of integers
+        return _ALWAYS_ENOUGH
     return min(_ALWAYS_ENOUGH, -20.0 * math.log10(other.epsilon) - _MARGIN)
 
 
