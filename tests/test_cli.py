@@ -49,6 +49,25 @@ class Prints(nn.Module):
 def printing():
     return nn.Sequential(nn.Linear(16, 16), Prints()), torch.ones(4, 16)
 
+def without_inputs():
+    return nn.Linear(4, 4)
+
+class Secretive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name == "linear":
+            return super().__getattr__(name)
+        raise RuntimeError(f"nobody asks for {name}")
+
+    def forward(self, x):
+        return self.linear(x)
+
+def secretive():
+    return Secretive(), torch.ones(2, 4)
+
 def raising_when_it_is_loaded():
     raise RuntimeError("loaded in vain")
 
@@ -470,6 +489,15 @@ def test_traceback_shows_where_a_model_raised(folder):
     assert result.stderr.splitlines()[-1].startswith("qvtrace: ")
 
 
+def test_a_model_that_raises_when_it_is_asked_for_anything_is_quantized(folder):
+    result = run(
+        *("record", "--model", "functions.py:secretive", "--variant", "quant", "-o", "new.st")
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert "quantized   torchao:int8-dynamic: 1 module\n" in result.stderr
+
+
 def test_an_interrupted_recording_is_named_and_kept(folder):
     result = run("record", "-m", "functions.py:interrupted", "-o", "t/fp.st")
     assert result.exit_code == 130
@@ -669,6 +697,29 @@ def test_an_empty_value_is_refused_and_never_taken_for_none(folder, arguments):
     result = run(*arguments)
 
     assert_one_line_error(result, f"{arguments[-2]}: is empty; give a value")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("record", "--revision", "x"), "--revision x: qwen3-vl-tiny does not come from the hub"),
+        (("record", *MODEL, "--cache-dir", "x"), "--cache-dir x: functions.py:sequential does"),
+        (("record", *MODEL, "--use-cache"), "--use-cache: Sequential takes no use_cache"),
+        (("record", *MODEL, "--attention-maps"), "--attention-maps: Sequential is no transformers"),
+        (
+            ("record", "--model", "functions.py:without_inputs", "--prompt", "hi"),
+            "--prompt: Linear is no transformers model",
+        ),
+        (("run", "--in-flight", "fp.st", "--force"), "--force: nothing is stored in flight"),
+        (("run", "--in-flight", "fp.st", "--private"), "--private: fp.st is not private"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_option_that_would_change_nothing_is_refused(folder, arguments, fault):
+    before = {path.name for path in Path().iterdir()}
+
+    assert_one_line_error(run(*arguments), fault, "; ")
+    assert {path.name for path in Path().iterdir()} - before <= {"__pycache__"}
 
 
 @pytest.mark.parametrize("option", ["--like", "--inputs", "--image", "--calibration"])

@@ -37,12 +37,15 @@ class Network(nn.Module):
         self.embed = nn.Embedding(20, 16)
         self.conv = nn.Conv1d(16, 16, 3, padding=1, stride=1, groups=2)
         self.norm = nn.LayerNorm(16, eps=1e-6)
+        self.groups = nn.GroupNorm(4, 16)
+        self.batch = nn.BatchNorm1d(16)
         self.rms = RMSNorm(16)
         self.fc = nn.Linear(16, 8)
         self.unusual = Unusual()
 
     def forward(self, ids):
-        hidden = self.conv(self.embed(ids).transpose(1, 2)).transpose(1, 2)
+        hidden = self.conv(self.embed(ids).transpose(1, 2))
+        hidden = self.batch(self.groups(hidden)).transpose(1, 2)
         return self.unusual(self.fc(self.rms(self.norm(hidden))))
 
 
@@ -152,6 +155,7 @@ def test_the_script_sees_the_imaginary_part_of_a_complex_output(tmp_path):
         ("embed", ""),
         ("conv", "(stride [1], padding 1, groups 2)"),
         ("norm", "(eps 1e-06)"),
+        ("groups", "(groups 4, eps 1e-05)"),
         ("rms", "(eps 1e-06)"),
     ],
 )
@@ -182,6 +186,14 @@ def test_of_a_class_that_is_not_known_the_outputs_are_compared(files, tmp_path):
     assert "output: max |d| " in printed
     assert "not recomputed" in printed
     assert any("record with --weights" in text for text in made.missing)
+
+
+def test_running_statistics_are_missed_by_name(files, tmp_path):
+    qvtrace.extract(*files, "batch", tmp_path / "report")
+
+    printed = reproduced(tmp_path / "report")
+
+    assert "not recomputed: its running mean and variance are not recorded" in printed
 
 
 def test_the_script_imports_nothing_of_qvtrace(files, tmp_path):
@@ -293,8 +305,8 @@ def test_nothing_half_written_is_left_behind(files, tmp_path, monkeypatch):
     ("module", "told"),
     [
         ("*m*", "fits 3 modules; name one of embed, norm, rms"),
-        ("fcc", "is none of 7 modules; did you mean fc?"),
-        ("zzz", "is none of 7 modules; list them with `qvtrace show`"),
+        ("fcc", "is none of 9 modules; did you mean fc?"),
+        ("zzz", "is none of 9 modules; list them with `qvtrace show`"),
     ],
 )
 def test_a_name_that_is_not_one_module_is_refused_with_candidates(files, tmp_path, module, told):

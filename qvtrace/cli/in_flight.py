@@ -55,6 +55,11 @@ def run_in_flight(asked: InFlight) -> None:
         ]
         reference, floor, local = archives
         assert reference is not None
+        if job.storage.private and not reference.is_private:
+            raise UsageError(
+                f"--private: {reference.file} is not private, and nothing is stored in flight; "
+                "leave it out"
+            )
         check_gates(asked.options, reference)
         flight = Flight(reference, asked.options, floor=floor, local=local)
         run_job(replace(job, open_writer=flight.open_writer))

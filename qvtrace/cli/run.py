@@ -90,8 +90,9 @@ def run(
             "write the report to a file with --output FILE"
         )
     if in_flight is not None:
-        if traces is not None:
-            raise UsageError("--traces: nothing is stored in flight; leave it out")
+        for name, asked in (("traces", traces), ("force", force)):
+            if asked:
+                raise UsageError(f"--{name}: nothing is stored in flight; leave it out")
         options = rows.options(patterns, gates, elements, report.limit(elements))
         job = Job(
             model,

@@ -78,6 +78,12 @@ def forwards(x: Tensor, weights: Tensors) -> Iterator[tuple[str, Callable[[], Te
         layer_norm = partial(functional.layer_norm, x, list(weight.shape), weight, bias)
         for eps in EPSILONS:
             yield f"eps {eps}", partial(layer_norm, eps)
+    elif kind == "GroupNorm":
+        channels = len(weight)
+        for groups in (count for count in range(1, channels + 1) if channels % count == 0):
+            group_norm = partial(functional.group_norm, x, groups, weight, bias)
+            for eps in EPSILONS:
+                yield f"groups {groups}, eps {eps}", partial(group_norm, eps)
     elif kind.endswith("RMSNorm"):
         for eps in EPSILONS:
             for offset in (0.0, 1.0):  # Gemma stores its scale as an offset from 1
@@ -135,6 +141,9 @@ def recompute(inputs: Tensors, outputs: tuple[Tensors, Tensors]) -> None:
         return
     with torch.no_grad():
         found = computed(first, sides[0], like)
+        if found is None and ABOUT["class"].startswith("BatchNorm"):
+            print("not recomputed: its running mean and variance are not recorded")
+            return
         if found is None:
             print(f"not recomputed: how {ABOUT['class']} computes is not known here")
             return

@@ -3,7 +3,7 @@
 from qvtrace.errors import UsageError
 from qvtrace.models import placement
 from qvtrace.models.functions import FunctionName
-from qvtrace.models.origins import Origin
+from qvtrace.models.origins import Checkpoint, Origin
 from qvtrace.models.request import ModelRequest
 
 _LARGEST_SEED = 2**63 - 1
@@ -27,6 +27,23 @@ def check(request: ModelRequest, origin: Origin) -> None:
         option = "--from-config" if request.from_config else "--num-layers"
         raise UsageError(f"{option}: a function makes its model itself; leave the option out")
     _check_placement(request)
+
+
+def check_hub_options(request: ModelRequest, origin: Origin) -> None:
+    """Raise `UsageError` for what says how to fetch a model that is not fetched.
+
+    A local directory may name code on the hub, which the cache is for.
+    """
+    if isinstance(origin, Checkpoint) and not origin.local:
+        return
+    options = {"--revision": request.revision}
+    if not isinstance(origin, Checkpoint):
+        options["--cache-dir"] = request.cache_dir
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{option} {value}: {origin.name} does not come from the hub; leave the option out"
+            )
 
 
 def _check_float(request: ModelRequest) -> None:

@@ -133,6 +133,12 @@ def calibration_inputs(
 
 def _craft(origin: Checkpoint | FunctionName, model: nn.Module, request: ModelRequest) -> Sample:
     if not is_transformers_model(model):
+        for option, given in (("--prompt", request.prompt), ("--image", request.images)):
+            if given:
+                raise UsageError(
+                    f"{option}: {type(model).__name__} is no transformers model, of which is known "
+                    "what it takes; give ready tensors with --inputs"
+                )
         raise UsageError(
             f"--model {origin.name}: no inputs can be guessed for {type(model).__name__}; "
             "return (model, inputs) or give --inputs FILE"
@@ -156,11 +162,17 @@ def _with_options(
                 "leave the option out"
             )
         kwargs["output_attentions"] = True
-    if request.generate is None and uses_cache(model, sample.args):
+    if request.generate is not None:  # it keeps a cache anyway
+        return replace(sample, kwargs=kwargs)
+    if uses_cache(model, sample.args):
         if request.use_cache:
             kwargs["use_cache"] = True
         elif not recorded:
             kwargs.setdefault("use_cache", False)
+    elif request.use_cache:
+        raise UsageError(
+            f"--use-cache: {type(model).__name__} takes no use_cache; leave the option out"
+        )
     return replace(sample, kwargs=kwargs)
 
 

@@ -152,7 +152,8 @@ def _call_function(origin: FunctionName, request: ModelRequest) -> Loaded:
     if dtype is not None:
         model.to(dtype)
     if attention is not None:
-        placement.set_attention(model, attention)
+        option = "--attention-maps" if request.attn is None else f"--attn {attention}"
+        placement.set_attention(model, attention, option)
     return Loaded(_distributed(model, request), given)
 
 

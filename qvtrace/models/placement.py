@@ -96,12 +96,11 @@ def check_attention(attention: str | None) -> None:
         raise UsageError(f"--attn {attention}: is unknown; there are {', '.join(ATTENTIONS)}")
 
 
-def set_attention(model: Any, attention: str) -> None:
-    """Switch a transformers model to an attention implementation."""
+def set_attention(model: Any, attention: str, option: str = "--attn") -> None:
+    """Switch a transformers model to an attention implementation that an option asks for."""
     if not hasattr(model, "set_attn_implementation"):
         raise UsageError(
-            f"--attn {attention}: {type(model).__name__} is no transformers model; "
-            "leave the option out"
+            f"{option}: {type(model).__name__} is no transformers model; leave the option out"
         )
     try:
         model.set_attn_implementation(attention)

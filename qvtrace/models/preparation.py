@@ -13,7 +13,7 @@ from qvtrace.manifest import ModelInfo, VariantInfo
 from qvtrace.models import gguf_files
 from qvtrace.models.calibration import Calibration, make_calibration, run_once
 from qvtrace.models.chatter import quiet, silent
-from qvtrace.models.checks import check
+from qvtrace.models.checks import check, check_hub_options
 from qvtrace.models.generation import (
     Generation,
     check_generates,
@@ -55,6 +55,7 @@ def prepare(request: ModelRequest, like: Archive | None = None) -> PreparedModel
         seed = DEFAULT_SEED if request.seed is None else request.seed
         request = replace(request, seed=seed)
         origin = parse_origin(request.model)
+        check_hub_options(asked, origin)
         check(request, origin)
         chosen = _choose(request)
         with seeded(seed):

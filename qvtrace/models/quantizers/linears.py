@@ -90,7 +90,11 @@ def _called(linears: dict[str, nn.Linear], model: nn.Module, context: Context) -
 
 
 def _output_head(model: Any) -> Any:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    try:
+        getter = getattr(model, "get_output_embeddings", None)
+    except Exception:  # a `__getattr__` of the user's
+        return None
+    return None if getter is None else getter()
 
 
 def _is_plain(linear: nn.Linear) -> bool:
