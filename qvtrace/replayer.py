@@ -152,7 +152,9 @@ class Replay:
         try:
             self._replay_all(writer, Keeper(writer, self._options.share), chosen, modules)
         except BaseException as error:
-            writer.close(self._ending(chosen, modules, error_line(error)))
+            remains = writer.close(self._ending(chosen, modules, error_line(error)))
+            if remains.file is not None:
+                error.add_note(f"what was replayed until then is in {remains.file}")
             raise
         ending = writer.close(self._ending(chosen, modules, None))
         return ReplayReport(

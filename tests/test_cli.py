@@ -506,6 +506,22 @@ def test_an_interrupted_recording_is_named_and_kept(folder):
     assert run("verify", "t/fp.st.partial").exit_code == 0
 
 
+def test_an_interrupted_replay_is_named_and_kept(folder):
+    run("record", "-m", "functions.py:interrupted", "-o", "half.st")
+
+    result = run(
+        *("replay", "half.st.partial", "-m", "functions.py:interrupted", "--variant", "fp"),
+        *("--include", "(root)", "--include", "linear", "-o", "local.st"),
+    )
+
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "qvtrace: interrupted; what was replayed until then is in local.st.partial\n"
+    )
+    with Archive.open("local.st.partial") as archive:
+        assert [call.module for call in archive.manifest.calls] == ["linear", ""]
+
+
 def test_the_token_reaches_neither_a_message_nor_a_file(folder, monkeypatch):
     token = "hf_averysecrettoken"
     monkeypatch.setenv("HF_TOKEN", token)
