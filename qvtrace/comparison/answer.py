@@ -4,7 +4,7 @@ what is usual."""
 from collections.abc import Iterator, Sequence
 
 from qvtrace.comparison.noise import decibels
-from qvtrace.comparison.origins import Origin, Origins
+from qvtrace.comparison.origins import Origin, Origins, inputs_text
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Place
 from qvtrace.patterns import shown
@@ -38,8 +38,18 @@ def _lines(origins: Origins, level: str, name: RowNames, final: float | None) ->
     if not origins.known:
         yield "where error comes in is not known: of no call it is, what it was given"
     else:
-        none = "" if told else "no place adds much more than is usual; "
+        none = "" if told else f"{_nothing(origins, name)} adds much more than is usual; "
         yield f"{none}{level}"
+
+
+def _nothing(origins: Origins, name: RowNames) -> str:
+    """What is not known is not clean."""
+    before = origins.before
+    if before is None:
+        return "no place"
+    where = f"{shown(before.module)}{name.call(Place(before.module, before.call, before.path))}"
+    reason = before.reason.replace("before it", f"before {where} ({inputs_text(before)})")
+    return f"error {reason}; no other place"
 
 
 def _explained(

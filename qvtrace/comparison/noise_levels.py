@@ -101,6 +101,8 @@ class OwnLevels:
         its like behind exact inputs, and what is quantized is not known."""
         if (step.noise_out or 0.0) > _MOST_OF_QUANTIZATION:
             return False
+        if step.source:
+            return True
         is_exact = step.noise_in is not None and self._is_exact(step.noise_in)
         is_alone = len(self._exact[self._form(step)]) == 1
         return is_exact and is_alone and not step.is_local and not self._quantized

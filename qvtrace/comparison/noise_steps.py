@@ -39,6 +39,7 @@ class Step:
     taker: CallNoise | None = None  # the call in it whose input that is
     recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
     is_own_cast: bool = False  # whether all calls in it are, which is no matter of any one input
+    source: str = ""  # in words, of noise that no call with rows holds: nobody knows what gave it
     recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
 
     @property
@@ -71,9 +72,9 @@ def _own_step(call: CallNoise) -> Step:
         "",
         0.0 if is_local else call.noise_in,
         call.local if is_local else call.noise_out,
-        "" if _not_finite(call.inputs) else _not_finite(call.outputs),
+        "" if not_finite(call.inputs) else not_finite(call.outputs),
         is_local,
-        f"{_kind(call.module)}{_REPLAYED * is_local}",
+        f"{kind_of(call.module)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
         0.0 if is_local else scaled_noise(call.inputs),
         recast=_recast(call.outputs, {row.dtype for row in call.inputs}),
@@ -85,7 +86,7 @@ def _gaps(
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
     bound, scaled = parent.noise_in, scaled_noise(parent.inputs)
-    was_broken = bool(_not_finite(parent.inputs))
+    was_broken = bool(not_finite(parent.inputs))
     before = ["the inputs"]
     last = parent.module
     given = GivenTokens()
@@ -93,8 +94,8 @@ def _gaps(
     dtypes = {row.dtype for row in parent.inputs}
     for child in children:
         after = f"the input of {_inner(parent, child)}"
-        breaks = "" if was_broken else _not_finite(child.inputs)
-        kind = f"{_kind(last)} > {_kind(child.module)}"
+        breaks = "" if was_broken else not_finite(child.inputs)
+        kind = f"{kind_of(last)} > {kind_of(child.module)}"
         new = [row for row in child.inputs if not _was_there(row, orders, child)]
         noises = _received(bound, child.noise_in, given, new), child.noise_in
         recast = _recast(child.inputs, dtypes)
@@ -105,13 +106,13 @@ def _gaps(
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
         scaled = max(scaled, scaled_noise((*child.inputs, *child.outputs)))
-        was_broken = was_broken or bool(_not_finite((*child.inputs, *child.outputs)))
+        was_broken = was_broken or bool(not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
         given.add(child.outputs)
         dtypes.update(row.dtype for row in (*child.inputs, *child.outputs))
         last = child.module
-    breaks = "" if was_broken else _not_finite(parent.outputs)
-    kind = f"{_kind(last)} > output of {_kind(parent.module)}"
+    breaks = "" if was_broken else not_finite(parent.outputs)
+    kind = f"{kind_of(last)} > output of {kind_of(parent.module)}"
     new = [row for row in parent.outputs if not _was_there(row, orders)]
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
     recast = _recast(parent.outputs, dtypes)
@@ -139,7 +140,7 @@ def _received(
     return max(bound, min(shown, given.worst_for(new)))
 
 
-def _not_finite(rows: Iterable[Row]) -> str:
+def not_finite(rows: Iterable[Row]) -> str:
     """What only the candidate has that is not finite, in words; empty: nothing."""
     found = set(map(breaks, rows))
     return "NaN" if "NaN" in found else max(found, default="")
@@ -168,7 +169,8 @@ def _is_recast(row: Row) -> bool:
     return row.dtype[0] != row.dtype[1] and all(map(is_float, row.dtype))
 
 
-def _kind(module: str) -> str:
+def kind_of(module: str) -> str:
+    """The name but for the numbers in it."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 

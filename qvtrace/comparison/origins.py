@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, first_in_kind, named
-from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels, is_float, rounding_noise
+from qvtrace.comparison.noise import (
+    CallKey,
+    CallNoise,
+    added,
+    decibels,
+    is_float,
+    noise,
+    rounding_noise,
+)
 from qvtrace.comparison.noise_levels import (
     LEAST_EXCESS,
     Excess,
@@ -23,6 +31,7 @@ from qvtrace.comparison.noise_levels import (
     nothing,
 )
 from qvtrace.comparison.noise_steps import Dtypes, Step, steps_of
+from qvtrace.comparison.unrecorded import unrecorded_steps
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Origins:
     level: str | None = None  # what is usual, in words; None: nothing is noisy at all
     known: bool = True  # False where of no call it is known what came in
     local: float | None = None  # noise of all replayed calls together; None: nothing was replayed
+    before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
 
 
 @dataclass(frozen=True)
@@ -72,11 +82,15 @@ def find_origins(
     `quantized`: modules that are known to be, by the reference's names. A call of which inputs or
     outputs are not known is neither blamed nor taken for clean.
     """
-    steps = list(steps_of(calls, narrowed=narrowed))
+    unrecorded = unrecorded_steps(calls, narrowed=narrowed)
+    steps = [*steps_of(calls, narrowed=narrowed), *unrecorded]
     own = OwnLevels(steps, rounding, quantized)
     levels: OwnLevels | FloorLevels = own
     if floor is not None:
-        of_floor = list(steps_of(floor.calls, narrowed=narrowed))
+        of_floor = [
+            *steps_of(floor.calls, narrowed=narrowed),
+            *unrecorded_steps(floor.calls, narrowed=narrowed),
+        ]
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
     called = {call.key: call for call in calls}
     excesses = [(levels.excess(step), step) for step in steps]
@@ -98,7 +112,24 @@ def find_origins(
         levels.text if is_noisy else None,
         known=any(step.noise_in is not None for step in steps),
         local=sum(local) if local else None,
+        before=_before(unrecorded, rounding),
     )
+
+
+def _before(unrecorded: Iterable[Step], rounding: float) -> Origin | None:
+    """The first call before which more comes in than rounding makes and calls before it gave."""
+    for step in unrecorded:
+        least = LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
+        if step.noise_in is not None and (step.noise_out or 0.0) > least:
+            return _unrecorded_origin(step)
+    return None
+
+
+def _unrecorded_origin(step: Step) -> Origin:
+    noisiest = max(step.call.inputs, key=lambda row: noise(row) or 0.0)
+    noises = step.noise_in, step.noise_out
+    reason = f"comes in before it, in {step.source}"
+    return Origin(*step.call.key, noisiest.path, *noises, step.added, "in-out", reason)
 
 
 _Told: TypeAlias = tuple[Excess, Step]
@@ -148,8 +179,17 @@ def _by_place(told: Iterable[_Told], rounding: float) -> list[tuple[Origin, str]
         own = () if origin.path != "output" else (origin.reason,)
         place = "output" if origin.path != "output" else step.after.removeprefix("the ")
         noises = _noises(origin, place or "output", excess.clean, step.breaks)
+        if step.source:
+            noises = inputs_text(origin, step.breaks)
         found.setdefault((origin.module, origin.call, origin.path, *own), (origin, noises))
     return list(found.values())
+
+
+def inputs_text(origin: Origin, breaks: str = "") -> str:
+    """What shows in the inputs of a call, in words."""
+    if breaks:
+        return f"{breaks} in its inputs"
+    return f"its inputs differ by {decibels(origin.noise_out or 0.0)}"
 
 
 def _noises(origin: Origin, place: str, clean: float, breaks: str) -> str:
@@ -166,6 +206,8 @@ def _noises(origin: Origin, place: str, clean: float, breaks: str) -> str:
 
 
 def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
+    if step.source:
+        return _unrecorded_origin(step)
     evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
     noises = step.noise_in, step.noise_out
     agreed = LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
