@@ -371,7 +371,10 @@ def _chosen(calls: Sequence[CallEntry], options: ReplayOptions) -> set[str]:
                 f"--depth {options.depth}: no recorded module has so many components in its name; "
                 f"give a number from 0 to {deepest}"
             )
-    return select(wanted, include=options.include, exclude=options.exclude)
+    chosen = select(wanted, include=options.include, exclude=options.exclude)
+    if wanted and not chosen:
+        raise UsageError("--include and --exclude: leave no recorded module; widen them")
+    return chosen
 
 
 def _holds_cache(node: trees.Node) -> bool:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -893,6 +894,50 @@ def test_a_report_that_cannot_be_written_names_its_file(folder):
     result = run("diff", "fp.st", "quant.st", "-o", "/dev/full")
 
     assert_one_line_error(result, "--output /dev/full: cannot be written: No space left")
+
+
+def test_a_report_that_does_not_fit_leaves_the_older_one_and_nothing_else(folder):
+    Path("report.txt").write_text("an older report")
+    before = {path.name for path in Path().iterdir()}
+    words = [sys.executable, "-m", "qvtrace", "diff", "fp.st", "quant.st", "--format", "json"]
+    limited = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *words, "-o", "report.txt"]
+
+    ended = subprocess.run(limited, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "qvtrace: --output report.txt: cannot be written: File too large"
+    )
+    assert Path("report.txt").read_text() == "an older report"
+    assert {path.name for path in Path().iterdir()} == before
+
+
+def test_run_takes_patterns_from_a_pipe(folder):
+    os.mkfifo("patterns")
+
+    writer = threading.Thread(target=Path("patterns").write_text, args=("2\n",))
+    writer.start()
+    result = run("run", *MODEL, "--keep-float-file", "patterns")
+    writer.join()
+
+    assert result.exit_code == 0, result.stderr
+    with Archive.open("traces/quant.st") as archive:
+        assert archive.manifest.variant.settings["keep_float"] == ["2"]
+
+
+def test_a_pipe_of_inputs_is_named_as_one(folder):
+    os.mkfifo("pipe")
+
+    assert_one_line_error(record("--inputs", "pipe"), "--inputs pipe: is a device or a pipe")
+
+
+def test_a_replay_of_nothing_that_was_asked_for_is_refused(folder):
+    record("-o", "new.st")
+
+    result = run("replay", "new.st", *MODEL, "--exclude", "*", "-o", "local.st")
+
+    assert_one_line_error(result, "--include and --exclude: leave no recorded module")
+    assert not Path("local.st").exists()
 
 
 def test_archives_of_a_run_need_a_folder(folder):

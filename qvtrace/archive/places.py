@@ -27,9 +27,11 @@ def report_fault(file: Path) -> str | None:
         return f"is a folder; name a file in it, such as {file / 'report.txt'}"
     if file == _STDOUT:
         return "standard output is where it goes without the option; leave it out, or name a file"
-    if file.exists() and not os.access(file, os.W_OK):
+    if not file.exists():
+        return _fault_of_folder(file)
+    if not os.access(file, os.W_OK):
         return "cannot be written: Permission denied; check its permissions, or choose another"
-    return _fault_of_folder(file)
+    return None
 
 
 def _fault_of_folder(file: Path) -> str | None:

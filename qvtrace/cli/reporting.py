@@ -1,6 +1,7 @@
 """Writes a comparison in the format and to the place that were asked for."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -129,12 +130,33 @@ def _lines(
 
 
 def write_file(text: str, output: Path, option: str = "--output") -> None:
-    """Write text, and make the folder where there is none."""
+    """Write text, and make the folder where there is none.
+
+    A regular file that is there is replaced by the whole text or kept, where its folder allows it.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        file = Path(os.path.realpath(output))
+        if output.exists() and not (output.is_file() and os.access(file.parent, os.W_OK)):
+            output.write_text(text, encoding="utf-8")
+        else:
+            _replace(file, text)
     except OSError as error:
         raise UsageError(
             f"{option} {output}: cannot be written: {error.strerror or error}; "
             "check path and space, or choose another"
         ) from error
+
+
+def _replace(file: Path, text: str) -> None:
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    with unfinished.open("x", encoding="utf-8") as output:
+        try:
+            if file.exists():
+                shutil.copymode(file, unfinished)
+            output.write(text)
+            output.flush()
+            unfinished.replace(file)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise

@@ -187,6 +187,8 @@ def _record_both(job: Job, candidate: Path, options: "DiffOptions") -> None:
         wrap_only=request.no_quantize,
         keep_float=request.keep_float,
     )
+    # The patterns are those that were read: a pipe has them only once.
+    quantized = replace(job.model, keep_float=[*request.keep_float], keep_float_file=None)
     run_job(replace(job, model=job.model.for_float()))
     print(file=sys.stderr)
     with Archive.open(job.file) as reference:
@@ -194,7 +196,7 @@ def _record_both(job: Job, candidate: Path, options: "DiffOptions") -> None:
         names = [module.name for module in reference.manifest.modules]
         require_matches(names, options.values, "--values")
     gc.collect()  # a model is full of cycles, and the next one may need its memory
-    like = job.model
+    like = quantized
     if not _is_private(job.file):
         # The sample comes from the archive, and with it the tokens of a generation.
         like = replace(like, like=str(job.file), prompt=None, image=[], inputs=None, samples=None)

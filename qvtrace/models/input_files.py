@@ -94,6 +94,8 @@ def _existing(file: str, option: str) -> Path:
     path = Path(file)
     if path.is_dir():
         raise UsageError(f"{option} {file}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {file}: is a device or a pipe; name a file")
     if not path.is_file():
         raise UsageError(f"{option} {file}: there is no such file; check the path")
     return path
