@@ -1,10 +1,10 @@
 """The answer in words: where error comes in first and where then, how much of it these explain, and
 what is usual."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from qvtrace.comparison.noise import decibels
-from qvtrace.comparison.origins import Origin, Origins, inputs_text
+from qvtrace.comparison.origins import Origins, inputs_text
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Place
 from qvtrace.patterns import shown
@@ -34,7 +34,7 @@ def _lines(origins: Origins, level: str, name: RowNames, final: float | None) ->
         places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
         yield f"then at {places}, which JSON lists"
     if told and origins.local:
-        yield _explained(told, others, origins.local, final)
+        yield _explained(origins, origins.local, final)
     if not origins.known:
         yield "where error comes in is not known: of no call it is, what it was given"
     else:
@@ -52,18 +52,12 @@ def _nothing(origins: Origins, name: RowNames) -> str:
     return f"error {reason}; no other place"
 
 
-def _explained(
-    told: Sequence[Origin], others: Sequence[Origin], everything: float, final: float | None
-) -> str:
+def _explained(origins: Origins, everything: float, final: float | None) -> str:
     """Noise of modules that err by themselves adds up, so far as nothing between them and the
     model's output amplifies one more than another; no two archives tell more of it."""
-    share = f"these have {_local(told) / everything:.0%} of all local noise"
-    if _local(others):
-        found = len(told) + len(others)
-        share += f" (all {found} places {_local((*told, *others)) / everything:.0%})"
+    share = f"these have {sum(origins.alone[:_SHOWN]) / everything:.0%} of all local noise"
+    if any(origins.alone[_SHOWN:]):
+        all_of_them = sum(origins.alone) / everything
+        share += f" (all {len(origins.found)} places {all_of_them:.0%})"
     size = "" if final is None else f" ({decibels(final)})"
     return f"{share}: as far as it adds up, their share of the final error{size}"
-
-
-def _local(origins: Sequence[Origin]) -> float:
-    return sum(origin.noise_out or 0.0 for origin in origins if origin.evidence == "local")

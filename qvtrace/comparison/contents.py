@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.noise import noise_of, rounding_of
 from qvtrace.comparison.outcomes import (
     Outcome,
     equal_values,
@@ -28,6 +29,7 @@ from qvtrace.comparison.streams import State
 from qvtrace.comparison.surroundings import Output
 from qvtrace.manifest import has_several_samples
 from qvtrace.metrics import differences as metrics
+from qvtrace.metrics.additions import Parts, parts_of
 from qvtrace.metrics.details import Details, compare_in_detail, details_all
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, reader
@@ -229,6 +231,31 @@ class ContentPairs:
         """Whether the error of the whole has that of the part in it."""
         key = summand_key(part, whole)
         return self._once(key, lambda: is_summand(self._sides(part), self._sides(whole)))
+
+    def on_top(self, whole: _Leaves, others: Sequence[_Leaves]) -> tuple[float, Parts] | None:
+        """What the candidate's whole has on top of what it is made of, a ratio of powers to the
+        reference's, and which of the others that is; None where the reference's is made of none."""
+        reference, candidate = self._arrays(*whole)
+        sides = [self._arrays(*leaves) for leaves in others]
+        arrays = [reference, candidate, *(array for pair in sides for array in pair)]
+        formats = [format_of(array.dtype) for array in arrays]
+        if any(of.kind != "float" for of in formats) or len({of.shape for of in arrays}) > 1:
+            return None
+        before, its_before = [one for one, _ in sides], [other for _, other in sides]
+        parts = parts_of(reference, before)
+        if parts is None:
+            return None
+        compared = metrics.compare_all(
+            [
+                (reference, parts.on_top(candidate, its_before, before)),
+                (reference, parts.whole(before)),
+            ]
+        )
+        on_top, rest = (noise_of(found.metrics, found.undefined) for found in compared)
+        rounding = rounding_of(max(of.epsilon for of in formats))
+        if on_top is None or rest is None or rest > rounding:
+            return None
+        return on_top, parts
 
     def vectors(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Vectors, Vectors]:
         """Two tensors as vectors along their last dimension."""

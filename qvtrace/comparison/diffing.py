@@ -9,6 +9,7 @@ from typing import TypeAlias, Unpack
 
 from qvtrace.archive import Archive
 from qvtrace.collector import without_collector
+from qvtrace.comparison.additions import find_additions
 from qvtrace.comparison.alignment import Alignment, align
 from qvtrace.comparison.comparability import comparable, inputs_told
 from qvtrace.comparison.comparison import Comparison, Side
@@ -167,12 +168,15 @@ def _with_noise(
     of_calls = built.of_calls()
     local = of_calls if is_replay and not replayed else replayed
     noises = call_noises(of_calls, built.calls, local, built.without_inputs)
+    # Only beside a replay: elements are read again for it.
+    additions = find_additions(noises, built.tensors(), built.contents) if replayed else {}
     origins = find_origins(
         noises,
         max(rounding_noise(of_calls), built.contents.rotations.noise),
         narrowed=bool(options.include or options.exclude),
         floor=None if floor is None else floor.levels,
         quantized=quantized,
+        additions=additions,
     )
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins

@@ -58,17 +58,17 @@ def noise(row: Row) -> float | None:
     if row.status == "identical":
         return 0.0
     if row.transform is not None and row.residual is not None:
-        return _of_metrics(row.residual.metrics, row.residual.undefined)
+        return noise_of(row.residual.metrics, row.residual.undefined)
     if row.is_made_up_for:
         return _of_decibels(row.residual_sqnr) if row.residual_sqnr is not None else 0.0
-    return _of_metrics(row.metrics, row.undefined)
+    return noise_of(row.metrics, row.undefined)
 
 
 def scaled_noise(rows: Iterable[Row]) -> float:
     """The noise of the worst of those that are equal up to a factor, with that left in: what takes
     them need not take the factor out, as a bias beside it shows."""
     scaled = (row for row in rows if row.judgement is not None and row.judgement.agrees)
-    return max((_of_metrics(row.metrics, row.undefined) or 0.0 for row in scaled), default=0.0)
+    return max((noise_of(row.metrics, row.undefined) or 0.0 for row in scaled), default=0.0)
 
 
 class GivenTokens:
@@ -102,7 +102,8 @@ class GivenTokens:
         )
 
 
-def _of_metrics(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
+def noise_of(metrics: Metrics, undefined: Mapping[str, str]) -> float | None:
+    """The same by the metrics of one pair."""
     for metric in ("token_sqnr_p50", "sqnr"):
         value = getattr(metrics, metric)
         if value is not None:
@@ -125,7 +126,11 @@ def rounding_noise(rows: Iterable[Row]) -> float:
         if row.dtype != (None, None)
     )
     del epsilons[0.0]
-    epsilon = max(epsilons, key=lambda epsilon: epsilons[epsilon], default=0.0)
+    return rounding_of(max(epsilons, key=lambda epsilon: epsilons[epsilon], default=0.0))
+
+
+def rounding_of(epsilon: float) -> float:
+    """The same by the epsilon of a dtype."""
     return min(64.0 * epsilon * epsilon, _MOST_ROUNDING)
 
 

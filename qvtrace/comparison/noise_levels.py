@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from statistics import median, median_high, median_low
 
+from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import cause_of
 from qvtrace.comparison.noise import CallKey, decibels
-from qvtrace.comparison.noise_steps import Step
+from qvtrace.comparison.noise_steps import Step, local_within
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
 _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized between calls
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
+_NOTHING_COMPUTED = 10.0
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _NO_ERROR = 1e-10  # noise that is no error to anybody
@@ -48,6 +50,7 @@ class Excess:
     rank: int = 0
     above_floor: tuple[float, float] | None = None  # dB of what came in, and of what came out
     may_be_usual: bool = False  # nothing tells whether quantization alone gives as much
+    on_top: Addition | None = None  # what tells of it, where that was measured by itself
 
 
 class OwnLevels:
@@ -63,6 +66,7 @@ class OwnLevels:
         self._by_class: dict[str, list[float]] = defaultdict(list)
         self._exact: dict[tuple[str, bool], list[Step]] = defaultdict(list)
         self._by_form: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
+        self._on_top: dict[str, list[float]] = defaultdict(list)
         for step in steps:
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
@@ -71,11 +75,15 @@ class OwnLevels:
                 likes.append((step.noise_in, step.noise_out))
                 if not step.is_local and self._is_exact(step.noise_in):
                     self._exact[self._form(step)].append(step)
+            if step.on_top is not None:
+                self._on_top[step.kind].append(step.on_top.noise)
         for noises in self._by_form.values():
             noises.sort()
+        self._within = local_within(steps)
         local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
         # For a class of one: most modules are not quantized, and have no noise of their own.
         self._local = local[len(local) * 3 // 4] if local else 0.0
+        self._is_replayed = bool(local)
         kinds = sorted(map(_usual, self._by_kind.values()))
         self.usual = max(rounding, kinds[len(kinds) // 2]) if kinds else rounding
 
@@ -87,14 +95,22 @@ class OwnLevels:
 
     def excess(self, step: Step) -> Excess:
         """Noise out over the noise that came in and is usually added."""
-        ratio = self._ratio(step)
+        on_top = self._ratio_on_top(step)
+        ratio = on_top if step.is_all_on_top else max(on_top, self._ratio(step))
+        is_alone = step.is_local or 0.0 < on_top == ratio
         return Excess(
             ratio,
-            _certainly_added(step, self.rounding),
+            ratio if is_alone else self._certain_ratio(step),
             ratio >= LEAST_EXCESS,
             LEAST_EXCESS * self.usual,
             may_be_usual=self._may_be_first_quantized(step),
+            on_top=step.on_top if 0.0 < on_top == ratio else None,
         )
+
+    def _certain_ratio(self, step: Step) -> float:
+        """What a place certainly adds, over what a module does where a replay tells that."""
+        certain = _certainly_added(step, self.rounding)
+        return certain / max(self._local, self.rounding, _TINY) if self._is_replayed else certain
 
     def _may_be_first_quantized(self, step: Step) -> bool:
         """Whether it may be noisy only since nothing before it is quantized: it is the one place of
@@ -115,6 +131,7 @@ class OwnLevels:
             same_class = self._by_class[step.class_name]
             levels = [median_low(one) for one in (alike, same_class) if len(one) > 1]
             level = max(levels, default=self._local)
+            level = max(level, self._within.get(step.call.key, 0.0))  # which adds up
             return (step.noise_out + self.rounding) / max(level, self.rounding, _TINY)
         if len(alike) < _ENOUGH_ALIKE:
             alike = self._by_class[step.class_name]
@@ -140,6 +157,15 @@ class OwnLevels:
         ratio = (noise_out + level) / (noise_in + level)
         least = _LEAST_OF_TWO if len(given_out) < _ENOUGH_ALIKE else _LEAST_OF_CLASS
         return ratio if ratio >= least else 0.0
+
+    def _ratio_on_top(self, step: Step) -> float:
+        """Of what comes in between, over what does at places of its kind, and over a good part of
+        what a module adds: where nothing is computed, less is remarkable."""
+        if step.on_top is None:
+            return 0.0
+        alike = self._on_top[step.kind]
+        level = median_low(alike) if len(alike) > 1 else 0.0
+        return step.on_top.noise / max(level, self._local / _NOTHING_COMPUTED, self.rounding, _TINY)
 
     def _is_exact(self, noise: float) -> bool:
         return noise <= LEAST_EXCESS * self.rounding

@@ -1,10 +1,11 @@
-"""The places where noise can come in: calls without calls of their own, and gaps between calls."""
+"""The places where noise can come in: calls that are looked at as one, and gaps between calls."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.noise import (
     CallKey,
     CallNoise,
@@ -20,11 +21,14 @@ from qvtrace.patterns import shown
 Dtypes: TypeAlias = tuple[str | None, str | None]
 
 _REPLAYED = " replayed"  # are of a kind of their own
+_NOTHING_KNOWN: Mapping[Place, Addition] = {}
+_WITHOUT_NOISE = frozenset({"identical", "exact", "opaque"})
 
 
 @dataclass(frozen=True)
 class Step:
-    """One place where noise can come in: a call without calls of its own, or a gap in one."""
+    """One place where noise can come in: a call without calls of its own, one that was replayed as
+    a whole, or a gap in one."""
 
     call: CallNoise  # that errs
     before: str  # what gave the noise that comes in, in words
@@ -41,6 +45,14 @@ class Step:
     is_own_cast: bool = False  # whether all calls in it are, which is no matter of any one input
     source: str = ""  # in words, of noise that no call with rows holds: nobody knows what gave it
     recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
+    on_top: Addition | None = None  # what shows beside what was there; None: not known by itself
+    is_all_on_top: bool = False  # whether nothing else can have come in
+    calls_before: tuple[CallKey, ...] = ()  # in the same call, of what gave the noise that comes in
+
+    @property
+    def is_of_block(self) -> bool:
+        """Whether it is all that a call with calls of its own adds, as a replay tells."""
+        return self.is_local and not self.after and self.call.held > 0
 
     @property
     def added(self) -> float | None:
@@ -49,8 +61,22 @@ class Step:
             return None
         return added(self.noise_in, self.noise_out)
 
+    def alone(self, within: Mapping[CallKey, float]) -> float:
+        """Noise that is known to come in here and nowhere else; `within`: of each call, what comes
+        in at the places in it."""
+        if self.on_top is not None:
+            return self.on_top.noise
+        if not self.is_local:
+            return 0.0
+        return max(0.0, (self.noise_out or 0.0) - within.get(self.call.key, 0.0))
 
-def steps_of(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[Step]:
+
+def steps_of(
+    calls: Sequence[CallNoise],
+    *,
+    narrowed: bool,
+    additions: Mapping[Place, Addition] = _NOTHING_KNOWN,
+) -> Iterator[Step]:
     """Those of all calls, in order of execution; `narrowed`: calls were left out on purpose."""
     children: dict[CallKey | None, list[CallNoise]] = defaultdict(list)
     for call in calls:
@@ -58,10 +84,28 @@ def steps_of(calls: Sequence[CallNoise], *, narrowed: bool) -> Iterator[Step]:
     orders = {row.place: row.order for call in calls for row in (*call.inputs, *call.outputs)}
     for call in calls:
         known = children.get(call.key, ())
-        if known and not (narrowed and len(known) < call.held):
-            yield from _gaps(call, known, orders)
+        are_known = bool(known) and not (narrowed and len(known) < call.held)
+        if are_known:
+            if call.local is not None:
+                yield replace(_own_step(call), breaks="")  # which what lies within tells
+            yield from _gaps(call, known, orders, additions)
         else:
             yield _own_step(call)
+
+
+def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
+    """Of each call, the noise that is known to come in at the places within it, added up."""
+    parents = {step.call.key: step.call.parent for step in steps}
+    within: dict[CallKey, float] = defaultdict(float)
+    for step in reversed(steps):  # what lies within first
+        own = step.alone(within)
+        met = set()  # a file may hold calls in a circle
+        around = step.call.key if step.after else step.call.parent
+        while own and around is not None and around not in met:
+            met.add(around)
+            within[around] += own
+            around = parents.get(around)
+    return within
 
 
 def _own_step(call: CallNoise) -> Step:
@@ -82,12 +126,15 @@ def _own_step(call: CallNoise) -> Step:
 
 
 def _gaps(
-    parent: CallNoise, children: Sequence[CallNoise], orders: Mapping[Place, int]
+    parent: CallNoise,
+    children: Sequence[CallNoise],
+    orders: Mapping[Place, int],
+    additions: Mapping[Place, Addition],
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
     bound, scaled = parent.noise_in, scaled_noise(parent.inputs)
     was_broken = bool(not_finite(parent.inputs))
-    before = ["the inputs"]
+    before, met = ["the inputs"], list[CallKey]()
     last = parent.module
     given = GivenTokens()
     given.add(parent.inputs)
@@ -101,13 +148,15 @@ def _gaps(
         recast = _recast(child.inputs, dtypes)
         own_cast = bool(recast) and _are_all_recast(children)
         words, kinds = (_joined(before), after), (kind, kind)
-        yield Step(parent, *words, *noises, breaks, False, *kinds, scaled, child, recast, own_cast)
+        seen = parent, *words, *noises, breaks, False, *kinds, scaled, child, recast, own_cast
+        yield replace(_measured(Step(*seen), new, additions), calls_before=tuple(met))
         # Noise that has been told of is no news further on.
         for own in (child.noise_in, child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
         scaled = max(scaled, scaled_noise((*child.inputs, *child.outputs)))
         was_broken = was_broken or bool(not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
+        met.append(child.key)
         given.add(child.outputs)
         dtypes.update(row.dtype for row in (*child.inputs, *child.outputs))
         last = child.module
@@ -117,7 +166,19 @@ def _gaps(
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
     recast = _recast(parent.outputs, dtypes)
     words = _joined(before), "the output"
-    yield Step(parent, *words, *noises, breaks, False, kind, kind, scaled, recast=recast)
+    last_one = Step(parent, *words, *noises, breaks, False, kind, kind, scaled, recast=recast)
+    yield replace(_measured(last_one, new, additions), calls_before=tuple(met))
+
+
+def _measured(step: Step, new: Sequence[Row], additions: Mapping[Place, Addition]) -> Step:
+    """A gap with the most of what comes in with what is `new` at it, as far as that is known."""
+    if not additions:
+        return step
+    noisy = [row for row in new if row.status not in _WITHOUT_NOISE]
+    known = [additions[row.place] for row in noisy if row.place in additions]
+    is_all = len(known) == len(noisy)
+    most = max(known, key=lambda one: one.noise, default=Addition(0.0) if is_all else None)
+    return replace(step, on_top=most, is_all_on_top=is_all)
 
 
 def _was_there(row: Row, orders: Mapping[Place, int], child: CallNoise | None = None) -> bool:

@@ -11,8 +11,9 @@ What is usual is told by a floor, or else by the run's own places of the same ki
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, first_in_kind, named
 from qvtrace.comparison.noise import (
     CallKey,
@@ -30,8 +31,11 @@ from qvtrace.comparison.noise_levels import (
     OwnLevels,
     nothing,
 )
-from qvtrace.comparison.noise_steps import Dtypes, Step, steps_of
+from qvtrace.comparison.noise_steps import Dtypes, Step, local_within, steps_of
+from qvtrace.comparison.replayed_blocks import ReplayedBlocks, Told
+from qvtrace.comparison.rows import Place
 from qvtrace.comparison.unrecorded import unrecorded_steps
+from qvtrace.patterns import shown
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,11 @@ class Origins:
 
     found: tuple[Origin, ...] = ()
     noises: tuple[str, ...] = ()  # of each, what came in and what shows, in words
+    alone: tuple[float, ...] = ()  # of each, the noise that is known to come in there; 0: none is
     level: str | None = None  # what is usual, in words; None: nothing is noisy at all
     known: bool = True  # False where of no call it is known what came in
-    local: float | None = None  # noise of all replayed calls together; None: nothing was replayed
+    # Noise that is known to come in somewhere, all together; None: nothing was replayed.
+    local: float | None = None
     before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
 
 
@@ -75,6 +81,7 @@ def find_origins(
     narrowed: bool = False,
     floor: Floor | None = None,
     quantized: Collection[str] = (),
+    additions: Mapping[Place, Addition] | None = None,
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
@@ -83,7 +90,8 @@ def find_origins(
     outputs are not known is neither blamed nor taken for clean.
     """
     unrecorded = unrecorded_steps(calls, narrowed=narrowed)
-    steps = [*steps_of(calls, narrowed=narrowed), *unrecorded]
+    known = steps_of(calls, narrowed=narrowed, additions=additions or {})
+    steps = [*known, *unrecorded]
     own = OwnLevels(steps, rounding, quantized)
     levels: OwnLevels | FloorLevels = own
     if floor is not None:
@@ -103,15 +111,20 @@ def find_origins(
         and not _follows_a_choice(found[1].call)
         and not _is_undone(found[1], called, nothing(rounding))
     ]
-    told = _by_place([*broken[:1], *_most_important_first(_each_cast_once(noisy))], rounding)
+    noisy = ReplayedBlocks(excesses, called).settle(noisy)
+    told = _by_place(
+        [*broken[:1], *_most_important_first(_each_cast_once(noisy))], called, rounding
+    )
     is_noisy = bool(told) or any(step.noise_out for step in steps)
-    local = [step.noise_out or 0.0 for step in steps if step.is_local]
+    within = local_within(steps)
+    is_replayed = any(step.is_local for step in steps)
     return Origins(
-        tuple(origin for origin, _ in told),
-        tuple(noise for _, noise in told),
+        tuple(one.origin for one in told),
+        tuple(one.noises for one in told),
+        tuple(one.step.alone(within) for one in told),
         levels.text if is_noisy else None,
         known=any(step.noise_in is not None for step in steps),
-        local=sum(local) if local else None,
+        local=sum(step.alone(within) for step in steps) if is_replayed else None,
         before=_before(unrecorded, rounding),
     )
 
@@ -132,12 +145,9 @@ def _unrecorded_origin(step: Step) -> Origin:
     return Origin(*step.call.key, noisiest.path, *noises, step.added, "in-out", reason)
 
 
-_Told: TypeAlias = tuple[Excess, Step]
-
-
-def _each_cast_once(noisy: Iterable[_Told]) -> list[_Told]:
+def _each_cast_once(noisy: Iterable[Told]) -> list[Told]:
     """Outputs of another dtype that differ by its rounding are one reason, told at the first."""
-    told: list[_Told] = []
+    told: list[Told] = []
     first: dict[Dtypes, int] = {}
     for excess, step in noisy:
         known = None
@@ -157,12 +167,12 @@ def _is_rounded_by_a_cast(step: Step) -> bool:
     return step.noise_out <= rounding_noise(step.recast)
 
 
-def _most_important_first(told: Sequence[_Told]) -> list[_Told]:
+def _most_important_first(told: Sequence[Told]) -> list[Told]:
     """Noise that may be that of quantization comes behind what is larger; that of other inputs may
     not be."""
     largest = max((step.noise_out or 0.0 for _, step in told), default=0.0)
 
-    def importance(one: _Told) -> tuple[bool, int, float]:
+    def importance(one: Told) -> tuple[bool, int, float]:
         excess, step = one
         is_largest = (step.noise_out or 0.0) >= largest
         is_likely = not excess.may_be_usual or is_largest or bool(first_in_kind(step.call.inputs))
@@ -171,18 +181,47 @@ def _most_important_first(told: Sequence[_Told]) -> list[_Told]:
     return sorted(told, key=importance, reverse=True)
 
 
-def _by_place(told: Iterable[_Told], rounding: float) -> list[tuple[Origin, str]]:
+@dataclass(frozen=True)
+class _Named:
+    """An origin, its noises in words, and the place that it was seen at."""
+
+    origin: Origin
+    noises: str
+    step: Step
+
+
+def _by_place(
+    told: Sequence[Told], called: Mapping[CallKey, CallNoise], rounding: float
+) -> list[_Named]:
     """Each input that differs in kind once, whatever it does in the call: the most important."""
-    found: dict[tuple[object, ...], tuple[Origin, str]] = {}
+    found: dict[tuple[object, ...], _Named] = {}
+    erring = _with_those_around([_erring(step, rounding) for _, step in told], called)
     for excess, step in told:
-        origin = _origin(step, excess, rounding)
+        agree = (step.noise_in or 0.0) <= excess.clean and erring.isdisjoint(step.calls_before)
+        origin = _origin(step, excess, rounding, agree=agree)
         own = () if origin.path != "output" else (origin.reason,)
         place = "output" if origin.path != "output" else step.after.removeprefix("the ")
-        noises = _noises(origin, place or "output", excess.clean, step.breaks)
+        noises = _noises(origin, place or "output", step.breaks, agree=agree)
         if step.source:
             noises = inputs_text(origin, step.breaks)
-        found.setdefault((origin.module, origin.call, origin.path, *own), (origin, noises))
+        key = origin.module, origin.call, origin.path, *own
+        found.setdefault(key, _Named(origin, noises, step))
     return list(found.values())
+
+
+def _erring(step: Step, rounding: float) -> CallKey:
+    """The call that is named for a place."""
+    cause = cause_of(step, _agreed(step, rounding))
+    return step.call.key if cause is None else cause.call.key
+
+
+def _with_those_around(
+    keys: Iterable[CallKey], called: Mapping[CallKey, CallNoise]
+) -> set[CallKey]:
+    found = set(keys)
+    for call in [called[key] for key in found if key in called]:
+        found.update(above.key for above in _around(call, called))
+    return found
 
 
 def inputs_text(origin: Origin, breaks: str = "") -> str:
@@ -192,11 +231,10 @@ def inputs_text(origin: Origin, breaks: str = "") -> str:
     return f"its inputs differ by {decibels(origin.noise_out or 0.0)}"
 
 
-def _noises(origin: Origin, place: str, clean: float, breaks: str) -> str:
+def _noises(origin: Origin, place: str, breaks: str, *, agree: bool) -> str:
     parts = []
     if origin.noise_in is not None:
-        agree = "agree to" if origin.noise_in <= clean else "differ by"
-        noise = f"inputs {agree} {decibels(origin.noise_in)}"
+        noise = f"inputs {'agree to' if agree else 'differ by'} {decibels(origin.noise_in)}"
         parts.append(noise if origin.noise_in else "inputs agree")
     if breaks:
         parts.append(f"{breaks} in the {place}")
@@ -205,16 +243,22 @@ def _noises(origin: Origin, place: str, clean: float, breaks: str) -> str:
     return ", ".join(parts) or "noise not known"
 
 
-def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
+def _agreed(step: Step, rounding: float) -> float:
+    """The noise up to which inputs agree, where so much came in."""
+    return LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
+
+
+def _origin(step: Step, excess: Excess, rounding: float, *, agree: bool) -> Origin:
     if step.source:
         return _unrecorded_origin(step)
     evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
     noises = step.noise_in, step.noise_out
-    agreed = LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
+    agreed = _agreed(step, rounding)
     cause = cause_of(step, agreed)
     if cause is None:
-        call, path, reason = step.call, "output", _reason(step, excess, agreed)
-        return Origin(call.module, call.call, path, *noises, step.added, evidence, reason)
+        call, path, reason = step.call, "output", _reason(step, excess, agreed, agree=agree)
+        more = step.added if excess.on_top is None else excess.on_top.noise
+        return Origin(call.module, call.call, path, *noises, more, evidence, reason)
     came_in, came_out = cause.noises
     if None not in cause.noises and not step.is_local:
         noises = cause.noises  # all of the call follows from it
@@ -223,11 +267,13 @@ def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
     return Origin(module, index, cause.path, *noises, more, evidence, cause.reason)
 
 
-def _reason(step: Step, excess: Excess, agreed: float) -> str:
+def _reason(step: Step, excess: Excess, agreed: float, *, agree: bool) -> str:
     after = f"{step.after}{_brought_by(step, agreed)}"
     if step.breaks:
         return f"{step.breaks} in {after or 'the output'}, none in {step.before}"
-    if step.after and (step.noise_in or 0.0) <= excess.clean:
+    if excess.on_top is not None:
+        reason = f"{after} has {_on_top(step.call, excess.on_top)}: it comes in between"
+    elif step.after and agree:
         reason = f"{step.before} agree, {after} does not: it comes in between"
     elif step.after:
         reason = f"{after} differs by more than {step.before}: it comes in between"
@@ -240,6 +286,20 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
         return reason
     came_in, came_out = excess.above_floor
     return f"{reason} ({came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB)"
+
+
+def _on_top(parent: CallNoise, addition: Addition) -> str:
+    """What is there beside what was there, in words."""
+    joint = " times " if addition.operation == "product" else " and "
+    parts = joint.join(_part(parent, part) for part in addition.parts)
+    return f"noise of {decibels(addition.noise)} beside {parts}"
+
+
+def _part(parent: CallNoise, part: Place) -> str:
+    if part.module == parent.module:
+        return part.path
+    name = shown(part.module.removeprefix(f"{parent.module}."))
+    return f"the output of {name}" if part.path.startswith("output") else f"what {name} is given"
 
 
 def _brought_by(step: Step, agreed: float) -> str:

@@ -163,6 +163,15 @@ class RowBuilder:
         """The rows of what calls received and gave, those of places that `path` leaves out too."""
         return [row for row in (*self.rows, *self.aside) if not is_weight(row)]
 
+    def tensors(self) -> dict[Place, tuple[TensorLeaf, TensorLeaf]]:
+        """Those that rows are of, of the first sample where they are pooled."""
+        found: dict[Place, tuple[TensorLeaf, TensorLeaf]] = {}
+        for pair, leaves in (*self._planned, *self._planned_aside):
+            tensors = tensors_of(leaves)
+            if tensors is not None:
+                found.setdefault(Place.of(pair.reference, leaves.path), tensors)
+        return found
+
     def sums(self) -> dict[Place, Sums]:
         """What rows are pooled from, of those whose elements were read."""
         found = {row.place: self._differences.get(row.place) for row in self.rows}

@@ -16,6 +16,7 @@ from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import is_like_a_turned_one
 from qvtrace.comparison.surroundings import Output
 from qvtrace.errors import NotAtHandError
+from qvtrace.metrics.additions import Parts
 from qvtrace.metrics.elements import Flags, Floats
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.logits import NO_TARGET, Ids, TokenLogits
@@ -73,6 +74,16 @@ class PassingContents(ContentPairs):
         except NotAtHandError:
             self.missed += 1
             return False
+
+    def on_top(
+        self, whole: tuple[TensorLeaf, TensorLeaf], others: Sequence[tuple[TensorLeaf, TensorLeaf]]
+    ) -> tuple[float, Parts] | None:
+        """What a whole has on top of what it is made of; None where it is too late."""
+        try:
+            return super().on_top(whole, others)
+        except NotAtHandError:
+            self.missed += 1
+            return None
 
     def scaled_by(
         self, factor: ScaleFactor, reference: TensorLeaf, candidate: TensorLeaf

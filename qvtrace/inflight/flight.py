@@ -82,8 +82,8 @@ class Flight:
         if contents.missed:
             yield (
                 f"{contents.missed} questions about elements came after these had passed by: "
-                "factors, experts or logits may not be told; record the candidate in an archive of "
-                "its own"
+                "factors, experts, logits or what comes in between calls may not be told; record "
+                "the candidate in an archive of its own"
             )
         if len(contents.turned) >= FEWEST_ALIKE and self._options.transform is None:
             yield (

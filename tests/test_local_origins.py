@@ -1,0 +1,258 @@
+"""Faults in no leaf of a quantized model, told beside a replay of its leaves or of its blocks."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvtrace import diff, diff_in_flight, record, replay
+from qvtrace.comparison.comparison import Comparison
+from qvtrace.comparison.origins import Origin
+from qvtrace.metrics.additions import Parts, parts_of
+
+TOKENS, CHANNELS = 24, 32
+BLOCKS = 5
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.value, self.out = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
+        self.scale, self.steep = 2.0, 0.1
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weights = (self.scale * self.query(hidden) @ hidden.T / CHANNELS**0.5).softmax(-1)
+        return self.out(torch.sin(self.steep * (weights @ self.value(hidden))))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(CHANNELS, 2 * CHANNELS) for _ in range(2))
+        self.act, self.down = nn.SiLU(), nn.Linear(2 * CHANNELS, CHANNELS)
+        self.let_through = 1.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(self.let_through * self.act(self.gate(hidden)) * self.up(hidden))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mixing = nn.LayerNorm(CHANNELS), Mixing()
+        self.second, self.gated = nn.LayerNorm(CHANNELS), Gated()
+        self.kept = 1.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.kept * hidden + self.mixing(self.first(hidden))
+        return hidden + self.gated(self.second(hidden))
+
+
+class Rounded(nn.Linear):
+    """Weights by channel and inputs by token, both in eight bits."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, hidden = (
+            (part / (steps := part.abs().amax(-1, keepdim=True) / 127)).round() * steps
+            for part in (self.weight, hidden)
+        )
+        return functional.linear(hidden, weight, self.bias)
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Rounded
+    return model
+
+
+def noisy(model: nn.Module, name: str, share: float) -> None:
+    """Add noise of this share of each token's size to what a module gives."""
+
+    def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(5))
+        return output + share * noise * output.square().mean(-1, keepdim=True).sqrt()
+
+    model.get_submodule(name).register_forward_hook(add)
+
+
+def change(name: str, attribute: str, value: float) -> Callable[[nn.Module], None]:
+    return lambda model: setattr(model.get_submodule(name), attribute, value)
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(BLOCKS))).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(original, tmp_path_factory) -> Path:
+    return recorded(original, tmp_path_factory.mktemp("local_origins") / "fp.st")
+
+
+def recorded(model: nn.Module, file: Path) -> Path:
+    with record(model, file), torch.no_grad():
+        model(sample())
+    return file
+
+
+def sample() -> Tensor:
+    return torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1))
+
+
+def beside_replay(
+    model: nn.Module, reference: Path, folder: Path, include: Sequence[str] = ()
+) -> Comparison:
+    folder.mkdir(exist_ok=True)
+    candidate = recorded(model, folder / "quant.st")
+    replay(model, reference, folder / "local.st", variant="quant", include=include)
+    return diff(reference, candidate, local=folder / "local.st")
+
+
+def first(comparison: Comparison) -> Origin:
+    return comparison.verdict.origins[0]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("name", ["2", "3.mixing", "1.gated"])
+def test_noise_on_what_a_block_gives_is_its_own_and_no_leafs(
+    original, reference, tmp_path, name, share
+):
+    model = quantized(original)
+    noisy(model, name, share)
+
+    origin = first(beside_replay(model, reference, tmp_path))
+
+    assert (origin.module, origin.path, origin.evidence) == (name, "output", "in-out")
+    assert origin.added == pytest.approx(share**2, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "module", "told"),
+    [
+        pytest.param(
+            change("2", "kept", 0.9), "2", "beside inputs.0 and the output of mixing", id="residual"
+        ),
+        pytest.param(
+            change("3.gated", "let_through", 1.1),
+            "3.gated",
+            "beside the output of act times the output of up",
+            id="gate",
+        ),
+    ],
+)
+def test_what_is_added_up_or_multiplied_otherwise_is_told_with_its_parts(
+    original, reference, tmp_path, fault, module, told
+):
+    model = quantized(original)
+    fault(model)
+
+    comparison = beside_replay(model, reference, tmp_path)
+
+    assert first(comparison).module == module
+    assert told in comparison.verdict.lines[0]
+
+
+def test_errors_of_leaves_that_add_up_are_no_blocks_fault(original, reference, tmp_path):
+    comparison = beside_replay(quantized(original), reference, tmp_path, include=["*"])
+
+    assert [origin.module for origin in comparison.verdict.origins] == []
+
+
+def test_a_leaf_that_errs_comes_before_the_blocks_that_it_is_in(original, reference, tmp_path):
+    model = quantized(original)
+    noisy(model, "2.gated.down", 0.3)
+
+    origins = beside_replay(model, reference, tmp_path, include=["*"]).verdict.origins
+
+    assert [(origin.module, origin.evidence) for origin in origins] == [("2.gated.down", "local")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "module"),
+    [
+        pytest.param(lambda model: noisy(model, "2.gated", 0.3), "2.gated", id="noise"),
+        pytest.param(change("1.mixing", "scale", 8.0), "1.mixing", id="softmax"),
+    ],
+)
+@pytest.mark.parametrize("blocks", [["?.gated", "?.mixing"], ["*"]], ids=["blocks", "all"])
+def test_a_block_that_was_replayed_errs_by_itself(
+    original, reference, tmp_path, blocks, fault, module
+):
+    model = quantized(original)
+    fault(model)
+
+    origin = first(beside_replay(model, reference, tmp_path, include=blocks))
+
+    assert (origin.module, origin.evidence, origin.noise_in) == (module, "local", 0.0)
+
+
+def test_what_a_replayed_block_makes_of_noise_that_it_was_given_is_no_fault_within(
+    original, tmp_path
+):
+    sensitive = copy.deepcopy(original)
+    for block in range(BLOCKS):
+        change(f"{block}.mixing", "steep", 8.0)(sensitive)
+    reference = recorded(sensitive, tmp_path / "fp.st")
+    model = quantized(sensitive)
+    noisy(model, "3", 0.2)
+
+    leaves, blocks = (
+        beside_replay(model, reference, tmp_path / name, include).verdict.origins
+        for name, include in (("leaves", []), ("blocks", ["?.gated", "?.mixing"]))
+    )
+
+    assert [origin.module for origin in leaves] == ["3", "4.mixing"]
+    assert [origin.module for origin in blocks] == ["3"]
+
+
+def test_a_call_that_is_an_origin_itself_is_not_said_to_agree(original, reference, tmp_path):
+    healthy = recorded(quantized(original), tmp_path / "healthy.st")
+    model = quantized(original)
+    noisy(model, "2.gated.down", 0.02)
+    noisy(model, "2", 0.5)
+
+    found = diff(reference, recorded(model, tmp_path / "quant.st"), floor=healthy).verdict.origins
+
+    reasons = {origin.module: origin.reason for origin in found}
+    assert "2.gated.down" in reasons
+    assert reasons["2"].startswith("the output differs by more than the inputs, ..., second, gated")
+
+
+def test_in_flight_what_comes_in_between_is_unknown_and_said_to_be(original, reference, tmp_path):
+    model = quantized(original)
+    replay(model, reference, tmp_path / "local.st", variant="quant")
+    with diff_in_flight(reference, model, local=tmp_path / "local.st") as flight, torch.no_grad():
+        model(sample())
+
+    assert any("what comes in between" in text for text in flight.comparison.candidate.warnings)
+
+
+def test_an_array_is_the_sum_or_the_product_of_few_others_to_rounding():
+    values = np.random.default_rng(0).normal(size=(5, 40, 16)).astype(np.float32)
+    others = list(values)
+
+    assert parts_of(values[1], others) == Parts("sum", (1,))
+    assert parts_of(values[0] + values[3], others) == Parts("sum", (0, 3))
+    assert parts_of(values[0] + values[2] + values[4], others) == Parts("sum", (0, 2, 4))
+    assert parts_of(values[1] * values[2], others) == Parts("product", (1, 2))
+    assert parts_of(values[0] + 1.001 * values[3], others) is None
+    assert parts_of(np.zeros_like(values[0]), others) is None
+
+
+def test_noise_that_comes_in_between_calls_has_a_share_of_the_final_error(
+    original, reference, tmp_path
+):
+    model = quantized(original)
+    noisy(model, "2", 0.5)
+
+    lines = beside_replay(model, reference, tmp_path).verdict.lines
+
+    assert "these have 99% of all local noise" in lines[1]
