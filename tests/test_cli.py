@@ -670,6 +670,7 @@ def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, argumen
         (("--transform", "nowhere"), "--transform nowhere: cannot be read"),
         (("--path", "weights"), "--path weights: needs the weights of both variants"),
         (("--traces", "functions.py/new"), "--traces functions.py/new: cannot be written"),
+        (("--quantizer", "functions.py:sequential"), "--quantizer functions.py:sequential: cannot"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -392,6 +392,7 @@ def test_a_target_that_says_nothing_is_an_error(toys: Path, target: str, fault: 
         (["--budget", "lots"], "--budget 'lots': is no size"),
         (["--keep-float", "out"], "--keep-float 'out': what to keep is looked for here"),
         (["--prompt", "hi"], "--prompt: the inputs are those of "),
+        (["--use-cache"], "--use-cache: the inputs are those of "),
         (["-o", "result.st"], "--output result.st: is the name of an archive"),
         (["--exclude", "*"], "--include and --exclude: leave none of the modules that torchao"),
         (["--no-quantize"], "--no-quantize: torchao:int8-dynamic puts no wrappers"),

@@ -28,7 +28,8 @@ from qvtrace.errors import UsageError
 if TYPE_CHECKING:
     from qvtrace.replayer import ReplayReport
 
-_SAMPLE = ("prompt", "image", "inputs", "samples", "like", "generate")  # which the archive gives
+# What the archive says of the inputs.
+_SAMPLE = ("prompt", "image", "inputs", "samples", "like", "generate", "use_cache")
 
 
 @with_flags
@@ -96,7 +97,8 @@ def refuse_samples(model: ModelFlags, archive: str) -> None:
     """Raise `UsageError` for options that say what the archive says."""
     for name in _SAMPLE:
         if getattr(model, name, None):
-            raise UsageError(f"--{name}: the inputs are those of {archive}; leave it out")
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: the inputs are those of {archive}; leave it out")
 
 
 def _next_command(archive: Path, variant: Variant, file: Path) -> str:

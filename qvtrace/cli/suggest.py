@@ -47,7 +47,6 @@ _REPEATED = (
     "revision",
     "cache_dir",
     "trust_remote_code",
-    "use_cache",
     "attention_maps",
 )
 

@@ -114,6 +114,15 @@ class FunctionName:
 
 def call(function: Callable[..., Any], label: str, *arguments: Any, **named: Any) -> Any:
     """What a user's function returns; raises `ModelError` naming it when it raises."""
+    check_call(function, label, *arguments, **named)
+    with _foreign_code(f"{label}: raised"):
+        return function(*arguments, **named)
+
+
+def check_call(
+    function: Callable[..., Any], label: str, *arguments: object, **named: object
+) -> None:
+    """Raise `UsageError` where a function does not take so many arguments."""
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
@@ -123,8 +132,6 @@ def call(function: Callable[..., Any], label: str, *arguments: Any, **named: Any
         ) from error
     except ValueError:
         pass  # a builtin without a signature
-    with _foreign_code(f"{label}: raised"):
-        return function(*arguments, **named)
 
 
 @contextmanager

@@ -100,6 +100,8 @@ class Chosen:
                 f"--keep-float {keep_float[0]!r}: {self.label} does not say that it can; "
                 "give its function a parameter `keep_float`, or its class `keeps_float = True`"
             )
+        if isinstance(self.quantizer, FunctionQuantizer):
+            self.quantizer.check()
 
 
 QUANTIZERS: dict[str, Quantizer] = {
@@ -120,10 +122,11 @@ def choose(text: str | None) -> Chosen:
 
     Raises `UsageError`, listing what there is, for any other text and for a missing package.
     """
-    name, colon, scheme = (text or _DEFAULT).partition(":")
+    text = _DEFAULT if text is None else text
+    name, colon, scheme = text.partition(":")
     quantizer = QUANTIZERS.get(name) or plugins().get(name)
     if quantizer is None:
-        return Chosen(FunctionQuantizer(_function(text or "")), "")
+        return Chosen(FunctionQuantizer(_function(text)), "")
     schemes = quantizer.schemes
     if colon and not scheme:
         raise UsageError(

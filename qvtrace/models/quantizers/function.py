@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from qvtrace.errors import ModelError
-from qvtrace.models.functions import FunctionName, call
+from qvtrace.models.functions import FunctionName, call, check_call
 from qvtrace.models.quantizers.changes import observed
 from qvtrace.models.quantizers.outcome import Context, Quantized
 
@@ -32,6 +32,11 @@ class FunctionQuantizer:
     def keeps_float(self) -> bool:
         """Raises `UsageError` and `ModelError` where there is no such function."""
         return takes_keep_float(self._function.load("--quantizer", reuse=True))
+
+    def check(self) -> None:
+        """Raise `UsageError` and `ModelError` where there is no such function of a model."""
+        function = self._function.load("--quantizer", reuse=True)
+        check_call(function, f"--quantizer {self.name}", None, **dict.fromkeys(_offered(function)))
 
     def apply(self, model: nn.Module, scheme: str, context: Context) -> Quantized:
         """Call the function; raises `ModelError` when it raises or returns no model."""
@@ -65,9 +70,14 @@ def takes_keep_float(function: Callable[..., Any]) -> bool:
 
 
 def _wanted(function: Callable[..., Any], context: Context) -> dict[str, Any]:
-    offered = {"calibrate": context.calibrate, "keep_float": sorted(context.keep_float)}
+    offers = {"calibrate": context.calibrate, "keep_float": sorted(context.keep_float)}
+    return {name: offers[name] for name in _offered(function)}
+
+
+def _offered(function: Callable[..., Any]) -> list[str]:
+    """The parameters that are given beside the model where a function has them."""
     parameters = _parameters(function)
-    return {name: value for name, value in offered.items() if name in parameters}
+    return [name for name in ("calibrate", "keep_float") if name in parameters]
 
 
 def _parameters(function: Callable[..., Any]) -> Collection[str]:
