@@ -164,6 +164,26 @@ def test_what_is_undone_blames_nobody_though_the_call_around_it_gives_it_too(aga
     assert places(comparison) == []
 
 
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.linear(self.norm(hidden))
+
+
+def test_an_offset_that_only_the_last_norm_takes_out_is_told_where_it_comes_in(against):
+    torch.manual_seed(0)
+    model = nn.Sequential(Normed(), Normed(), Normed(), nn.LayerNorm(16))
+    shifted = copy.deepcopy(model)
+    shifted[1].linear.bias.data += 1
+
+    comparison = against(model, shifted, torch.randn(24, 16))
+
+    assert places(comparison) == [("1.linear", "output")]
+
+
 class Choosing(nn.Module):
     """Gives the largest channel of each token, so that small errors do not show."""
 

@@ -249,6 +249,7 @@ PAIRS = [
     ((channels_swapped, "layers.0.mlp.down_proj"), (scale_doubled, "layers.2.mlp.gate_proj")),
     ((scale_doubled, "layers.1.self_attn.o_proj"), (range_too_small, "layers.3.mlp.act_fn")),
     ((zero_point_off, "layers.0.mlp.down_proj"), (scale_doubled, "layers.3.self_attn.o_proj")),
+    ((positions_shifted, "rotary_emb"), (skipped, "layers.2")),
 ]
 
 

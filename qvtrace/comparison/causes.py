@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvtrace.comparison.noise import CallNoise, decibels, differs_in_kind, noise
-from qvtrace.comparison.noise_steps import Step, breaks
+from qvtrace.comparison.noise_steps import Step, argument, breaks
 from qvtrace.comparison.rows import Row
 from qvtrace.metrics.differences import Undefined
 
@@ -74,11 +74,7 @@ def dtypes_text(recast: Sequence[Row]) -> str:
 def _is_beside_the_first(bringing: Sequence[Row], inputs: Sequence[Row]) -> bool:
     """Whether what a call works on, its first argument, brings nothing: that comes from the calls
     before, by additions and the like, where others are handed on as they are."""
-    return _argument(inputs[0]) not in map(_argument, bringing)
-
-
-def _argument(row: Row) -> tuple[str, ...]:
-    return tuple(row.path.split(".")[:2])
+    return argument(inputs[0]) not in map(argument, bringing)
 
 
 def _other_values(rows: Sequence[Row], step: Step) -> str:

@@ -1,5 +1,6 @@
 """The places where noise can come in: calls that are looked at as one, and gaps between calls."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,15 +83,18 @@ def steps_of(
     for call in calls:
         children[call.parent].append(call)
     orders = {row.place: row.order for call in calls for row in (*call.inputs, *call.outputs)}
+    came_in = _all_came_in(calls)
     for call in calls:
         known = children.get(call.key, ())
         are_known = bool(known) and not (narrowed and len(known) < call.held)
         if are_known:
             if call.local is not None:
-                yield replace(_own_step(call), breaks="")  # which what lies within tells
-            yield from _gaps(call, known, orders, additions)
+                yield replace(
+                    _own_step(call, came_in[call.key]), breaks=""
+                )  # which what lies within tells
+            yield from _gaps(call, known, orders, additions, came_in)
         else:
-            yield _own_step(call)
+            yield _own_step(call, came_in[call.key])
 
 
 def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
@@ -108,13 +112,52 @@ def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
     return within
 
 
-def _own_step(call: CallNoise) -> Step:
+def _all_came_in(calls: Iterable[CallNoise]) -> dict[CallKey, float | None]:
+    # By kind and contents, the most noise that calls gave that got these.
+    given: dict[str, dict[Place, float]] = defaultdict(dict)
+    came_in = {}
+    for call in calls:
+        gave = given[kind_of(call.module)]
+        came_in[call.key] = _came_in(call, gave)
+        own = math.inf if call.noise_out is None else call.noise_out
+        for row in call.inputs:
+            if noise(row):
+                gave[_first(row)] = max(own, gave.get(_first(row), 0.0))
+    return came_in
+
+
+def _came_in(call: CallNoise, gave: Mapping[Place, float]) -> float | None:
+    """The noise of what a call received. Where calls of its kind got the same beside their first
+    argument, as all layers get one position embedding, that is as noisy as it made their outputs:
+    shifted positions would else hide whatever comes in later."""
+    if not call.noise_in or not gave:
+        return call.noise_in
+    stream = [row for row in call.inputs if argument(row) == argument(call.inputs[0])]
+    own = max((noise(row) or 0.0 for row in stream), default=0.0)
+    beside = [row for row in call.inputs if (noise(row) or 0.0) > own]
+    if not any(is_float(row.dtype[0]) for row in stream) or not beside:
+        return call.noise_in
+    shown = max(gave.get(_first(row), math.inf) for row in beside)
+    return min(call.noise_in, max(own, shown))
+
+
+def _first(row: Row) -> Place:
+    """Where both sides had these contents first."""
+    return row.same_as or row.place
+
+
+def argument(row: Row) -> tuple[str, ...]:
+    """The argument of a call that a row is of."""
+    return tuple(row.path.split(".")[:2])
+
+
+def _own_step(call: CallNoise, came_in: float | None) -> Step:
     is_local = call.local is not None
     return Step(
         call,
         "its inputs",
         "",
-        0.0 if is_local else call.noise_in,
+        0.0 if is_local else came_in,
         call.local if is_local else call.noise_out,
         "" if not_finite(call.inputs) else not_finite(call.outputs),
         is_local,
@@ -130,9 +173,10 @@ def _gaps(
     children: Sequence[CallNoise],
     orders: Mapping[Place, int],
     additions: Mapping[Place, Addition],
+    came_in: Mapping[CallKey, float | None],
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
-    bound, scaled = parent.noise_in, scaled_noise(parent.inputs)
+    bound, scaled = came_in[parent.key], scaled_noise(parent.inputs)
     was_broken = bool(not_finite(parent.inputs))
     before, met = ["the inputs"], list[CallKey]()
     last = parent.module
@@ -151,7 +195,7 @@ def _gaps(
         seen = parent, *words, *noises, breaks, False, *kinds, scaled, child, recast, own_cast
         yield replace(_measured(Step(*seen), new, additions), calls_before=tuple(met))
         # Noise that has been told of is no news further on.
-        for own in (child.noise_in, child.noise_out):
+        for own in (came_in[child.key], child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
         scaled = max(scaled, scaled_noise((*child.inputs, *child.outputs)))
         was_broken = was_broken or bool(not_finite((*child.inputs, *child.outputs)))

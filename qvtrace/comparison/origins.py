@@ -234,8 +234,8 @@ def inputs_text(origin: Origin, breaks: str = "") -> str:
 def _noises(origin: Origin, place: str, breaks: str, *, agree: bool) -> str:
     parts = []
     if origin.noise_in is not None:
-        noise = f"inputs {'agree to' if agree else 'differ by'} {decibels(origin.noise_in)}"
-        parts.append(noise if origin.noise_in else "inputs agree")
+        inputs = f"inputs {'agree to' if agree else 'differ by'} {decibels(origin.noise_in)}"
+        parts.append(inputs if origin.noise_in else "inputs agree")
     if breaks:
         parts.append(f"{breaks} in the {place}")
     elif origin.noise_out is not None:
@@ -320,20 +320,24 @@ def _dtypes(step: Step) -> str:
 
 
 def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:
-    """Whether nothing of the noise is left in what a call around it gives: channels in another
-    order, say, that the next weights expect in that order."""
+    """Whether nothing of the noise is left in what the nearest call around it gives: channels in
+    another order, say, that the next weights expect in that order."""
     if first_in_kind(step.call.inputs) is not None:
         return False
-    is_within = step.after not in ("", "the output")
-    holders = [*([step.call] if is_within else []), *_around(step.call, called)]
-    return any(_is_free(call, nothing) for call in holders)
-
-
-def _is_free(call: CallNoise, nothing: float) -> bool:
-    """Whether a call gives numbers in which there is no noise; integers say nothing of it."""
-    if call.noise_out is None or call.noise_out > nothing:
+    holder = step.call
+    if step.after in ("", "the output"):
+        parent = next(_around(holder, called), None)
+        if parent is None:
+            return False
+        holder = parent
+    if _is_free(holder, holder.noise_out, nothing):
+        return True
+    # As of attention, which may give its weights as well, for nobody.
+    around = next(_around(holder, called), None)
+    if around is None or len(holder.outputs) < 2:
         return False
-    return any(is_float(row.dtype[0]) for row in call.outputs)
+    first = noise(holder.outputs[0])
+    return _is_free(holder, first, nothing) and _is_free(around, around.noise_out, nothing)
 
 
 def _around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterator[CallNoise]:
@@ -344,6 +348,13 @@ def _around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterator[Ca
         met.add(above)
         yield called[above]
         above = called[above].parent
+
+
+def _is_free(call: CallNoise, left: float | None, nothing: float) -> bool:
+    """Whether a call gives numbers in which no noise is left; integers say nothing of it."""
+    if left is None or left > nothing:
+        return False
+    return any(is_float(row.dtype[0]) for row in call.outputs)
 
 
 def _follows_a_choice(call: CallNoise) -> bool:
