@@ -515,6 +515,42 @@ def test_tokens_held_out_may_have_directions_of_their_own():
     assert np.abs(found.matrix - matrix).max() < 1e-9
 
 
+def test_a_rotation_that_is_known_in_some_directions_only_takes_more_tokens():
+    matrix = orthogonal(48).numpy()
+    generator = np.random.default_rng(0)
+    embeddings = generator.normal(size=(30, 48))
+    layers = [embeddings + 0.02 * generator.normal(size=(30, 48)) for _ in range(6)]
+    noise = [0.1 * generator.normal(size=(30, 48)) for _ in layers]
+    turned = [layer @ matrix + own for layer, own in zip(layers, noise, strict=True)]
+    others = [generator.normal(size=(30, 48)) for _ in layers]
+
+    few = find_rotation(list(zip(layers, turned, strict=True)))
+
+    assert isinstance(few, TooFewTokens)
+    assert 0 < few.tokens < few.channels == 48
+    assert find_rotation(list(zip(layers, others, strict=True))) is None
+
+
+def test_folded_norms_behind_noise_are_scaled_and_not_blamed(original, tmp_path):
+    small = copy.deepcopy(original)
+    for layer in small.model.layers:
+        layer.input_layernorm.weight.data /= 8
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(layer.self_attn, name).weight.data *= 8
+    noisy = rotated(small, orthogonal())
+    slightly_noisy(noisy, "model.layers.0.mlp", 1.0)
+    files = (
+        recorded(small, tmp_path / "fp.st", tokens()),
+        recorded(noisy, tmp_path / "noisy.st", tokens()),
+    )
+
+    comparison = diff(*files)
+
+    assert len(in_stream(comparison)) == 31
+    blamed = {origin.module for origin in comparison.verdict.origins}
+    assert not [name for name in blamed if name.endswith("input_layernorm")]
+
+
 def test_repeated_vectors_count_once(vectors, matrix):
     repeated = np.repeat(vectors[:10], 5, axis=0)
     assert find_rotation([(repeated, repeated @ matrix)]) == TooFewTokens(12, 8)

@@ -36,8 +36,8 @@ from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, r
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
-from qvtrace.metrics.rotations import Rotation
-from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
+from qvtrace.metrics.rotations import Rotation, are_of_one_norm
+from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.spreads import Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
@@ -388,7 +388,7 @@ class ContentPairs:
         rests = metrics.compare_all(sides for _, sides in back.values())
         for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
             outcome = self._outcomes[contents]
-            scaling = find_scaling(*sides, rest)
+            scaling = _scaling_of_turned(sides, rest)
             if _is_better(rest if scaling is None else scaling.residual, outcome):
                 explained = replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
                 self._outcomes[contents] = explained
@@ -504,9 +504,25 @@ def _is_better(rest: Difference, outcome: Outcome) -> bool:
     """Whether a rotation leaves less than half of the energy that is left without: one that is
     known is not to be doubted where a fault is in the same vectors."""
     left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
-    if left is None or left.sums is None or rest.sums is None:
-        return False
-    return rest.sums.error_norm**2 <= _LEFT * left.sums.error_norm**2
+    before, after = None if left is None else _error(left), _error(rest)
+    return before is not None and after is not None and after <= _LEFT * before
+
+
+def _scaling_of_turned(sides: tuple[Readable, Readable], rest: Difference) -> Scaling | None:
+    """The factor of vectors that are turned back. Behind noise, a norm's weight that went into the
+    next ones looks like none, and dividing by it makes noise louder: its nearest is taken there."""
+    scaling = find_scaling(*sides, rest)
+    left = _error(rest if scaling is None else scaling.residual)
+    if rest.metrics.sqnr is None or rest.metrics.sqnr >= _UNLIKE or left is None:
+        return scaling
+    nearest = nearest_scaling(*sides) if are_of_one_norm(sides[1]) else None
+    other = None if nearest is None else _error(nearest.residual)
+    return scaling if other is None or other > _LEFT * left else nearest
+
+
+def _error(difference: Difference) -> float | None:
+    """The energy of the error."""
+    return None if difference.sums is None else difference.sums.error_norm**2
 
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:

@@ -114,6 +114,17 @@ def find_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
         return matrix.sums().factor()
 
 
+def nearest_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
+    """For each channel the factor over which the candidate leaves least of the reference, where
+    there is known to be one, however noisy both are; None where that explains less than half."""
+    channels = reference.shape[-1]
+    if channels > _MOST_CHANNELS:
+        return None
+    matrix = _Matrix(reference, candidate, reference.size // channels, channels)
+    with np.errstate(all="ignore"):
+        return matrix.sums().nearest()
+
+
 def fits(reference: Readable, candidate: Readable, factor: ScaleFactor) -> bool:
     """Whether known factors explain the candidate, however few its tokens are."""
     channels = reference.shape[-1] if reference.shape else 1
@@ -259,6 +270,15 @@ class _Sums:
         found = self._simplest()
         values = found.values if isinstance(found, ChannelFactors) else found
         return found if values is not None and self.is_better_without(values) else None
+
+    def nearest(self) -> ScaleFactor | None:
+        """Each channel's own factor, by what the candidate over it leaves of the reference."""
+        factors = np.ones_like(self.products)
+        np.divide(self.candidates, self.products, out=factors, where=self.products != 0)
+        left = self._left(factors) / np.square(factors)
+        most = _HALVED * min(float(self.references.sum()), self.error())
+        is_told = self.tokens >= _FEWEST_TOKENS and float(left.sum()) <= most
+        return ChannelFactors(factors) if is_told else None
 
     def _simplest(self) -> ScaleFactor | None:
         if not math.isfinite(self._rounding()):

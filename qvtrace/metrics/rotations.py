@@ -32,6 +32,7 @@ _ROUNDS = 4  # of weighting arrays by how well they fit
 _ALIKE = 4.0  # times the noise of the best array: no reason to weight
 _UNSURE = 4.0  # times that noise, which other arrays may have by it
 _ROUNDING = 1e-11  # noise that is none
+_ONE_NORM = 1.1  # times the shortest vector, that the longest is at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
 
     Every vector counts as much as any other (its norm is made 1): an attention sink would decide
     alone. It is found by four tokens in five and verified on the others; None where it does not
-    explain these.
+    explain these, `TooFewTokens` where it does but for directions that only these have.
     """
     channels = arrays[0][0].shape[-1]
     if channels > _MOST_CHANNELS:
@@ -128,11 +129,30 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     matrix = _nearest(_products(parts))
     noise = float(np.median([part.noise(matrix) for part in parts]))
     errors = np.concatenate([part.held_out_errors(matrix) for part in parts])
-    if noise > _LEFT or not errors.size or float(np.median(errors)) > _UNEXPLAINED:
+    if noise > _LEFT or not errors.size:
         return None
+    if float(np.median(errors)) > _UNEXPLAINED:
+        return _known_in_part(parts, matrix)
     parts = [part.whole for part in parts]
     matrix, noise = _refined(parts, _nearest(_products(parts)))
     return Rotation(matrix, found_by, errors.size, _UNSURE * noise)
+
+
+def _known_in_part(parts: Sequence["_Part"], matrix: Floats) -> TooFewTokens | None:
+    """Whether a rotation explains what tokens held out have of directions of which the others,
+    all together, have the energy of one token at least."""
+    found_by = np.concatenate([part.one for part in parts])
+    energies, directions = np.linalg.eigh(found_by.T @ found_by)
+    known = directions[:, energies >= 1.0]
+    one, other = (
+        np.concatenate([part.held_out[side] for part in parts]) @ turn @ known
+        for side, turn in enumerate((np.eye(len(matrix)), matrix.T))
+    )
+    energy = np.square(one).sum(axis=1)
+    left = np.square(other - one).sum(axis=1) / np.maximum(energy, _ROUNDING)
+    is_part = 0 < known.shape[1] < len(matrix)
+    explains = is_part and float(np.median(left)) <= _UNEXPLAINED
+    return TooFewTokens(len(matrix), known.shape[1]) if explains else None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -213,6 +233,17 @@ def best_turned(rotation: Rotation, arrays: Sequence[Sides]) -> Rotation:
         for way, matrix in enumerate((rotation.matrix.T, rotation.matrix)):
             left[way] += float(np.square(other @ matrix - one).sum())
     return rotation if left[0] <= left[1] else rotation.turned
+
+
+def are_of_one_norm(array: Readable) -> bool:
+    """Whether all vectors of an array are as long, as those are that a norm without a weight gave;
+    some of them are looked at."""
+    channels = array.shape[-1]
+    tokens = array.size // channels
+    count = min(tokens, _GLANCE)
+    places = [(2 * number + 1) * tokens // (2 * count) for number in range(count)]
+    norms = np.linalg.norm(_tokens(array, places, channels), axis=1)
+    return bool(norms.max() <= _ONE_NORM * norms.min())
 
 
 def _unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from qvtrace.metrics.differences import Difference, compare
 from qvtrace.metrics.elements import Readable, format_of
-from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits
+from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits, nearest_factor
 
 # What makes a search for a factor worth its time: from this PEIR on, or below this SQNR in dB.
 _PEIR = 0.005
@@ -26,6 +26,12 @@ def find_scaling(
     if not _is_worth_it(reference, candidate, difference):
         return None
     factor = find_factor(reference, candidate)
+    return None if factor is None else _scaled_by(factor, reference, candidate)
+
+
+def nearest_scaling(reference: Readable, candidate: Readable) -> Scaling | None:
+    """The factors that leave least, where it is known that there are some."""
+    factor = nearest_factor(reference, candidate)
     return None if factor is None else _scaled_by(factor, reference, candidate)
 
 
