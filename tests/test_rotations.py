@@ -193,6 +193,20 @@ def test_a_rotated_and_quantized_model_is_compared_after_the_rotation(original, 
     assert "equal after transform" not in verdict.text
 
 
+def test_value_heads_that_are_rotated_in_each_layer_are_not_blamed(original, folder, tmp_path):
+    model = copy.deepcopy(original)
+    for number, layer in enumerate(model.model.layers):
+        value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        rotation = orthogonal(8, seed=number)
+        heads = rotation.T @ value.data.double().reshape(-1, 8, CHANNELS)
+        value.data = heads.reshape(value.shape).float()
+        turn_back = output.data.double().reshape(CHANNELS, -1, 8) @ rotation
+        output.data = turn_back.reshape(output.shape).float()
+    file = recorded(model, tmp_path / "turned.st", tokens())
+
+    assert diff(folder / "fp.st", file).verdict.origins == ()
+
+
 def test_a_smoothed_model_is_equal_after_transform(original, folder, tmp_path):
     model = copy.deepcopy(original)
     factors = torch.linspace(0.25, 4, CHANNELS)

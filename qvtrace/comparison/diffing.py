@@ -172,7 +172,8 @@ def _with_noise(
     additions = find_additions(noises, built.tensors(), built.contents) if replayed else {}
     origins = find_origins(
         noises,
-        max(rounding_noise(of_calls), built.contents.rotations.noise),
+        rounding_noise(of_calls),
+        unsure=built.contents.rotations.noise,
         narrowed=bool(options.include or options.exclude),
         floor=None if floor is None else floor.levels,
         quantized=quantized,

@@ -155,7 +155,9 @@ class OwnLevels:
             return 0.0
         level = max(self.rounding, given_out[len(given_out) * 3 // 4], _TINY)
         ratio = (noise_out + level) / (noise_in + level)
-        least = _LEAST_OF_TWO if len(given_out) < _ENOUGH_ALIKE else _LEAST_OF_CLASS
+        # In a gap, attention makes more of the noise of its scores than a module would.
+        is_sure = len(given_out) >= _ENOUGH_ALIKE and not step.after
+        least = _LEAST_OF_CLASS if is_sure else _LEAST_OF_TWO
         return ratio if ratio >= least else 0.0
 
     def _ratio_on_top(self, step: Step) -> float:

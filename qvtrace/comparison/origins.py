@@ -76,8 +76,9 @@ class Floor:
 
 def find_origins(
     calls: Sequence[CallNoise],
-    rounding: float,
+    exact: float,
     *,
+    unsure: float = 0.0,
     narrowed: bool = False,
     floor: Floor | None = None,
     quantized: Collection[str] = (),
@@ -85,10 +86,12 @@ def find_origins(
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
-    `rounding` is the noise of mere rounding; `narrowed`: calls were left out on purpose;
+    `exact` is the noise of mere rounding, `unsure` that of vectors which are turned back by a
+    rotation that was found in noise; `narrowed`: calls were left out on purpose;
     `quantized`: modules that are known to be, by the reference's names. A call of which inputs or
     outputs are not known is neither blamed nor taken for clean.
     """
+    rounding = max(exact, unsure)
     unrecorded = unrecorded_steps(calls, narrowed=narrowed)
     known = steps_of(calls, narrowed=narrowed, additions=additions or {})
     steps = [*known, *unrecorded]
@@ -109,7 +112,7 @@ def find_origins(
         if found[0].is_told
         and not found[1].breaks
         and not _follows_a_choice(found[1].call)
-        and not _is_undone(found[1], called, nothing(rounding))
+        and not _is_undone(found[1], called, nothing(exact))
     ]
     noisy = ReplayedBlocks(excesses, called).settle(noisy)
     told = _by_place(
