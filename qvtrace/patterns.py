@@ -25,13 +25,17 @@ def above(name: str) -> Iterator[str]:
         yield name
 
 
+def kind_of(name: str) -> str:
+    """The same for the same module of each layer, `layers.*.mixer.dt_proj`."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
 def folded(names: Iterable[str]) -> list[str]:
     """Names as people see them; those that differ in their numbers only are one pattern with a
     count, `layers.*.mixer.dt_proj (2)`, where the first of them stood."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        components = ("*" if part.isdecimal() else part for part in name.split("."))
-        groups.setdefault(".".join(components), []).append(shown(name))
+        groups.setdefault(kind_of(name), []).append(shown(name))
     return [
         group[0] if len(group) == 1 else f"{pattern} ({len(group)})"
         for pattern, group in groups.items()

@@ -364,3 +364,100 @@ def test_the_noise_of_a_norm_with_another_epsilon_is_that_of_its_whole_error(aga
     row = next(row for row in comparison.rows if row.module == "blocks.1.norm")
     assert row.metrics.noise_out == pytest.approx(float(noise.median()), rel=0.05)
     assert places(comparison)[0] == ("blocks.1.norm", "output")
+
+
+class Gated(nn.Module):
+    """What it has of each channel within is multiplied by two of its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
+        self.down = nn.Linear(48, 32, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + self.down(nn.functional.silu(self.gate(states)) * self.up(states))
+
+
+def smoothed(layers: nn.Sequential, *spreads: float) -> nn.Sequential:
+    """The same function: each channel of what `down` is given, over a factor of its own."""
+    layers = copy.deepcopy(layers)
+    with torch.no_grad():
+        for layer, spread in zip(layers, spreads, strict=True):
+            factors = torch.exp(torch.randn(48) * spread)
+            layer.up.weight.mul_(factors[:, None])
+            layer.down.weight.div_(factors)
+    return layers
+
+
+def rounded_to(bits: int, layers: nn.Sequential) -> nn.Sequential:
+    layers = copy.deepcopy(layers)
+    with torch.no_grad():
+        for layer in layers.modules():
+            if isinstance(layer, nn.Linear):
+                step = layer.weight.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+                layer.weight.copy_((layer.weight / step).round() * step)
+    return layers
+
+
+@pytest.fixture
+def gated() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Gated() for _ in range(4)))
+
+
+def test_factors_that_one_token_hides_and_the_next_weights_take_out_blame_nobody(against, gated):
+    states = torch.randn(24, 32)
+    states[0] *= 4  # what is multiplied of it hides all other tokens, as an attention sink does
+
+    comparison = against(gated, smoothed(rounded_to(8, gated), 0, 0, 0.7, 0), states)
+
+    assert {row.module for row in comparison.rows if row.is_made_up_for} == {"2.up"}
+    assert places(comparison) == []
+
+
+def test_a_fault_behind_factors_that_one_token_hides_is_named_alone(against, gated):
+    states = torch.randn(24, 32)
+    states[0] *= 4
+    faulty = changed(rounded_to(8, gated), "3.gate", swap_channels)
+
+    comparison = against(gated, smoothed(faulty, 0, 0, 0.7, 0), states)
+
+    assert places(comparison) == [("3.gate", "output")]
+
+
+def test_factors_that_quantization_nearly_hides_are_told_by_those_of_other_layers(against, gated):
+    rounded = rounded_to(6, smoothed(gated, 1, 1, 0.08, 1))
+
+    comparison = against(gated, rounded, torch.randn(24, 32))
+
+    scaled = {row.module for row in comparison.rows if row.is_made_up_for}
+    assert scaled == {f"{layer}.up" for layer in range(4)}
+
+
+class Cancelling(nn.Module):
+    """What it gives is little beside what it is made of, so that it is noisier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more, self.less = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+        self.less.weight.data = self.more.weight.data + 0.003 * torch.randn(32, 32)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.more(states) - self.less(states)
+
+
+def test_factors_are_judged_by_what_takes_them_out_not_by_all_that_this_is_part_of(against):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), Cancelling())
+    folded = copy.deepcopy(model)
+    with torch.no_grad():
+        factors = torch.exp(torch.randn(32) * 0.5)
+        folded[1].weight.mul_(factors)
+        folded[1].bias.mul_(factors)
+        for linear in (folded[2].more, folded[2].less):
+            linear.weight.div_(factors)
+
+    comparison = against(model, rounded_to(8, folded), torch.randn(24, 32))
+
+    assert {row.module for row in comparison.rows if row.is_made_up_for} == {"1"}
+    assert "1" not in dict(places(comparison))

@@ -175,6 +175,16 @@ class ContentPairs:
         scaling = self.scaled_by(factor, reference, candidate)
         self._outcomes[contents] = replace(outcome, scaling=scaling)
 
+    def expect_factor(self, reference: TensorLeaf, candidate: TensorLeaf) -> None:
+        """Look for a factor once more in two leaves that have a difference, as their likes have."""
+        contents = contents_of(reference, candidate)
+        outcome = self._outcomes[contents]
+        difference = outcome.rest or outcome.difference
+        if difference is not None and outcome.scaling is None:
+            sides = self._readable(reference, candidate, outcome.layout, outcome.rotation)
+            scaling = find_scaling(*sides, difference, is_expected=True)
+            self._outcomes[contents] = replace(outcome, scaling=scaling)
+
     def elements(
         self, reference: TensorLeaf, candidate: TensorLeaf, limit: int | None
     ) -> ElementsJson:

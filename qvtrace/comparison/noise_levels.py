@@ -15,8 +15,9 @@ from statistics import median, median_high, median_low
 
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import cause_of
-from qvtrace.comparison.noise import CallKey, decibels
+from qvtrace.comparison.noise import CallKey, CallNoise, decibels
 from qvtrace.comparison.noise_steps import Step, local_within
+from qvtrace.patterns import kind_of
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
@@ -67,7 +68,10 @@ class OwnLevels:
         self._exact: dict[tuple[str, bool], list[Step]] = defaultdict(list)
         self._by_form: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
         self._on_top: dict[str, list[float]] = defaultdict(list)
+        self._given: dict[str, dict[CallKey, float]] = defaultdict(dict)
         for step in steps:
+            if step.call.noise_out is not None:
+                self._given[kind_of(step.call.module)][step.call.key] = step.call.noise_out
             if step.noise_in is not None and step.noise_out is not None:
                 self._by_kind[step.kind].append(step.noise_out)
                 self._by_class[step.class_name].append(step.noise_out)
@@ -111,6 +115,12 @@ class OwnLevels:
         """What a place certainly adds, over what a module does where a replay tells that."""
         certain = _certainly_added(step, self.rounding)
         return certain / max(self._local, self.rounding, _TINY) if self._is_replayed else certain
+
+    def is_usual(self, call: CallNoise) -> bool:
+        """Whether what a call gives is no noisier than is usual for its kind."""
+        given = list(self._given[kind_of(call.module)].values())
+        level = _usual(given) if len(given) >= _ENOUGH_ALIKE else self.usual
+        return (call.noise_out or 0.0) <= LEAST_EXCESS * max(level, self.rounding)
 
     def _may_be_first_quantized(self, step: Step) -> bool:
         """Whether it may be noisy only since nothing before it is quantized: it is the one place of
@@ -209,6 +219,7 @@ class FloorLevels:
         levels = sorted(noise for _, noise in self._noises.values() if noise)
         self.usual = max(rounding, levels[len(levels) // 2]) if levels else rounding
         self._least = self._least_excess(map(self._as_in_floor, steps))
+        self._given = {step.call.key: step.call.noise_out for step in floor}
 
     @property
     def text(self) -> str:
@@ -233,6 +244,13 @@ class FloorLevels:
             return Excess(ratio, ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
         agrees = came_in <= self._least
         return Excess(ratio, ratio, ratio >= self._least, clean, int(agrees), above)
+
+    def is_usual(self, call: CallNoise) -> bool:
+        """Whether what a call gives is no noisier than in the floor."""
+        level = self._given.get(call.key)
+        if level is None:
+            return self._own.is_usual(call)
+        return (call.noise_out or 0.0) <= self._least * max(level, self._rounding)
 
     def _as_in_floor(self, step: Step) -> Step:
         """A call that was replayed, as it was in the candidate, where the floor is no replay."""

@@ -17,7 +17,7 @@ from qvtrace.comparison.noise import (
     scaled_noise,
 )
 from qvtrace.comparison.rows import Place, Row
-from qvtrace.patterns import shown
+from qvtrace.patterns import kind_of, shown
 
 Dtypes: TypeAlias = tuple[str | None, str | None]
 
@@ -95,6 +95,14 @@ def steps_of(
             yield from _gaps(call, known, orders, additions, came_in)
         else:
             yield _own_step(call, came_in[call.key])
+
+
+def showing(step: Step) -> tuple[Row, ...]:
+    """The rows in which the noise of a place shows."""
+    taker = step.call if step.source else step.taker
+    if taker is None:
+        return step.call.outputs
+    return tuple(row for row in taker.inputs if (noise(row) or 0.0) > (step.noise_in or 0.0))
 
 
 def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
@@ -272,11 +280,6 @@ def _are_all_recast(children: Sequence[CallNoise]) -> bool:
 
 def _is_recast(row: Row) -> bool:
     return row.dtype[0] != row.dtype[1] and all(map(is_float, row.dtype))
-
-
-def kind_of(module: str) -> str:
-    """The name but for the numbers in it."""
-    return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 
 def _class_name(call: CallNoise) -> str:

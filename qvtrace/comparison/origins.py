@@ -31,9 +31,10 @@ from qvtrace.comparison.noise_levels import (
     OwnLevels,
     nothing,
 )
-from qvtrace.comparison.noise_steps import Dtypes, Step, local_within, steps_of
+from qvtrace.comparison.noise_steps import Dtypes, Step, local_within, showing, steps_of
 from qvtrace.comparison.replayed_blocks import ReplayedBlocks, Told
-from qvtrace.comparison.rows import Place
+from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.takers import Takers
 from qvtrace.comparison.unrecorded import unrecorded_steps
 from qvtrace.patterns import shown
 
@@ -104,6 +105,7 @@ def find_origins(
         ]
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
     called = {call.key: call for call in calls}
+    takers = Takers(calls)
     excesses = [(levels.excess(step), step) for step in steps]
     broken = [found for found in excesses if found[1].breaks]
     noisy = [
@@ -113,6 +115,7 @@ def find_origins(
         and not found[1].breaks
         and not _follows_a_choice(found[1].call)
         and not _is_undone(found[1], called, nothing(exact))
+        and not _is_made_up_for(found[1], called, takers, levels)
     ]
     noisy = ReplayedBlocks(excesses, called).settle(noisy)
     told = _by_place(
@@ -358,6 +361,36 @@ def _is_free(call: CallNoise, left: float | None, nothing: float) -> bool:
     if left is None or left > nothing:
         return False
     return any(is_float(row.dtype[0]) for row in call.outputs)
+
+
+def _is_made_up_for(
+    step: Step,
+    called: Mapping[CallKey, CallNoise],
+    takers: Takers,
+    levels: OwnLevels | FloorLevels,
+) -> bool:
+    """Whether nothing that is computed from it shows the noise, as where the next weights take out
+    a factor of each channel that no longer can be told from the noise of quantization.
+
+    One factor for all is judged by itself: a norm takes that out of its own input, but not out of
+    what else takes this.
+    """
+    rows = showing(step)
+    if first_in_kind(step.call.inputs) is not None or any(map(_has_one_factor, rows)):
+        return False
+    parent = step.call.parent
+    holder = step.call if step.after else None if parent is None else called.get(parent)
+    taking = takers.of(rows)
+    if not taking or holder is None:
+        return False
+    most = (step.noise_out or 0.0) / LEAST_EXCESS
+    return all(
+        call.noise_out is not None and call.noise_out <= most for call in (holder, *taking)
+    ) and all(map(levels.is_usual, taking))
+
+
+def _has_one_factor(row: Row) -> bool:
+    return isinstance(row.scale_factor, float)
 
 
 def _follows_a_choice(call: CallNoise) -> bool:

@@ -1,5 +1,6 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import reshaped
 from qvtrace.metrics.rotations import Rotation
+from qvtrace.patterns import kind_of
 from qvtrace.trees import (
     Container,
     Node,
@@ -53,6 +55,8 @@ from qvtrace.trees import (
     ValueLeaf,
     tensor_leaves,
 )
+
+_LAYERS_ALIKE = 2  # whose channels have factors at one place, so that others' may too
 
 
 class RowBuilder:
@@ -248,10 +252,15 @@ class RowBuilder:
                 yield Seen(module, call, leaves.path, is_leaf, contents, channels, state)
 
     def _lend_factors(self) -> None:
-        """A call of few tokens cannot tell a factor by itself; other calls of its module can."""
+        """A call of few tokens cannot tell a factor by itself; other calls of its module can.
+
+        Nor can one of many tokens behind the noise of others, but then the same module of other
+        layers is likely to have factors of its channels too.
+        """
         known: dict[tuple[str, str], ScaleFactor] = {}
+        by_channel: dict[tuple[str, str], set[str]] = defaultdict(set)
         without = []
-        for pair, leaves in self._planned:
+        for pair, leaves in (*self._planned, *self._planned_aside):
             tensors = tensors_of(leaves)
             outcome = None if tensors is None else self.contents.found(*tensors)
             if tensors is None or outcome is None or outcome.difference is None:
@@ -259,12 +268,16 @@ class RowBuilder:
             place = pair.reference.module, leaves.path
             if outcome.scaling is not None:
                 known.setdefault(place, outcome.scaling.factor)
+                if not isinstance(outcome.scaling.factor, float):
+                    by_channel[kind_of(place[0]), leaves.path].add(place[0])
             else:
                 without.append((place, tensors))
         for place, tensors in without if known else ():
             outcome = self.contents.found(*tensors)
             if place in known and outcome is not None and outcome.scaling is None:
                 self.contents.lend(known[place], *tensors)
+            if len(by_channel[kind_of(place[0]), place[1]]) >= _LAYERS_ALIKE:
+                self.contents.expect_factor(*tensors)
 
     def _find_experts(self) -> None:
         """Before any row: an expert may be known by those beside it."""

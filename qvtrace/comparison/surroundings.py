@@ -188,7 +188,7 @@ class Surroundings:
         factor of its own."""
         if scaled.scaling is None or scaled.metrics.sqnr is None:
             return None
-        for taker in self._taking(scaled.digests):
+        for taker in self._reading(scaled):
             for other in self._outputs(taker):
                 if other.digests != scaled.digests and not _is_as_free(other, scaled):
                     return taker
@@ -208,7 +208,7 @@ class Surroundings:
         """The worst SQNR of what is computed from a scaled output; None unless the factor is gone
         from all of that: it differs less than the scaled output does."""
         worst = math.inf
-        for taker in self._taking(scaled.digests):
+        for taker in self._reading(scaled):
             for other in self._outputs(taker):
                 if other.digests == scaled.digests or other.metrics.sqnr is None:
                     continue
@@ -221,6 +221,16 @@ class Surroundings:
                 elif _have_one_factor(other, scaled):
                     return None
         return worst if worst < math.inf else None
+
+    def _reading(self, scaled: Output) -> list[Pair]:
+        """The calls that compute something from a scaled output by themselves: those that only hand
+        it to calls in them add errors of their own. But one factor for all may be gone from what a
+        norm in them gives, and not from the rest."""
+        taking = self._taking(scaled.digests)
+        if scaled.scaling is None or isinstance(scaled.scaling.factor, float):
+            return taking
+        above = {_key(pair.reference) for taker in taking for pair in self._around(taker, "output")}
+        return [taker for taker in taking if _key(taker.reference) not in above]
 
     def _taking(self, digests: tuple[str, str]) -> list[Pair]:
         """The paired calls that were given these contents."""

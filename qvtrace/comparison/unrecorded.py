@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from qvtrace.comparison.noise import CallKey, CallNoise, scaled_noise
-from qvtrace.comparison.noise_steps import Step, kind_of, not_finite
+from qvtrace.comparison.noise_steps import Step, not_finite
+from qvtrace.patterns import kind_of
 
 
 def unrecorded_steps(calls: Sequence[CallNoise], *, narrowed: bool) -> list[Step]:

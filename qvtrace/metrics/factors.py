@@ -20,6 +20,7 @@ _FEWEST_ELEMENTS = 16  # of all channels, for one factor
 _GLANCE = 8  # tokens that are looked at first
 _PROMISING = 0.25  # share of the error's energy that is left, in these
 _EXPLAINED = 0.2  # the same, in all tokens: 7 dB
+_EXPLAINED_AS_EXPECTED = 0.4  # the same, where a factor is likely for another reason
 _HALVED = 0.5  # the same, of the reference and the candidate over its factors
 _AS_GOOD = 2.0  # a simpler form may leave so many times what the finest one leaves
 _ROUNDING = 1e-12  # of a channel's energy: errors that mean nothing
@@ -100,18 +101,20 @@ class Unscaled(Computed):
         return elements / values[np.arange(start, stop) % values.size]
 
 
-def find_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
+def find_factor(
+    reference: Readable, candidate: Readable, *, is_expected: bool = False
+) -> ScaleFactor | None:
     """What the candidate is the reference times, in the simplest form that explains it; None where
-    nothing does. Both are real, and of one shape."""
+    nothing does. Both are real, and of one shape; one that is expected may leave more."""
     channels = reference.shape[-1] if reference.shape else 1
     if not 0 < channels <= _MOST_CHANNELS or reference.size < _FEWEST_ELEMENTS:
         return None
     tokens = reference.size // channels
     matrix = _Matrix(reference, candidate, tokens, channels)
     with np.errstate(all="ignore"):
-        if tokens > 2 * _GLANCE and not matrix.glance().is_promising():
+        if tokens > 2 * _GLANCE and not is_expected and not matrix.glance().is_promising():
             return None
-        return matrix.sums().factor()
+        return matrix.sums().factor(_EXPLAINED_AS_EXPECTED if is_expected else _EXPLAINED)
 
 
 def nearest_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
@@ -265,9 +268,10 @@ class _Sums:
         left = min(self.left_by_channel(), self.left_by(self.common()))
         return left <= _PROMISING * self.error()
 
-    def factor(self) -> ScaleFactor | None:
-        """The simplest form that explains the error: one factor, one by block, one by channel."""
-        found = self._simplest()
+    def factor(self, share: float) -> ScaleFactor | None:
+        """The simplest form that explains the error, but for this share: one factor, one by block,
+        one by channel."""
+        found = self._simplest(share)
         values = found.values if isinstance(found, ChannelFactors) else found
         return found if values is not None and self.is_better_without(values) else None
 
@@ -280,11 +284,11 @@ class _Sums:
         is_told = self.tokens >= _FEWEST_TOKENS and float(left.sum()) <= most
         return ChannelFactors(factors) if is_told else None
 
-    def _simplest(self) -> ScaleFactor | None:
+    def _simplest(self, share: float) -> ScaleFactor | None:
         if not math.isfinite(self._rounding()):
             return None
         common, finest = self.common(), self.left_by_channel()
-        most = _EXPLAINED * self.error()
+        most = share * self.error()
         enough = min(most, _AS_GOOD * finest + self._rounding())
         left = self.left_by(common)
         is_shared = self._sharing(self.by_element) >= _FEWEST_SHARING_ELEMENTS

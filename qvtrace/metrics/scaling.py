@@ -20,12 +20,15 @@ class Scaling:
 
 
 def find_scaling(
-    reference: Readable, candidate: Readable, difference: Difference
+    reference: Readable, candidate: Readable, difference: Difference, *, is_expected: bool = False
 ) -> Scaling | None:
-    """The factor that explains a difference; a small difference is not looked into."""
+    """The factor that explains a difference; a small difference is not looked into.
+
+    Where one is expected, more noise may be beside it.
+    """
     if not _is_worth_it(reference, candidate, difference):
         return None
-    factor = find_factor(reference, candidate)
+    factor = find_factor(reference, candidate, is_expected=is_expected)
     return None if factor is None else _scaled_by(factor, reference, candidate)
 
 
