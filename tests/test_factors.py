@@ -9,8 +9,11 @@ import torch
 from tiny_models import build
 from torch import Tensor, nn
 
+from qvtrace.comparison.answer import answer
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.diffing import diff
+from qvtrace.comparison.origins import Origins
+from qvtrace.comparison.row_names import RowNames
 from qvtrace.metrics.factors import ChannelFactors, factor_text, find_factor, fits
 from qvtrace.metrics.sharing import is_summand
 from qvtrace.recording.recorder import record
@@ -273,8 +276,8 @@ def test_a_factor_that_stays_in_is_the_fault(against):
     row = row_of(comparison, "0.attention.qkv")
     assert row.reason == "the factor is the fault: 0.attention differs too"
     assert (
-        "a factor is the fault: 0.attention.qkv#0 is the reference times 0.3 in channels 16 to 31"
-        in (comparison.verdict.text)
+        "first seen at 0.attention.qkv#0 (inputs agree, output -8 dB): "
+        "its output is the reference times 0.3 in channels 16 to 31" in (comparison.verdict.text)
     )
 
 
@@ -324,7 +327,9 @@ def test_an_output_that_nothing_is_around_has_its_factor_for_a_fault(against):
     comparison = against(scale_everything)
 
     assert row_of(comparison, "").reason == "the factor is the fault: no module around it agrees"
-    assert "a factor is the fault: 1#0 is the reference times 3" in comparison.verdict.text
+    verdict = comparison.verdict
+    assert verdict.origins[0].reason.endswith("its output is the reference times 3")
+    assert "a factor is the fault" not in verdict.text  # which would be a second answer
 
 
 class Residual(nn.Module):
@@ -583,3 +588,29 @@ def test_a_factor_that_is_bent_on_its_way_is_named_where_it_comes_in(tmp_path, m
     verdict = diff(tmp_path / "fp.st", tmp_path / "quant.st").verdict
 
     assert verdict.origins[0].module == name
+
+
+def test_where_a_factor_is_the_fault_nothing_is_said_to_be_clear():
+    lines = answer(Origins(level="usual noise"), RowNames([]), None, is_clear=False)
+
+    assert lines == ("usual noise",)
+
+
+def test_what_is_equal_after_a_factor_is_blamed_on_nobody(tmp_path):
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 64), nn.RMSNorm(64, eps=1e-5), nn.Linear(64, 64)
+    model = nn.Sequential(nn.Sequential(*layers))
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled[0][0].weight.mul_(2)
+        scaled[0][0].bias.mul_(2)
+    files = tmp_path / "fp.st", tmp_path / "scaled.st"
+    for each, file in zip((model, scaled), files, strict=True):
+        with torch.no_grad(), record(each, file):
+            each(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+
+    verdict = diff(*files).verdict
+
+    assert verdict.text.startswith("equal after transform: 1 row equal up to a factor; ")
+    assert verdict.origins == ()
+    assert not any("first seen" in line or "no place" in line for line in verdict.lines)

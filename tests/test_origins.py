@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from terminals import terminal
 from tiny_models import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -303,7 +304,21 @@ def test_quantization_alone_blames_nobody(original, reference, tmp_path):
     candidate = recorded(faulty(original, "quantized"), tmp_path / "quant.st")
     verdict = diff(reference, candidate).verdict
     assert verdict.origins == ()
-    assert verdict.lines[0].startswith("no place adds much more than is usual; usual noise")
+    assert verdict.lines[0].startswith("no place adds much more than is usual; ")
+
+
+def test_that_nothing_is_unusual_in_a_quantized_model_is_said_to_be_no_certificate(
+    original, reference, healthy, tmp_path
+):
+    model = faulty(original, "quantized")
+    file = recorded(model, tmp_path / "quant.st")
+    local = tmp_path / "local.st"
+    replay(model, reference, local)
+    hint = "a fault below quantization's own noise shows only with --floor or --local"
+
+    assert hint in diff(reference, file).verdict.lines[0]
+    assert hint not in " ".join(diff(reference, file, floor=healthy).verdict.lines)
+    assert hint not in " ".join(diff(reference, file, local=local).verdict.lines)
 
 
 def test_rounding_in_bfloat16_blames_nobody(original, reference, tmp_path):
@@ -566,8 +581,26 @@ def test_the_verdict_opens_with_the_first_place_and_goes_on_with_the_next_two(
     ]
     assert others[2] == "then at 1 further place, which JSON lists"
     assert verdict.further == tuple(others)
+    assert "\n" not in verdict.text
     result = CliRunner().invoke(app, ["diff", str(reference), str(candidate)])
     shown = result.stdout.splitlines()
     begin = next(number for number, line in enumerate(shown) if line.startswith("verdict"))
     assert shown[begin].removeprefix("verdict").strip() == verdict.text
     assert [line.strip() for line in shown[begin + 1 :]] == others
+
+
+def test_on_a_terminal_the_origins_stand_first_and_together(original, reference, tmp_path):
+    names = "layers.0.mlp.up_proj", "layers.2.self_attn.v_proj", "layers.3.mlp.down_proj"
+    model = faulty(original, "float", *((scale_doubled, name) for name in names))
+    candidate = recorded(model, tmp_path / "candidate.st")
+    verdict = diff(reference, candidate).verdict
+
+    with terminal("diff", str(reference), str(candidate)) as seen:
+        assert seen.exit_code() == 0
+
+    lines = seen.shown.partition("\nverdict ")[2].splitlines()
+    told = " ".join(" ".join(lines).split())
+    assert told == " ".join([*verdict.lines, verdict.around[1]])
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith(" " * 12 + "then at ") for line in lines) == 2
+    assert "\n" not in verdict.text

@@ -4,7 +4,7 @@ what is usual."""
 from collections.abc import Iterator
 
 from qvtrace.comparison.noise import decibels
-from qvtrace.comparison.origins import Origins, inputs_text
+from qvtrace.comparison.origins import ADDS, ERRS, Origins, inputs_text
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Place
 from qvtrace.patterns import shown
@@ -12,34 +12,48 @@ from qvtrace.patterns import shown
 _SHOWN = 3
 
 
-def answer(origins: Origins, name: RowNames, final: float | None) -> tuple[str, ...]:
+def answer(
+    origins: Origins, name: RowNames, final: float | None, *, is_clear: bool = True, hint: str = ""
+) -> tuple[str, ...]:
     """At most six lines, the first of which is the answer; none where nothing differs.
 
-    `final` is the noise of what the model gives, a ratio of powers; None: not known.
+    `final` is the noise of what the model gives, a ratio of powers; None: not known. `is_clear`:
+    where no place is told, nothing else is either; `hint` is what that does not mean.
     """
     if origins.level is None:
         return ()
-    return tuple(_lines(origins, origins.level, name, final))
+    lines = list(_told(origins, name, final))
+    if not origins.known:
+        lines.append("where error comes in is not known: of no call it is, what it was given")
+    elif lines or not is_clear:
+        lines.append(origins.level)
+    else:
+        nothing = f"{_nothing(origins, name)} adds much more than is usual"
+        lines.append("; ".join(filter(None, (nothing, hint, origins.level))))
+    return tuple(lines)
 
 
-def _lines(origins: Origins, level: str, name: RowNames, final: float | None) -> Iterator[str]:
+def _told(origins: Origins, name: RowNames, final: float | None) -> Iterator[str]:
     told, others = origins.found[:_SHOWN], origins.found[_SHOWN:]
     for number, origin in enumerate(told):
         first = "origin" if origin.evidence == "local" else "first seen"
         place = Place(origin.module, origin.call, origin.path)
         where = f"{shown(origin.module)}{name.call(place)}"
-        noises = origins.noises[number]
-        yield f"{'then' if number else first} at {where} ({noises}): {origin.reason}"
+        told_of = f"{where} ({origins.noises[number]}){_beyond_noises(origin.reason)}"
+        yield f"{'then' if number else first} at {told_of}"
     if others:
         places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
         yield f"then at {places}, which JSON lists"
     if told and origins.local:
         yield _explained(origins, origins.local, final)
-    if not origins.known:
-        yield "where error comes in is not known: of no call it is, what it was given"
-    else:
-        none = "" if told else f"{_nothing(origins, name)} adds much more than is usual; "
-        yield f"{none}{level}"
+
+
+def _beyond_noises(reason: str) -> str:
+    """What a reason says that noise in and noise out do not."""
+    for plain in (ADDS, ERRS):
+        if reason.startswith(plain):
+            reason = reason.removeprefix(plain).removeprefix(", ")
+    return f": {reason}" if reason else ""
 
 
 def _nothing(origins: Origins, name: RowNames) -> str:

@@ -38,6 +38,11 @@ from qvtrace.comparison.takers import Takers
 from qvtrace.comparison.unrecorded import unrecorded_steps
 from qvtrace.patterns import shown
 
+_AGREEMENT = 1e-3  # a ratio of powers, -30 dB
+# Reasons that say no more than noise in and noise out do.
+ADDS = "its output differs by more than its inputs"
+ERRS = "its output differs when it is given the reference's inputs"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -64,6 +69,7 @@ class Origins:
     known: bool = True  # False where of no call it is known what came in
     # Noise that is known to come in somewhere, all together; None: nothing was replayed.
     local: float | None = None
+    quantized: bool = False  # whether of any module it is known that it is
     before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
 
 
@@ -131,6 +137,7 @@ def find_origins(
         levels.text if is_noisy else None,
         known=any(step.noise_in is not None for step in steps),
         local=sum(step.alone(within) for step in steps) if is_replayed else None,
+        quantized=bool(quantized),
         before=_before(unrecorded, rounding),
     )
 
@@ -204,7 +211,7 @@ def _by_place(
     erring = _with_those_around([_erring(step, rounding) for _, step in told], called)
     for excess, step in told:
         agree = (step.noise_in or 0.0) <= excess.clean and erring.isdisjoint(step.calls_before)
-        origin = _origin(step, excess, rounding, agree=agree)
+        origin = _origin(step, excess, rounding)
         own = () if origin.path != "output" else (origin.reason,)
         place = "output" if origin.path != "output" else step.after.removeprefix("the ")
         noises = _noises(origin, place or "output", step.breaks, agree=agree)
@@ -237,11 +244,20 @@ def inputs_text(origin: Origin, breaks: str = "") -> str:
     return f"its inputs differ by {decibels(origin.noise_out or 0.0)}"
 
 
+def _came_in(noise_in: float, *, agree: bool) -> str:
+    """What is usual may be more than anybody would call agreement."""
+    if not noise_in:
+        return "agree"
+    if not agree:
+        return f"differ by {decibels(noise_in)}"
+    how = "agree to" if noise_in <= _AGREEMENT else "as usual at"
+    return f"{how} {decibels(noise_in)}"
+
+
 def _noises(origin: Origin, place: str, breaks: str, *, agree: bool) -> str:
     parts = []
     if origin.noise_in is not None:
-        inputs = f"inputs {'agree to' if agree else 'differ by'} {decibels(origin.noise_in)}"
-        parts.append(inputs if origin.noise_in else "inputs agree")
+        parts.append(f"inputs {_came_in(origin.noise_in, agree=agree)}")
     if breaks:
         parts.append(f"{breaks} in the {place}")
     elif origin.noise_out is not None:
@@ -254,7 +270,7 @@ def _agreed(step: Step, rounding: float) -> float:
     return LEAST_EXCESS * max(step.noise_in or 0.0, rounding)
 
 
-def _origin(step: Step, excess: Excess, rounding: float, *, agree: bool) -> Origin:
+def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
     if step.source:
         return _unrecorded_origin(step)
     evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
@@ -262,7 +278,7 @@ def _origin(step: Step, excess: Excess, rounding: float, *, agree: bool) -> Orig
     agreed = _agreed(step, rounding)
     cause = cause_of(step, agreed)
     if cause is None:
-        call, path, reason = step.call, "output", _reason(step, excess, agreed, agree=agree)
+        call, path, reason = step.call, "output", _reason(step, excess, agreed)
         more = step.added if excess.on_top is None else excess.on_top.noise
         return Origin(call.module, call.call, path, *noises, more, evidence, reason)
     came_in, came_out = cause.noises
@@ -273,25 +289,21 @@ def _origin(step: Step, excess: Excess, rounding: float, *, agree: bool) -> Orig
     return Origin(module, index, cause.path, *noises, more, evidence, cause.reason)
 
 
-def _reason(step: Step, excess: Excess, agreed: float, *, agree: bool) -> str:
+def _reason(step: Step, excess: Excess, agreed: float) -> str:
     after = f"{step.after}{_brought_by(step, agreed)}"
     if step.breaks:
         return f"{step.breaks} in {after or 'the output'}, none in {step.before}"
     if excess.on_top is not None:
         reason = f"{after} has {_on_top(step.call, excess.on_top)}: it comes in between"
-    elif step.after and agree:
-        reason = f"{step.before} agree, {after} does not: it comes in between"
     elif step.after:
-        reason = f"{after} differs by more than {step.before}: it comes in between"
-    elif step.is_local:
-        reason = "its output differs when it is given the reference's inputs"
+        reason = f"comes in between {step.before} and {after}"
     else:
-        reason = "its output differs by more than its inputs"
+        reason = ERRS if step.is_local else ADDS
     reason += _dtypes(step)
     if excess.above_floor is None:
         return reason
     came_in, came_out = excess.above_floor
-    return f"{reason} ({came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB)"
+    return f"{reason}, {came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB"
 
 
 def _on_top(parent: CallNoise, addition: Addition) -> str:

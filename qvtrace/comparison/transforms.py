@@ -16,10 +16,15 @@ _JUDGED_BY = ("sqnr", "token_sqnr_p50")
 _EQUAL = frozenset({"identical", "exact", "opaque"})
 
 
-def transforms_text(rows: Sequence[Row], rotations: Rotations) -> Iterator[str]:
-    """Whether all is equal after a transform; which there are, in how many rows."""
+def are_equal_after_transform(rows: Sequence[Row], rotations: Rotations) -> bool:
+    """Whether there are transforms, and beyond these nothing differs."""
+    return any(_counts(rows, rotations)) and all(map(is_equal, rows))
+
+
+def transforms_text(rows: Sequence[Row], rotations: Rotations, *, equal: bool) -> Iterator[str]:
+    """Which transforms there are, in how many rows; `equal`: nothing is left but for these."""
     told = list(_counts(rows, rotations))
-    if told and all(map(is_equal, rows)):
+    if equal:
         yield f"equal after transform: {', '.join(told)}"
     else:
         yield from told

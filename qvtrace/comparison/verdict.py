@@ -3,11 +3,12 @@ finite, and how much was compared."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qvtrace.comparison.answer import answer
 from qvtrace.comparison.comparability import Comparable
 from qvtrace.comparison.coverage import Coverage
+from qvtrace.comparison.factor_faults import factor_faults, scaled_text, with_factors
 from qvtrace.comparison.logits import Logits, logits_text
 from qvtrace.comparison.noise import is_output
 from qvtrace.comparison.origins import Origin, Origins
@@ -15,11 +16,10 @@ from qvtrace.comparison.rotating import Rotations
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import COMPARED, FailedCall, Row
 from qvtrace.comparison.tokens import Tokens
-from qvtrace.comparison.transforms import transforms_text
+from qvtrace.comparison.transforms import are_equal_after_transform, transforms_text
 from qvtrace.judging.decision import Case, decide
 from qvtrace.judging.gates import Gate, GateResult, Scope
 from qvtrace.manifest import Manifest
-from qvtrace.metrics.factors import factor_text
 from qvtrace.qparams.findings import Finding
 
 _SAME = frozenset({"identical", "exact", "opaque"})
@@ -35,6 +35,12 @@ class Verdict:
     origins: tuple[Origin, ...] = ()  # the most important first
     lines: tuple[str, ...] = ()  # of the origins, in words: the answer
     findings: tuple[str, ...] = ()  # what the text says but for the gates
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What the text says before and after its origins."""
+        before, _, after = self.text.partition(self.lines[0])
+        return before.removesuffix("; "), after.removeprefix("; ")
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -65,8 +71,19 @@ def judge(evidence: Evidence) -> Verdict:
 
     Raises `UsageError` for a gate whose pattern matches nothing.
     """
-    lines = answer(evidence.origins, RowNames(evidence.rows), _final(evidence))
-    findings = tuple(_findings(evidence, lines[:1] if evidence.origins.found else ()))
+    origins, is_equal = _origins(evidence)
+    faults = factor_faults(evidence.rows)
+    origins = with_factors(origins, faults)
+    has_fault = bool(faults) and not origins.found
+    lines = answer(
+        origins,
+        RowNames(evidence.rows),
+        _final(evidence),
+        is_clear=not (is_equal or has_fault),
+        hint=_hint(evidence),
+    )
+    first = lines[:1] if origins.found else ()
+    findings = tuple(_findings(evidence, first, is_equal=is_equal, has_fault=has_fault))
     case = Case(
         Scope.of(evidence.rows, evidence.coverage, evidence.logits),
         findings,
@@ -81,21 +98,44 @@ def judge(evidence: Evidence) -> Verdict:
         decision.text,
         decision.exit_code,
         decision.gates,
-        evidence.origins.found,
+        origins.found,
         lines,
         findings,
     )
 
 
-def _findings(evidence: Evidence, first: Sequence[str]) -> list[str]:
+def _origins(evidence: Evidence) -> tuple[Origins, bool]:
+    """One answer: where transforms leave nothing but rounding, nothing is blamed; a floor's noise
+    may hide a place that its own noise tells."""
+    origins, rows = evidence.origins, evidence.rows
+    if not are_equal_after_transform(rows, evidence.rotations):
+        return origins, False
+    has_floor = any(row.floor is not None for row in rows)
+    if origins.found and has_floor:
+        return origins, False
+    return replace(origins, found=(), noises=(), alone=(), before=None), True
+
+
+def _hint(evidence: Evidence) -> str:
+    """What it does not mean that no place of a quantized model is unusual."""
+    has_floor = any(row.floor is not None for row in evidence.rows)
+    is_quantized = evidence.origins.quantized or evidence.candidate.variant.quantizer is not None
+    if not is_quantized or has_floor or evidence.origins.local is not None:
+        return ""
+    return "a fault below quantization's own noise shows only with --floor or --local"
+
+
+def _findings(
+    evidence: Evidence, first: Sequence[str], *, is_equal: bool, has_fault: bool
+) -> list[str]:
     """The loudest first: what takes all else away from under the numbers, then the answer."""
     name = RowNames(evidence.rows)
     return [
         *_doubts(evidence),
         *_nonfinite(evidence.rows, name),
         *first,
-        *transforms_text(evidence.rows, evidence.rotations),
-        *_factor_faults(evidence.rows, name),
+        *transforms_text(evidence.rows, evidence.rotations, equal=is_equal),
+        *(_factor_fault(evidence.rows, name) if has_fault else ()),
         *_worst(evidence.rows, name),
         *([logits_text(evidence.logits)] if evidence.logits else []),
         *_first(evidence.rows, name),
@@ -334,13 +374,11 @@ def _failed(calls: Sequence[FailedCall], name: RowNames) -> Iterator[str]:
             yield f"{number} without an output {where}, first {name(first.place)} ({fate})"
 
 
-def _factor_faults(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
+def _factor_fault(rows: Sequence[Row], name: RowNames) -> Iterator[str]:
     """Where a factor comes in that nothing takes out again, and in how many rows it shows."""
-    found = [row for row in rows if row.scale_factor is not None and not row.is_made_up_for]
-    if found and found[0].scale_factor is not None:
-        factor = factor_text(found[0].scale_factor)
-        more = f", {_counted(len(found), 'row')} scaled so" if len(found) > 1 else ""
-        yield f"a factor is the fault: {name(found[0])} is the reference times {factor}{more}"
+    first, *others = factor_faults(rows)
+    more = f", {_counted(1 + len(others), 'row')} scaled so" if others else ""
+    yield f"a factor is the fault: {name(first)} is {scaled_text(first)}{more}"
 
 
 def _modules(evidence: Evidence) -> str:

@@ -139,9 +139,12 @@ def chunked(widths: Sequence[int], room: int) -> list[slice]:
     return [*chunks, slice(start, len(widths))] if widths else []
 
 
-def labelled(label: str, pieces: Iterable[Styled], width: int | None) -> Iterator[Styled]:
-    """`label` and its pieces, on as many lines as they need; a piece is never broken."""
-    indent = styled(" " * LABEL_WIDTH)
+def labelled(
+    label: str, pieces: Iterable[Styled], width: int | None, *, hanging: int = 0
+) -> Iterator[Styled]:
+    """`label` and its pieces, on as many lines as they need, those after the first `hanging`
+    columns further in; a piece is never broken."""
+    indent = styled(" " * (LABEL_WIDTH + hanging))
     return wrapped(styled(label.ljust(LABEL_WIDTH), "bold"), indent, pieces, width)
 
 

@@ -72,10 +72,19 @@ def _group_lines(comparison: Comparison, options: TableOptions) -> Iterator[Styl
 
 
 def _verdict_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
-    style = "bold" if comparison.verdict.exit_code == 0 else "bold red"
-    yield from labelled("verdict", words(printable(comparison.verdict.text), style), width)
-    for line in comparison.verdict.further:
-        yield from labelled("", words(printable(line)), width)
+    """On a terminal, the lines that name origins stand together, what else there is before and
+    behind them."""
+    verdict = comparison.verdict
+    style = "bold" if verdict.exit_code == 0 else "bold red"
+    told = [(verdict.text, style, 0), *((line, "", 0) for line in verdict.further)]
+    if width is not None and verdict.origins and verdict.lines:
+        before, after = verdict.around
+        first, *others = verdict.lines
+        told = [(before, style, 0), (first, style, 2), *((line, "", 2) for line in others)]
+        told.append((after, "", 0))
+    for number, (text, style, hanging) in enumerate(one for one in told if one[0]):
+        label = "" if number else "verdict"
+        yield from labelled(label, words(printable(text), style), width, hanging=hanging)
 
 
 def _table(comparison: Comparison, rows: ListedRows, options: TableOptions) -> Table:
