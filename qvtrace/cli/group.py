@@ -1,5 +1,6 @@
 """Where every error of the command line ends: one line on standard error, and an exit code."""
 
+import errno
 import sys
 import traceback
 from typing import Any, NoReturn, cast
@@ -7,9 +8,10 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from qvtrace.cli.terminal import STANDARD_OUTPUT, silence
+from qvtrace.cli.terminal import silence, takes_nothing
 from qvtrace.errors import QvtraceError
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 TROUBLE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -98,10 +100,10 @@ def _report_system(error: OSError) -> int:
         silence(sys.stdout)
         silence(sys.stderr)
         return BROKEN_PIPE
-    if error.filename == STANDARD_OUTPUT:
-        silence(sys.stdout)
-    text = f"{error.filename or 'system'}: {error.strerror or error}; check path and space"
-    return _report(text)
+    subject = error.filename
+    if subject is None and error.errno in DISK_FULL:
+        subject = "standard output" if takes_nothing(sys.stdout) else None
+    return _report(f"{subject or 'system'}: {error.strerror or error}; check path and space")
 
 
 def _with_notes(message: str, error: BaseException) -> str:

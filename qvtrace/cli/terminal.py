@@ -5,18 +5,15 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedWriter, FileIO, TextIOWrapper
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     import rich.progress
-    from _typeshed import ReadableBuffer
 
     from qvtrace.recording.options import Progress
     from qvtrace.reports.styled import Styled
-
-STANDARD_OUTPUT = "standard output"
 
 
 class ShowProgress(Protocol):
@@ -71,7 +68,7 @@ def silence(stream: TextIO) -> None:
 
 
 def prepare_streams() -> None:
-    """Make standard output say its name when it fails, and both streams write any text.
+    """Let both streams write any text.
 
     A process that was started without one of the standard streams gets one that leads nowhere: the
     first file that it opens would otherwise have its number, and what a library prints would be
@@ -82,33 +79,19 @@ def prepare_streams() -> None:
             mode = "r" if name == "stdin" else "w"
             nowhere = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 (it stays open)
             setattr(sys, name, nowhere)
-    if isinstance(sys.__stdout__, TextIOWrapper):
-        sys.stdout = _named(sys.__stdout__)
-    if isinstance(sys.__stderr__, TextIOWrapper):
-        sys.__stderr__.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
-class _StandardOutput(FileIO):
-    """A file that is given no name by the system."""
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            error.filename = STANDARD_OUTPUT
-            raise
-
-
-def _named(stream: TextIOWrapper) -> TextIOWrapper:
-    stream.flush()
-    raw = _StandardOutput(stream.fileno(), "w", closefd=False)
-    return TextIOWrapper(
-        BufferedWriter(raw),
-        encoding=stream.encoding,
-        errors="backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+def takes_nothing(stream: TextIO) -> bool:
+    """Whether not one byte can be written; what is still buffered is then given up."""
+    try:
+        os.write(stream.fileno(), b"\n")
+    except OSError:
+        silence(stream)
+        return True
+    return False
 
 
 @contextmanager
