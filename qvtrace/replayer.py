@@ -366,10 +366,10 @@ def _chosen(calls: Sequence[CallEntry], options: ReplayOptions) -> set[str]:
             or (_depth(name) < options.depth and name not in holding)
         }
         if not any(_depth(name) == options.depth for name in wanted):
-            deepest = max(map(_depth, called), default=0)
+            there = ", ".join(map(str, sorted(set(map(_depth, called)))))
             raise UsageError(
                 f"--depth {options.depth}: no recorded module has so many components in its name; "
-                f"give a number from 0 to {deepest}"
+                f"there are modules with {there}"
             )
     chosen = select(wanted, include=options.include, exclude=options.exclude)
     if wanted and not chosen:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import qvtrace
-from qvtrace import UsageError, diff, load, replay
+from qvtrace import UsageError, diff, load, record, replay
 from qvtrace.cli import app
 from qvtrace.comparison.rows import Place
 from qvtrace.errors import ExistingFileError
@@ -327,6 +327,27 @@ def test_a_replay_of_nothing_is_not_done(tmp_path, monkeypatch):
     assert last.startswith("qvtrace: fp.st: no module was replayed: their inputs were not stored")
 
 
+class Listed(nn.Module):
+    """Layers in a list, which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.layers[0](hidden)
+        return result
+
+
+def test_a_depth_at_which_nothing_is_called_names_those_that_there_are(tmp_path):
+    model, file = Listed(), tmp_path / "fp.st"
+    with torch.no_grad(), record(model, file):
+        model(torch.randn(2, 8))
+
+    with pytest.raises(UsageError, match=r"--depth 1: .*; there are modules with 0, 2$"):
+        replay(model, file, tmp_path / "local.st", depth=1)
+
+
 def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -337,6 +358,11 @@ def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
 
     invoke = CliRunner().invoke
     assert invoke(app, ["record", "-o", "fp.st"], prog_name="qvtrace").exit_code == 0
+    result = invoke(app, ["replay", "fp.st", "-o", "first.st"], prog_name="qvtrace")
+    assert (
+        "or          qvtrace diff fp.st QUANT.st --local first.st --sort-by local_noise, "
+        "with a recording of the quantized model"
+    ) in result.stderr.splitlines()
     alone = replayed("-o", "local.st")
     assert alone == "qvtrace diff fp.st local.st --sort-by noise_out"
     assert invoke(app, alone.split()[1:], prog_name="qvtrace").exit_code == 0

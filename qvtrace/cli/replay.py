@@ -90,7 +90,14 @@ def replay(
             file=sys.stderr,
         )
         raise typer.Exit(NOTHING_COMPARABLE)
-    print_next(_next_command(Path(archive), variant, report.file))
+    candidate = _candidate(Path(archive), variant)
+    if candidate is None:
+        from qvtrace.reports.formatting import printable
+
+        beside = _next_command(archive, Path("QUANT.st"), report.file)
+        what = "with a recording of the quantized model"
+        print(f"or          {printable(beside)}, {what}", file=sys.stderr)
+    print_next(_next_command(archive, candidate, report.file))
 
 
 def refuse_samples(model: ModelFlags, archive: str) -> None:
@@ -101,11 +108,15 @@ def refuse_samples(model: ModelFlags, archive: str) -> None:
             raise UsageError(f"{option}: the inputs are those of {archive}; leave it out")
 
 
-def _next_command(archive: Path, variant: Variant, file: Path) -> str:
-    """What to type after a replay: compare it, beside a recording of the variant where one is."""
+def _candidate(archive: Path, variant: Variant) -> Path | None:
+    """A recording of the variant, where one is where it is likely to be."""
     likely = (archive.with_name(f"{variant}.st"), TRACES / f"{variant}.st")
-    candidate = next((path for path in likely if path != archive and path.exists()), None)
-    words = ["qvtrace", "diff", str(archive)]
+    return next((path for path in likely if path != archive and path.exists()), None)
+
+
+def _next_command(archive: str, candidate: Path | None, file: Path) -> str:
+    """What to type after a replay: compare it, beside a recording of the candidate."""
+    words = ["qvtrace", "diff", archive]
     if candidate is None:
         return shlex.join([*words, str(file), "--sort-by", "noise_out"])
     return shlex.join([*words, str(candidate), "--local", str(file), "--sort-by", "local_noise"])
