@@ -3,6 +3,8 @@ activations."""
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,64 @@ def test_a_tied_weight_is_stored_once_with_all_its_names(file: Path) -> None:
 
     assert weight.aliases == ("1.0.weight", "0.2.weight")
     assert len(entries(archive)) == 7
+
+
+class Tied(nn.Module):
+    """A head whose weight is that of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 32)
+        self.head = nn.Linear(32, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.head(self.embed(hidden[..., 0].abs().long()))
+        return result
+
+
+@pytest.fixture(name="tied")
+def tied_pair(tmp_path: Path) -> tuple[Path, Path]:
+    torch.manual_seed(0)
+    model, files = Tied(), (tmp_path / "tied.st", tmp_path / "rounded.st")
+    record(model, files[0]).close()
+    with torch.no_grad():
+        model.embed.weight.copy_((model.embed.weight * 16).round() / 16)
+    record(model, files[1]).close()
+    return files
+
+
+def test_a_tied_weight_is_found_by_the_name_of_any_module_that_has_it(tied):
+    assert [*rows(*tied)] == ["embed weights.weight"]
+    assert [*rows(*tied, include=["head"])] == ["head weights.weight"]
+    assert [*rows(*tied, exclude=["head"])] == ["embed weights.weight"]
+    assert [*rows(*tied, include=["head", "embed"])] == ["embed weights.weight"]
+
+
+def test_a_head_with_a_tied_weight_is_extracted_with_it(tied, tmp_path):
+    folder = tmp_path / "head"
+    result = CliRunner().invoke(app, ["extract", *map(str, tied), "head", "-o", str(folder)])
+
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "reference_weights.safetensors").exists()
+    script = [sys.executable, str(next(folder.glob("*.py")))]
+    told = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert "equals the reference" in told
+
+
+def test_where_only_the_reference_has_a_weight_tied_each_place_has_its_own(tied, tmp_path):
+    apart, file = Tied(), tmp_path / "apart.st"
+    with Archive.open(tied[0]) as archive, torch.no_grad():
+        apart.embed.weight.copy_(values(archive, "embed.weight"))
+    apart.head.weight = nn.Parameter(apart.embed.weight.detach() * 2)
+    record(apart, file).close()
+
+    found = rows(tied[0], file)
+    assert {name: row.status for name, row in found.items()} == {
+        "embed weights.weight": "identical",
+        "head weights.weight": "ok",
+    }
+    assert [row.status for row in rows(tied[0], file, include=["head"]).values()] == ["ok"]
 
 
 def test_weights_that_torchao_quantized_are_dequantized(file: Path) -> None:

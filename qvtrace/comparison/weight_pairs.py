@@ -1,6 +1,6 @@
 """Which weight of the candidate belongs to which of the reference, and by which rule."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 
 from qvtrace.comparison.alignment import Alignment, NameMap, unwrapped
@@ -21,6 +21,11 @@ class WeightPair:
     candidate: WeightEntry
     rule: str
 
+    def places(self) -> list["WeightPair"]:
+        """The pair as it stands at each place where the reference has it tied."""
+        names = (name.rpartition(".") for name in _names(self.reference))
+        return [replace(self, module=module, name=name) for module, _, name in names]
+
 
 @dataclass(frozen=True)
 class WeightPairs:
@@ -31,16 +36,28 @@ class WeightPairs:
     only_in_candidate: tuple[WeightEntry, ...] = ()
 
     @property
+    def everywhere(self) -> list[WeightPair]:
+        """Each pair at its own place, and at those others of a tied weight that no pair has."""
+        taken = {(pair.module, pair.name) for pair in self.pairs}
+        others = (place for pair in self.pairs for place in pair.places())
+        return [*self.pairs, *(at for at in others if (at.module, at.name) not in taken)]
+
+    @property
     def modules(self) -> set[str]:
         """The modules that hold them, as `--include` and `--exclude` name them."""
         alone = (*self.only_in_reference, *self.only_in_candidate)
-        return {pair.module for pair in self.pairs} | {entry.module for entry in alone}
+        paired = {pair.module for pair in self.everywhere}
+        return paired | {module for entry in alone for module in _modules(entry)}
 
-    def of(self, modules: Collection[str]) -> "WeightPairs":
-        """Those of the modules."""
+    def of(self, modules: Set[str]) -> "WeightPairs":
+        """Those of the modules, each once: at its first place among these."""
+        chosen: dict[tuple[int, int], WeightPair] = {}
+        for pair in self.everywhere:
+            if pair.module in modules:
+                chosen.setdefault((id(pair.reference), id(pair.candidate)), pair)
         return replace(
             self,
-            pairs=tuple(pair for pair in self.pairs if pair.module in modules),
+            pairs=tuple(sorted(chosen.values(), key=lambda pair: pair.order)),
             only_in_reference=_held_by(self.only_in_reference, modules),
             only_in_candidate=_held_by(self.only_in_candidate, modules),
         )
@@ -119,5 +136,10 @@ def _names(entry: WeightEntry) -> list[str]:
     return [first, *entry.aliases]
 
 
-def _held_by(entries: Sequence[WeightEntry], modules: Collection[str]) -> tuple[WeightEntry, ...]:
-    return tuple(entry for entry in entries if entry.module in modules)
+def _modules(entry: WeightEntry) -> list[str]:
+    """That hold it: a tied weight is in several."""
+    return [name.rpartition(".")[0] for name in _names(entry)]
+
+
+def _held_by(entries: Sequence[WeightEntry], modules: Set[str]) -> tuple[WeightEntry, ...]:
+    return tuple(entry for entry in entries if not modules.isdisjoint(_modules(entry)))

@@ -214,7 +214,7 @@ class _Taken:
         else by their own, both without that of the module."""
         named = [
             (pair.module, pair.name, pair.candidate if side else pair.reference)
-            for pair in self._weights.pairs
+            for pair in self._weights.everywhere
             if _is_in(pair.module, self._calls[0].module)
         ]
         found = {_below(name, self._calls[0].module, of): entry for name, of, entry in named}
