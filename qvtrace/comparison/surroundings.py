@@ -148,14 +148,19 @@ class Surroundings:
         """From the inside out; what goes into a call lies within that call."""
         if path.partition(".")[0] != "output":
             yield pair
-        met = set()
-        above = pair.reference.parent
-        while above is not None and above not in met:  # a file may hold calls in a circle
-            met.add(above)
+        for above in self._above(pair.reference):
             if above in self._pairs:
                 yield self._pairs[above]
-            call = self._calls.get(above)
-            above = call.parent if call is not None else None
+
+    def _above(self, call: CallEntry) -> Iterator[tuple[str, int]]:
+        """The calls that hold a call, from the inside out."""
+        met = set()
+        above = call.parent
+        while above is not None and above not in met:  # a file may hold calls in a circle
+            met.add(above)
+            yield above
+            holder = self._calls.get(above)
+            above = None if holder is None else holder.parent
 
     def _agrees(self, other: Output, scaled: Output) -> bool:
         if other.status != "ok" or other.metrics.sqnr is None or scaled.scaling is None:
@@ -170,29 +175,27 @@ class Surroundings:
         return noise is not None and _is_as_good(*sizes, noise, _enough(other))
 
     def _taken_out_by(self, scaled: Output) -> Pair | None:
-        """A call that is given the scaled output and agrees all the same, where the factor is gone
-        from whatever is computed from that."""
-        if scaled.scaling is None or self._noise_after(scaled) is None:
+        """A call that is given the scaled output and agrees all the same, where no other call hands
+        the factor on; what others differ by is theirs."""
+        if scaled.scaling is None or self._is_handed_on(scaled):
             return None
         rest = scaled.scaling.residual.metrics
-        for taker in self._taking(scaled.digests):
-            found = [other for other in self._outputs(taker) if other.digests != scaled.digests]
-            if found and all(
-                other.scaling is None and _is_like(other, scaled, rest) for other in found
-            ):
-                return taker
-        return None
+        found: dict[tuple[str, int], list[bool]] = defaultdict(list)
+        for taker, other in self._computed_from(scaled):
+            agrees = other.scaling is None and _is_like(other, scaled, rest)
+            found[_key(taker.reference)].append(agrees)
+        return next((self._pairs[key] for key, agree in found.items() if all(agree)), None)
 
     def _refuting(self, scaled: Output) -> Pair | None:
         """A call that is given the scaled output and differs as much as that does, also after a
-        factor of its own."""
+        factor of its own. Where others agree that are given it too, the fault is that call's."""
         if scaled.scaling is None or scaled.metrics.sqnr is None:
             return None
-        for taker in self._reading(scaled):
-            for other in self._outputs(taker):
-                if other.digests != scaled.digests and not _is_as_free(other, scaled):
-                    return taker
-        return None
+        rest = scaled.scaling.residual.metrics
+        computed = list(self._computed_from(scaled))
+        if any(other.scaling is None and _is_like(other, scaled, rest) for _, other in computed):
+            return None
+        return next((taker for taker, other in computed if not _is_as_free(other, scaled)), None)
 
     @cached_property
     def _scaled(self) -> dict[tuple[str, str], tuple[Pair, str, Output]]:
@@ -207,20 +210,32 @@ class Surroundings:
     def _noise_after(self, scaled: Output) -> float | None:
         """The worst SQNR of what is computed from a scaled output; None unless the factor is gone
         from all of that: it differs less than the scaled output does."""
-        worst = math.inf
+        if self._is_handed_on(scaled):
+            return None
+        found = [other for _, other in self._computed_from(scaled) if other.scaling is None]
+        if not all(_is_free(other, scaled) for other in found if other.metrics.sqnr is not None):
+            return None
+        return min(
+            (sqnr for other in found if (sqnr := other.metrics.sqnr) is not None), default=None
+        )
+
+    def _is_handed_on(self, scaled: Output) -> bool:
+        """Whether a call that is given a scaled output gives one with that factor, or a sum with
+        that error in it."""
+        return any(
+            _have_one_factor(other, scaled)
+            or (may_hold(other, scaled) and self._is_summand(scaled, other))
+            for taker in self._taking(scaled.digests)
+            for other in self._outputs(taker)
+            if other.digests != scaled.digests
+        )
+
+    def _computed_from(self, scaled: Output) -> Iterator[tuple[Pair, Output]]:
+        """What calls make of a scaled output, with the call."""
         for taker in self._reading(scaled):
             for other in self._outputs(taker):
-                if other.digests == scaled.digests or other.metrics.sqnr is None:
-                    continue
-                if may_hold(other, scaled) and self._is_summand(scaled, other):
-                    return None
-                if other.scaling is None:
-                    if not _is_free(other, scaled):
-                        return None
-                    worst = min(worst, other.metrics.sqnr)
-                elif _have_one_factor(other, scaled):
-                    return None
-        return worst if worst < math.inf else None
+                if other.digests != scaled.digests:
+                    yield taker, other
 
     def _reading(self, scaled: Output) -> list[Pair]:
         """The calls that compute something from a scaled output by themselves: those that only hand
