@@ -64,13 +64,6 @@ def noise(row: Row) -> float | None:
     return noise_of(row.metrics, row.undefined)
 
 
-def scaled_noise(rows: Iterable[Row]) -> float:
-    """The noise of the worst of those that are equal up to a factor, with that left in: what takes
-    them need not take the factor out, as a bias beside it shows."""
-    scaled = (row for row in rows if row.judgement is not None and row.judgement.agrees)
-    return max((noise_of(row.metrics, row.undefined) or 0.0 for row in scaled), default=0.0)
-
-
 class GivenTokens:
     """The noise of the worst of the tokens that were there for a call to take.
 

@@ -305,7 +305,6 @@ def _certainly_added(step: Step, rounding: float) -> float:
     cause = cause_of(step, LEAST_EXCESS * max(came_in, rounding))
     if cause is None:
         gain = _PLAUSIBLE_GAIN_BETWEEN if step.after else _PLAUSIBLE_GAIN
-        came_in = max(came_in, step.scaled_in)
     elif cause.noises[1] is not None:
         gave = cause.noises[1]
     return max(gave - gain * came_in, _HARDLY * (step.added or 0.0))

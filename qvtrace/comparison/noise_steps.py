@@ -14,7 +14,6 @@ from qvtrace.comparison.noise import (
     added,
     is_float,
     noise,
-    scaled_noise,
 )
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import kind_of, shown
@@ -40,7 +39,6 @@ class Step:
     is_local: bool  # seen in a replay, into which no noise came
     kind: str
     class_name: str
-    scaled_in: float  # noise that comes in where factors are left in that are made up for
     taker: CallNoise | None = None  # the call in it whose input that is
     recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
     is_own_cast: bool = False  # whether all calls in it are, which is no matter of any one input
@@ -171,7 +169,6 @@ def _own_step(call: CallNoise, came_in: float | None) -> Step:
         is_local,
         f"{kind_of(call.module)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
-        0.0 if is_local else scaled_noise(call.inputs),
         recast=_recast(call.outputs, {row.dtype for row in call.inputs}),
     )
 
@@ -184,7 +181,7 @@ def _gaps(
     came_in: Mapping[CallKey, float | None],
 ) -> Iterator[Step]:
     """Between what a parent received, the calls in it, and what it gave."""
-    bound, scaled = came_in[parent.key], scaled_noise(parent.inputs)
+    bound = came_in[parent.key]
     was_broken = bool(not_finite(parent.inputs))
     before, met = ["the inputs"], list[CallKey]()
     last = parent.module
@@ -200,12 +197,11 @@ def _gaps(
         recast = _recast(child.inputs, dtypes)
         own_cast = bool(recast) and _are_all_recast(children)
         words, kinds = (_joined(before), after), (kind, kind)
-        seen = parent, *words, *noises, breaks, False, *kinds, scaled, child, recast, own_cast
+        seen = parent, *words, *noises, breaks, False, *kinds, child, recast, own_cast
         yield replace(_measured(Step(*seen), new, additions), calls_before=tuple(met))
         # Noise that has been told of is no news further on.
         for own in (came_in[child.key], child.noise_out):
             bound = None if bound is None or own is None else max(bound, own)
-        scaled = max(scaled, scaled_noise((*child.inputs, *child.outputs)))
         was_broken = was_broken or bool(not_finite((*child.inputs, *child.outputs)))
         before.append(_inner(parent, child))
         met.append(child.key)
@@ -218,7 +214,7 @@ def _gaps(
     noises = _received(bound, parent.noise_out, given, new), parent.noise_out
     recast = _recast(parent.outputs, dtypes)
     words = _joined(before), "the output"
-    last_one = Step(parent, *words, *noises, breaks, False, kind, kind, scaled, recast=recast)
+    last_one = Step(parent, *words, *noises, breaks, False, kind, kind, recast=recast)
     yield replace(_measured(last_one, new, additions), calls_before=tuple(met))
 
 
