@@ -155,6 +155,8 @@ def test_a_norm_whose_weight_was_folded_is_scaled_after_the_rotation(folder):
         (scale_doubled, "layers.1.mlp.down_proj"),
         (scale_doubled, "layers.0.self_attn.q_proj"),
         (channels_swapped, "layers.2.self_attn.o_proj"),
+        (channels_swapped, "layers.1.self_attn.v_proj"),
+        (channels_swapped, "layers.3.mlp.down_proj"),
         (int4_where_int8_was_meant, "layers.3.mlp.up_proj"),
         (slightly_noisy, "layers.2.self_attn.v_proj"),
         (slightly_noisy, "layers.1.mlp.down_proj"),

@@ -7,7 +7,7 @@ inputs were made of: they are held against all that is known of the calls before
 from collections import defaultdict
 from collections.abc import Sequence
 
-from qvtrace.comparison.noise import CallKey, CallNoise, scaled_noise
+from qvtrace.comparison.noise import CallKey, CallNoise
 from qvtrace.comparison.noise_steps import Step, not_finite
 from qvtrace.patterns import kind_of
 
@@ -17,7 +17,7 @@ def unrecorded_steps(calls: Sequence[CallNoise], *, narrowed: bool) -> list[Step
     where no noise comes in there. `narrowed`: calls were left out on purpose."""
     source = "what was left out" if narrowed else "what was not recorded"
     bound: float | None = 0.0
-    scaled, was_broken, last = 0.0, False, "(nothing)"
+    was_broken, last = False, "(nothing)"
     steps = []
     for call, held in _outermost(calls):
         if call.module:
@@ -25,13 +25,10 @@ def unrecorded_steps(calls: Sequence[CallNoise], *, narrowed: bool) -> list[Step
             breaks = "" if was_broken else not_finite(call.inputs)
             words = "what is known before it", "its inputs"
             noises = bound, call.noise_in
-            steps.append(
-                Step(call, *words, *noises, breaks, False, kind, kind, scaled, source=source)
-            )
+            steps.append(Step(call, *words, *noises, breaks, False, kind, kind, source=source))
         for own in (noise for each in held for noise in (each.noise_in, each.noise_out)):
             bound = None if bound is None or own is None else max(bound, own)
         rows = [row for each in held for row in (*each.inputs, *each.outputs)]
-        scaled = max(scaled, scaled_noise(rows))
         was_broken = was_broken or bool(not_finite(rows))
         last = call.module
     return steps if any(step.added or step.breaks for step in steps) else []

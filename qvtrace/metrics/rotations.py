@@ -30,6 +30,8 @@ _PER_CHANNEL = 8  # tokens that a rotation is found by, where there are so many
 _HELD_OUT = 5  # one token in so many is held out
 _ROUNDS = 4  # of weighting arrays by how well they fit
 _ALIKE = 4.0  # times the noise of the best array: no reason to weight
+_LOOKED_AT_ALONE = 8  # arrays, in order of execution
+_CLEANER = 10.0  # times less noise, for which one array is believed alone
 _UNSURE = 4.0  # times that noise, which other arrays may have by it
 _ROUNDING = 1e-11  # noise that is none
 _ONE_NORM = 1.1  # times the shortest vector, that the longest is at most
@@ -135,7 +137,24 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
         return _known_in_part(parts, matrix)
     parts = [part.whole for part in parts]
     matrix, noise = _refined(parts, _nearest(_products(parts)))
-    return Rotation(matrix, found_by, errors.size, _UNSURE * noise)
+    found = Rotation(matrix, found_by, errors.size, _UNSURE * noise)
+    if noise <= _ROUNDING:
+        return found
+    alone = filter(None, (_of_one(sides) for sides in arrays[:_LOOKED_AT_ALONE]))
+    cleanest = min(alone, key=lambda one: one.noise, default=found)
+    return cleanest if cleanest.noise * _CLEANER <= found.noise else found
+
+
+def _of_one(sides: Sides) -> Rotation | None:
+    """The rotation by one array alone, where that has tokens enough: what comes before a fault
+    knows better than all that comes behind it."""
+    channels = sides[0].shape[-1]
+    part = _Part.of(sides, _PER_CHANNEL * channels, 0)
+    if len(part.one) < channels or not len(part.held_out[0]):
+        return None
+    errors = part.held_out_errors(_nearest(_products([part])))
+    matrix = _nearest(_products([part.whole]))
+    return Rotation(matrix, len(part.one), errors.size, _UNSURE * float(np.median(errors)))
 
 
 def _known_in_part(parts: Sequence["_Part"], matrix: Floats) -> TooFewTokens | None:
