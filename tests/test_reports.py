@@ -17,6 +17,7 @@ from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Metrics, Nonfini
 from qvtrace.reports.branches import branches
 from qvtrace.reports.formatting import byte_size, number, printable
 from qvtrace.reports.json import comparison_json, comparison_text
+from qvtrace.reports.layout import words
 from qvtrace.reports.table import TableOptions, comparison_lines
 
 
@@ -389,3 +390,11 @@ def test_parents_in_a_circle_or_missing_hide_no_module():
         ModuleEntry("d", "D", "d"),
     ]
     assert sorted(line.strip() for line in drawn(modules)) == ["a", "b", "c", "d"]
+
+
+def test_a_number_of_decibels_is_not_parted_from_its_unit():
+    pieces = words("(inputs agree, output -14 dB): dBs of two kinds")
+
+    assert [piece.plain for piece in pieces] == [
+        *("(inputs", "agree,", "output", "-14 dB):", "dBs", "of", "two", "kinds"),
+    ]

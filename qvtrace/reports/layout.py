@@ -1,5 +1,6 @@
 """Lines of a table in the width there is, with nothing cut: cells beside names or under them."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,8 +165,8 @@ def wrapped(
 
 
 def words(text: str, style: str = "") -> list[Styled]:
-    """The words of a text, to be set in lines."""
-    return [styled(word, style) for word in text.split(" ")]
+    """The words of a text, to be set in lines; a number stays with its unit."""
+    return [styled(word, style) for word in re.split(" (?!dB\\b)", text)]
 
 
 def separated(texts: Sequence[str], separator: str) -> list[Styled]:
