@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tiny_models import build
 from torch import Tensor, nn
@@ -461,3 +462,81 @@ def test_factors_are_judged_by_what_takes_them_out_not_by_all_that_this_is_part_
 
     assert {row.module for row in comparison.rows if row.is_made_up_for} == {"1"}
     assert "1" not in dict(places(comparison))
+
+
+class Louder(nn.Module):
+    """A module whose output is too large for the last of its tokens."""
+
+    def __init__(self, module: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.weight = module.weight
+
+    def forward(self, states: Tensor) -> Tensor:
+        output = states @ self.weight.T
+        output[-self.tokens :] *= 1.5
+        return output
+
+
+@pytest.mark.parametrize("tokens", [4, 15])
+def test_an_error_of_few_tokens_is_named_where_quantization_hides_it_from_most(
+    against, gated, tokens
+):
+    faulty = rounded_to(8, gated)
+    faulty[2].up = Louder(faulty[2].up, tokens)
+
+    comparison = against(gated, faulty, torch.randn(40, 32))
+
+    assert places(comparison)[0] == ("2.up", "output")
+    origin = comparison.verdict.origins[0]
+    assert origin.reason.startswith("in few tokens, its output differs by ")
+    row = next(row for row in comparison.rows if row.module == "2.up")
+    assert origin.noise_out == row.metrics.noise_out  # of most tokens all the same
+
+
+def test_noise_of_all_tokens_that_comes_of_few_is_told_behind_these(against):
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(4))
+    )
+    for layer in convolutions:
+        nn.init.normal_(layer[0].weight, std=0.12)  # so that noise does not fade
+    rounded = copy.deepcopy(convolutions)
+    with torch.no_grad():
+        for layer in rounded:
+            step = layer[0].weight.abs().amax() / 127
+            layer[0].weight.copy_((layer[0].weight / step).round() * step)
+
+    comparison = against(
+        convolutions, changed(rounded, "1.0", swap_channels), torch.randn(2, 16, 12, 12)
+    )
+
+    assert places(comparison)[0] == ("1.0", "output")
+
+
+def test_weights_that_are_rounded_in_all_layers_do_not_blame_the_first(against):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(64, 32), *(nn.Linear(32, 32) for _ in range(4)))
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+
+    comparison = against(model, rounded, torch.arange(48))
+
+    assert places(comparison) == []
+
+
+def test_a_gap_of_the_first_layer_is_held_against_those_before_the_same_module(against):
+    torch.manual_seed(0)
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 3, "num_heads": 4}
+    encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=256, **sizes))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if parameter.dim() > 1 and "shared" not in name:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)  # so that every branch matters
+
+    comparison = against(encoder, rounded_to(6, encoder), torch.randint(256, (1, 40)))
+
+    names = {row.module for row in comparison.rows}
+    assert "encoder.block.0.layer.0.SelfAttention.relative_attention_bias" in names  # nowhere else
+    assert places(comparison) == []

@@ -20,6 +20,7 @@ CallKey = tuple[str, int]  # module and index, of the reference
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _MOST_ROUNDING = 1e-4  # even of bfloat16
 _MOST_DECIBELS = 3080.0  # of a ratio that a float64 holds
+_ENOUGH_TOKENS = 20  # of which the worst twentieth is one at least
 _NO_NUMBER = frozenset({"exact", "mismatch", "opaque"})
 _OTHER_KIND = frozenset({"structure", "shape"})
 
@@ -206,6 +207,26 @@ def is_float(dtype: str | None) -> bool:
 def is_output(row: Row) -> bool:
     """Whether a row is of what a call gave."""
     return row.path.partition(".")[0] == "output"
+
+
+def in_few_tokens(call: CallNoise) -> CallNoise:
+    """The same call by the noise of the worst twentieth of its tokens."""
+    inputs, outputs = (tuple(map(_in_few_tokens, rows)) for rows in (call.inputs, call.outputs))
+    noise_in = None if call.noise_in is None else _worst_input(inputs)
+    noise_out = None if call.noise_out is None else _worst(_but_chosen(outputs))
+    return replace(call, inputs=inputs, outputs=outputs, noise_in=noise_in, noise_out=noise_out)
+
+
+def _in_few_tokens(row: Row) -> Row:
+    """The row with the figure of few tokens as that of most, where there are enough to tell.
+
+    What a factor leaves of an input is known of all tokens only: for few, it is all that comes in.
+    """
+    few, shape = row.metrics.token_sqnr_p5, row.shape[0]
+    if few is None or not shape or math.prod(shape[:-1]) < _ENOUGH_TOKENS:
+        return row
+    judgement = row.judgement if is_output(row) else None
+    return replace(row, metrics=replace(row.metrics, token_sqnr_p50=few), judgement=judgement)
 
 
 def call_noises(

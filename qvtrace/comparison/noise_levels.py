@@ -25,6 +25,7 @@ _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized be
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _NOTHING_COMPUTED = 10.0
+_ROUNDED_WEIGHTS = 10.0**-5.2  # what rounding them to bfloat16 makes: 2^-8 at most, of each
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _NO_ERROR = 1e-10  # noise that is no error to anybody
@@ -143,7 +144,7 @@ class OwnLevels:
             level = max(levels, default=self._local)
             level = max(level, self._within.get(step.call.key, 0.0))  # which adds up
             return (step.noise_out + self.rounding) / max(level, self.rounding, _TINY)
-        if len(alike) < _ENOUGH_ALIKE:
+        if len(alike) < (2 if step.after else _ENOUGH_ALIKE):
             alike = self._by_class[step.class_name]
         level = max(self.rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
@@ -199,6 +200,8 @@ class OwnLevels:
             return typical if self._is_exact(typical) else max(level, typical)
         if step.call.module in self._quantized:
             return max(level, self.usual)
+        if (step.noise_out or 0.0) <= min(_ROUNDED_WEIGHTS, self.usual):
+            return self.usual  # as all others are, by all that can be told
         return min(level, max(_ROUNDED_OFTEN * self.rounding, _TINY))
 
 
@@ -212,7 +215,7 @@ class FloorLevels:
         self._rounding = rounding = max(own.rounding, _TINY)
         self._file = file
         self._noises = {
-            _place(step): (step.noise_in, step.noise_out)
+            step.place: (step.noise_in, step.noise_out)
             for step in floor
             if step.noise_in is not None and step.noise_out is not None
         }
@@ -238,7 +241,7 @@ class FloorLevels:
             return self._own.excess(own)
         came_in, came_out = ratios
         ratio = came_out / max(came_in, 1.0)
-        clean = self._least * max(self._noises[_place(step)][0], self._rounding)
+        clean = self._least * max(self._noises[step.place][0], self._rounding)
         above = 10.0 * math.log10(came_in), 10.0 * math.log10(came_out)
         if step.noise_in and abs(came_in - 1.0) <= _REPEATED:
             return Excess(ratio, ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
@@ -257,12 +260,12 @@ class FloorLevels:
         whole = replace(
             step, is_local=False, noise_in=step.call.noise_in, noise_out=step.call.noise_out
         )
-        is_known = _place(step) in self._noises or _place(whole) not in self._noises
+        is_known = step.place in self._noises or whole.place not in self._noises
         return step if is_known or not step.is_local else whole
 
     def _ratios(self, step: Step) -> tuple[float, float] | None:
         """Noise in and noise out over that of the floor; None where either has no number."""
-        level = self._noises.get(_place(step))
+        level = self._noises.get(step.place)
         if level is None or step.noise_in is None or step.noise_out is None:
             return None
         return (
@@ -289,11 +292,6 @@ def nothing(rounding: float) -> float:
     """The noise up to which nothing is left of an error: what rounding makes, in long sums of
     float32 and finer dtypes as well."""
     return max(LEAST_EXCESS * rounding, min(_ROUNDED_OFTEN * rounding, _NO_ERROR))
-
-
-def _place(step: Step) -> tuple[CallKey, str, CallKey | None, bool]:
-    taker = None if step.taker is None else step.taker.key
-    return step.call.key, step.after, taker, step.is_local
 
 
 def _certainly_added(step: Step, rounding: float) -> float:

@@ -38,7 +38,7 @@ class Step:
     breaks: str  # what is not finite and was before, in words; empty: nothing
     is_local: bool  # seen in a replay, into which no noise came
     kind: str
-    class_name: str
+    class_name: str  # of a gap, what comes after it, whatever comes before
     taker: CallNoise | None = None  # the call in it whose input that is
     recast: tuple[Row, ...] = ()  # where it shows, what is of another float dtype from there on
     is_own_cast: bool = False  # whether all calls in it are, which is no matter of any one input
@@ -46,12 +46,20 @@ class Step:
     recast_after: int = 0  # calls after it whose outputs are as well, and differ no more for it
     on_top: Addition | None = None  # what shows beside what was there; None: not known by itself
     is_all_on_top: bool = False  # whether nothing else can have come in
+    # Noise in and out of the worst twentieth of tokens, where that tells of it and all does not.
+    in_few: tuple[float, float] | None = None
     calls_before: tuple[CallKey, ...] = ()  # in the same call, of what gave the noise that comes in
 
     @property
     def is_of_block(self) -> bool:
         """Whether it is all that a call with calls of its own adds, as a replay tells."""
         return self.is_local and not self.after and self.call.held > 0
+
+    @property
+    def place(self) -> tuple[CallKey, str, CallKey | None, bool]:
+        """What tells it from all other places."""
+        taker = None if self.taker is None else self.taker.key
+        return self.call.key, self.after, taker, self.is_local
 
     @property
     def added(self) -> float | None:
@@ -196,7 +204,7 @@ def _gaps(
         noises = _received(bound, child.noise_in, given, new), child.noise_in
         recast = _recast(child.inputs, dtypes)
         own_cast = bool(recast) and _are_all_recast(children)
-        words, kinds = (_joined(before), after), (kind, kind)
+        words, kinds = (_joined(before), after), (kind, f"> {kind_of(child.module)}")
         seen = parent, *words, *noises, breaks, False, *kinds, child, recast, own_cast
         yield replace(_measured(Step(*seen), new, additions), calls_before=tuple(met))
         # Noise that has been told of is no news further on.

@@ -11,6 +11,8 @@ What is usual is told by a floor, or else by the run's own places of the same ki
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 from qvtrace.comparison.additions import Addition
@@ -20,6 +22,7 @@ from qvtrace.comparison.noise import (
     CallNoise,
     added,
     decibels,
+    in_few_tokens,
     is_float,
     noise,
     rounding_noise,
@@ -38,6 +41,8 @@ from qvtrace.comparison.takers import Takers
 from qvtrace.comparison.unrecorded import unrecorded_steps
 from qvtrace.patterns import shown
 
+_LEAST_IN_FEW = 10.0  # a ratio of powers: the worst of tokens vary more than most of them do
+_SHARE_OF_FEW = 0.05  # of all tokens
 _AGREEMENT = 1e-3  # a ratio of powers, -30 dB
 # Reasons that say no more than noise in and noise out do.
 ADDS = "its output differs by more than its inputs"
@@ -80,6 +85,11 @@ class Floor:
     calls: Sequence[CallNoise]
     file: str
 
+    @property
+    def in_few_tokens(self) -> "Floor":
+        """The same by the noise of the worst of its tokens."""
+        return replace(self, calls=tuple(map(in_few_tokens, self.calls)))
+
 
 def find_origins(
     calls: Sequence[CallNoise],
@@ -99,9 +109,59 @@ def find_origins(
     outputs are not known is neither blamed nor taken for clean.
     """
     rounding = max(exact, unsure)
+    judged = partial(
+        _judged, rounding=rounding, exact=exact, narrowed=narrowed, quantized=quantized
+    )
+    whole = judged(calls, floor, additions or {})
+    few = judged(list(map(in_few_tokens, calls)), None if floor is None else floor.in_few_tokens)
+    steps, called, excesses = whole.steps, whole.called, whole.excesses
+    broken = [found for found in excesses if found[1].breaks]
+    noisy = ReplayedBlocks(excesses, called).settle(_with_few_tokens(whole, few))
+    told = _by_place(
+        [*broken[:1], *_most_important_first(_each_cast_once(noisy))], called, rounding
+    )
+    is_noisy = bool(told) or any(step.noise_out for step in steps)
+    within = local_within(steps)
+    is_replayed = any(step.is_local for step in steps)
+    return Origins(
+        tuple(one.origin for one in told),
+        tuple(one.noises for one in told),
+        tuple(one.step.alone(within) for one in told),
+        whole.levels.text if is_noisy else None,
+        known=any(step.noise_in is not None for step in steps),
+        local=sum(step.alone(within) for step in steps) if is_replayed else None,
+        quantized=bool(quantized),
+        before=_before(whole.unrecorded, rounding),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """All places by one measure of noise, and those of them that are told."""
+
+    called: Mapping[CallKey, CallNoise]
+    levels: OwnLevels | FloorLevels
+    excesses: Sequence[Told]
+    noisy: Sequence[Told]
+    unrecorded: Sequence[Step]
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for _, step in self.excesses]
+
+
+def _judged(
+    calls: Sequence[CallNoise],
+    floor: Floor | None,
+    additions: Mapping[Place, Addition] = MappingProxyType({}),
+    *,
+    rounding: float,
+    exact: float,
+    narrowed: bool,
+    quantized: Collection[str],
+) -> _Judged:
     unrecorded = unrecorded_steps(calls, narrowed=narrowed)
-    known = steps_of(calls, narrowed=narrowed, additions=additions or {})
-    steps = [*known, *unrecorded]
+    steps = [*steps_of(calls, narrowed=narrowed, additions=additions), *unrecorded]
     own = OwnLevels(steps, rounding, quantized)
     levels: OwnLevels | FloorLevels = own
     if floor is not None:
@@ -113,7 +173,6 @@ def find_origins(
     called = {call.key: call for call in calls}
     takers = Takers(calls)
     excesses = [(levels.excess(step), step) for step in steps]
-    broken = [found for found in excesses if found[1].breaks]
     noisy = [
         found
         for found in excesses
@@ -123,23 +182,41 @@ def find_origins(
         and not _is_undone(found[1], called, nothing(exact))
         and not _is_made_up_for(found[1], called, takers, levels)
     ]
-    noisy = ReplayedBlocks(excesses, called).settle(noisy)
-    told = _by_place(
-        [*broken[:1], *_most_important_first(_each_cast_once(noisy))], called, rounding
-    )
-    is_noisy = bool(told) or any(step.noise_out for step in steps)
-    within = local_within(steps)
-    is_replayed = any(step.is_local for step in steps)
-    return Origins(
-        tuple(one.origin for one in told),
-        tuple(one.noises for one in told),
-        tuple(one.step.alone(within) for one in told),
-        levels.text if is_noisy else None,
-        known=any(step.noise_in is not None for step in steps),
-        local=sum(step.alone(within) for step in steps) if is_replayed else None,
-        quantized=bool(quantized),
-        before=_before(unrecorded, rounding),
-    )
+    return _Judged(called, levels, excesses, noisy, unrecorded)
+
+
+def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
+    """What is told by most tokens, and what only the worst of them tell, in order of execution.
+
+    What mixes tokens makes all of them noisy where only few were: such a place comes behind.
+    """
+    told = {step.place: excess.ratio for excess, step in whole.noisy}
+    in_few = {step.place: (excess, step) for excess, step in few.excesses}
+    found = {
+        step.place
+        for excess, step in few.noisy
+        if excess.ratio >= _LEAST_IN_FEW * told.get(step.place, 1.0) and _is_own(step)
+    }
+    merged = []
+    for own, step in whole.excesses:
+        excess, other = in_few.get(step.place, (own, step))
+        noises = other.noise_in or 0.0, other.noise_out or 0.0
+        if step.place in found:
+            lesser = replace(excess, importance=_SHARE_OF_FEW * excess.importance)
+            merged.append((lesser, replace(step, in_few=noises)))
+        elif step.place in told:
+            is_as_noisy = noises[0] * LEAST_EXCESS >= (step.noise_out or 0.0)
+            follows = bool(found) and is_as_noisy and excess.ratio < _LEAST_IN_FEW
+            if follows and not step.is_local:
+                own = replace(own, importance=0.0, rank=0)
+            merged.append((own, step))
+    return merged
+
+
+def _is_own(step: Step) -> bool:
+    """Whether it is a call's own output that only two archives tell of: what lies between calls may
+    make much of the noise of few tokens, as a softmax does that picks another."""
+    return not (step.is_local or step.after or step.source)
 
 
 def _before(unrecorded: Iterable[Step], rounding: float) -> Origin | None:
@@ -293,7 +370,11 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
     after = f"{step.after}{_brought_by(step, agreed)}"
     if step.breaks:
         return f"{step.breaks} in {after or 'the output'}, none in {step.before}"
-    if excess.on_top is not None:
+    if step.in_few is not None:
+        came_in, came_out = map(decibels, step.in_few)
+        reason = f"in few tokens, its output differs by {came_out}, its inputs by {came_in}"
+        reason += _sample_of(showing(step))
+    elif excess.on_top is not None:
         reason = f"{after} has {_on_top(step.call, excess.on_top)}: it comes in between"
     elif step.after:
         reason = f"comes in between {step.before} and {after}"
@@ -302,8 +383,15 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
     reason += _dtypes(step)
     if excess.above_floor is None:
         return reason
-    came_in, came_out = excess.above_floor
-    return f"{reason}, {came_out:.2g} dB above the floor, what came in {max(came_in, 0.0):.2g} dB"
+    over_in, over_out = excess.above_floor
+    return f"{reason}, {over_out:.2g} dB above the floor, what came in {max(over_in, 0.0):.2g} dB"
+
+
+def _sample_of(rows: Iterable[Row]) -> str:
+    """The sample of the worst token, where there are several."""
+    found = (row.samples.token for row in rows if row.samples is not None)
+    sample = next((sample for sample in found if sample is not None), None)
+    return "" if sample is None else f", most in sample {sample}"
 
 
 def _on_top(parent: CallNoise, addition: Addition) -> str:
