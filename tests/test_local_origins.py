@@ -219,11 +219,12 @@ def test_a_call_that_is_an_origin_itself_is_not_said_to_agree(original, referenc
     noisy(model, "2.gated.down", 0.02)
     noisy(model, "2", 0.5)
 
-    found = diff(reference, recorded(model, tmp_path / "quant.st"), floor=healthy).verdict.origins
+    verdict = diff(reference, recorded(model, tmp_path / "quant.st"), floor=healthy).verdict
 
-    reasons = {origin.module: origin.reason for origin in found}
+    reasons = {origin.module: origin.reason for origin in verdict.origins}
     assert "2.gated.down" in reasons
-    assert reasons["2"].startswith("the output differs by more than the inputs, ..., second, gated")
+    assert reasons["2"].startswith("comes in between the inputs, ..., second, gated and the output")
+    assert any(" at 2 (inputs differ by " in line for line in verdict.lines)
 
 
 def test_in_flight_what_comes_in_between_is_unknown_and_said_to_be(original, reference, tmp_path):
