@@ -540,3 +540,33 @@ def test_a_gap_of_the_first_layer_is_held_against_those_before_the_same_module(a
     names = {row.module for row in comparison.rows}
     assert "encoder.block.0.layer.0.SelfAttention.relative_attention_bias" in names  # nowhere else
     assert places(comparison) == []
+
+
+class Stepwise(nn.Module):
+    """Takes one token after the other, as the steps of a generation do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, states: Tensor) -> Tensor:
+        return torch.cat([self.model(token[None]) for token in states])
+
+
+def test_of_single_tokens_that_quantization_makes_noisy_none_blames_a_module(against):
+    torch.manual_seed(0)
+    model = Stepwise(nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(6))))
+
+    comparison = against(model, rounded_to(6, model), torch.randn(60, 8))
+
+    assert places(comparison) == []
+
+
+def test_a_module_that_errs_in_each_call_of_one_token_is_named(against):
+    torch.manual_seed(0)
+    model = Stepwise(nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(6))))
+    faulty = changed(rounded_to(6, model), "model.3", swap_channels)
+
+    comparison = against(model, faulty, torch.randn(60, 8))
+
+    assert places(comparison)[0] == ("model.3", "output")

@@ -26,6 +26,8 @@ _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _NOTHING_COMPUTED = 10.0
 _ROUNDED_WEIGHTS = 10.0**-5.2  # what rounding them to bfloat16 makes: 2^-8 at most, of each
+_ENOUGH_TOKENS = 8  # whose median is told from that of other calls
+_VARIES = 10.0**0.8  # a ratio of powers, by which the noise of a single token is nothing special
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _NO_ERROR = 1e-10  # noise that is no error to anybody
@@ -70,7 +72,9 @@ class OwnLevels:
         self._by_form: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
         self._on_top: dict[str, list[float]] = defaultdict(list)
         self._given: dict[str, dict[CallKey, float]] = defaultdict(dict)
+        self._calls: dict[tuple[str, str, bool], list[Step]] = defaultdict(list)
         for step in steps:
+            self._calls[step.kind_of_call].append(step)
             if step.call.noise_out is not None:
                 self._given[kind_of(step.call.module)][step.call.key] = step.call.noise_out
             if step.noise_in is not None and step.noise_out is not None:
@@ -106,11 +110,20 @@ class OwnLevels:
         return Excess(
             ratio,
             ratio if is_alone else self._certain_ratio(step),
-            ratio >= LEAST_EXCESS,
+            self._is_told(step, ratio),
             LEAST_EXCESS * self.usual,
             may_be_usual=self._may_be_first_quantized(step),
             on_top=step.on_top if 0.0 < on_top == ratio else None,
         )
+
+    def _is_told(self, step: Step, ratio: float) -> bool:
+        """The noise of a few tokens varies widely: where a module is called again and again, as
+        each step of a generation calls it with one, most calls tell, or one by far more."""
+        calls = self._calls[step.kind_of_call]
+        if ratio < LEAST_EXCESS or len(calls) < 2 or step.tokens >= _ENOUGH_TOKENS:
+            return ratio >= LEAST_EXCESS
+        typical = median_low([self._ratio(call) for call in calls])
+        return max(typical, ratio / _VARIES) >= LEAST_EXCESS
 
     def _certain_ratio(self, step: Step) -> float:
         """What a place certainly adds, over what a module does where a replay tells that."""

@@ -62,6 +62,17 @@ class Step:
         return self.call.key, self.after, taker, self.is_local
 
     @property
+    def kind_of_call(self) -> tuple[str, str, bool]:
+        """The same in each call of a module."""
+        return self.call.module, self.after, self.is_local
+
+    @property
+    def tokens(self) -> int:
+        """How many vectors a call gives, by the shortest of its outputs."""
+        shapes = [row.shape[0] for row in self.call.outputs]
+        return min((math.prod(shape[:-1]) for shape in shapes if shape), default=0)
+
+    @property
     def added(self) -> float | None:
         """Noise beyond what came in; None where that is not known."""
         if self.noise_in is None or self.noise_out is None:
