@@ -570,3 +570,15 @@ def test_a_module_that_errs_in_each_call_of_one_token_is_named(against):
     comparison = against(model, faulty, torch.randn(60, 8))
 
     assert places(comparison)[0] == ("model.3", "output")
+
+
+def test_what_makes_little_noise_much_comes_behind_what_made_it(against):
+    torch.manual_seed(0)
+    chain = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(4)))
+    with torch.no_grad():
+        chain[2][0].weight[:, 0] *= 6
+    faulty = changed(chain, "1.0", lambda weight: weight[0].mul_(1.5))
+
+    comparison = against(chain, faulty, torch.randn(24, 32))
+
+    assert places(comparison)[0] == ("1.0", "output")
