@@ -18,7 +18,7 @@ from test_origins import (
     scale_doubled,
     slightly_noisy,
 )
-from tiny_models import transformers
+from tiny_models import build, transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -586,3 +586,17 @@ def test_turned_vectors_are_read_back_in_any_range(vectors, matrix):
     assert back.shape == vectors.shape
     for start, stop in ((0, 600), (0, 1), (5, 31), (12, 24), (599, 600)):
         assert np.allclose(back.read(start, stop), vectors.reshape(-1)[start:stop])
+
+
+def test_few_vectors_of_which_nothing_that_agrees_was_made_are_no_rotated_stream(tmp_path):
+    model, inputs = build("t5")
+    for file in ("fp.st", "quant.st"):
+        with torch.no_grad():
+            with record(model, tmp_path / file):
+                model(**inputs)
+            model.lm_head.weight[:2] = model.lm_head.weight[[1, 0]].clone()
+
+    verdict = diff(tmp_path / "fp.st", tmp_path / "quant.st").verdict
+
+    assert verdict.origins[0].module == "decoder.embed_tokens"
+    assert "after a rotation" not in verdict.text

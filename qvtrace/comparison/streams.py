@@ -87,9 +87,11 @@ def _read_in_vain(vectors: Sequence[Seen], doubted: set[Hashable]) -> set[int]:
     for channels in {one.channels for one in turned}:
         stream = [one for one in turned if one.channels == channels]
         made = [one for one in others if one.state == "agrees" or one.channels != channels]
-        readers = {(one.module, one.call) for one in stream if not one.is_output}
+        readers = {(one.module, one.call): one for one in stream if not one.is_output}
         read = [one for one in made if (one.module, one.call) in readers]
-        found = [*read, *_made_first(stream, made, vectors)]
+        # Of several vectors that others were made of, a fault in one layer is not to blame.
+        given = {readers[one.module, one.call].contents for one in read}
+        found = read if len(given) > 1 else [*read, *_made_first(stream, made, vectors)]
         if found and not any(one.state == "agrees" for one in found):
             in_vain.add(channels)
     return in_vain
