@@ -17,6 +17,11 @@ QvtraceError                 one line: what, what is wrong, what to do
     └── ExistingFileError        writing would overwrite a file
 """
 
+import errno
+
+# The numbers of an `OSError` that says that there is no more room.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+
 
 class QvtraceError(Exception):
     """Base of all; the message is one line, `FILE or OPTION: what is wrong; what to do`."""

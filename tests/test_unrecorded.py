@@ -2,9 +2,11 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from small_archives import edit_manifest
 from torch import Tensor, nn
 
 from qvtrace import diff, record
@@ -111,3 +113,18 @@ def test_what_is_not_known_and_not_unusual_stands_in_place_of_an_all_clear():
         "error comes in before fc (its inputs differ by -30 dB), in a gap; "
         "no other place adds much more than is usual; usual noise"
     )
+
+
+def test_calls_that_a_file_says_are_within_each_other_are_compared_all_the_same(tmp_path):
+    files = tmp_path / "fp.st", tmp_path / "quant.st"
+    for model, file in zip((chain(), rounded(chain(), 4, "1.0")), files, strict=True):
+        with torch.no_grad(), record(model, file):
+            model(torch.linspace(-1, 1, 24 * 32).reshape(24, 32))
+        edit_manifest(file, close_the_circle)
+
+    assert diff(*files).rows
+
+
+def close_the_circle(manifest: dict[str, Any]) -> None:
+    calls = {call["module"]: call for call in manifest["calls"]}
+    calls["0"]["parent"], calls["1"]["parent"] = ["1", 0], ["0", 0]

@@ -4,7 +4,6 @@ Both a recording that ends and the recovery of one that was killed come here, so
 way only to finish a file. Nothing here holds more than one line of the journal in memory.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -23,11 +22,10 @@ from qvtrace.archive.layout import (
     tensor_header_entry,
 )
 from qvtrace.digests import DIGEST_LENGTH, Hasher
-from qvtrace.errors import ArchiveError
+from qvtrace.errors import DISK_FULL, ArchiveError
 from qvtrace.manifest import DID_NOT_RETURN, Manifest, head_to_json, module_to_json
 from qvtrace.trees import Json, escape_name
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 LOST = "lost when the recording ended early"
 
 _BUFFER_BYTES = 1 << 20

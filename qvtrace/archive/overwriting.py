@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvtrace.archive.destinations import archive_fault, report_fault
 from qvtrace.archive.layout import journal_of, manifest_copy_of, partial_of
-from qvtrace.archive.places import archive_fault, report_fault
 from qvtrace.errors import UsageError
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvtrace.archive.destinations import archive_fault
 from qvtrace.archive.ending import Data, Ending, finish, metadata_of
 from qvtrace.archive.journal import Journal, write_all
 from qvtrace.archive.layout import (
@@ -25,7 +26,6 @@ from qvtrace.archive.layout import (
     reserve_for,
     tensor_header_entry,
 )
-from qvtrace.archive.places import archive_fault
 from qvtrace.digests import Hasher, digest_bytes
 from qvtrace.errors import ArchiveError, ExistingFileError
 from qvtrace.manifest import (

@@ -1,6 +1,5 @@
 """Where every error of the command line ends: one line on standard error, and an exit code."""
 
-import errno
 import sys
 import traceback
 from typing import Any, NoReturn, cast
@@ -9,9 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from qvtrace.cli.terminal import silence, takes_nothing
-from qvtrace.errors import QvtraceError
+from qvtrace.errors import DISK_FULL, QvtraceError
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 TROUBLE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141

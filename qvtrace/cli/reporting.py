@@ -157,6 +157,6 @@ def _replace(file: Path, text: str) -> None:
             output.write(text)
             output.flush()
             unfinished.replace(file)
-        except OSError:
+        except BaseException:  # also Ctrl-C
             unfinished.unlink(missing_ok=True)
             raise

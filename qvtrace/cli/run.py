@@ -149,7 +149,7 @@ def run(
 
 
 def _check_folder(folder: Path) -> None:
-    from qvtrace.archive.places import archive_fault
+    from qvtrace.archive.destinations import archive_fault
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--traces {folder}: is no folder; name one, or a new one")

@@ -7,7 +7,7 @@ error beside the interval, or sums over all tokens, say little of what happens t
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,6 +227,16 @@ def _in_few_tokens(row: Row) -> Row:
         return row
     judgement = row.judgement if is_output(row) else None
     return replace(row, metrics=replace(row.metrics, token_sqnr_p50=few), judgement=judgement)
+
+
+def calls_around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterator[CallNoise]:
+    """The calls that a call was made in, from the inside out; `called` are all of them."""
+    met = {call.key}
+    above = call.parent
+    while above is not None and above in called and above not in met:  # a file may hold a circle
+        met.add(above)
+        yield called[above]
+        above = called[above].parent
 
 
 def call_noises(

@@ -12,6 +12,7 @@ from qvtrace.comparison.noise import (
     CallNoise,
     GivenTokens,
     added,
+    calls_around,
     is_float,
     noise,
 )
@@ -124,16 +125,13 @@ def showing(step: Step) -> tuple[Row, ...]:
 
 def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
     """Of each call, the noise that is known to come in at the places within it, added up."""
-    parents = {step.call.key: step.call.parent for step in steps}
+    called = {step.call.key: step.call for step in steps}
     within: dict[CallKey, float] = defaultdict(float)
     for step in reversed(steps):  # what lies within first
         own = step.alone(within)
-        met = set()  # a file may hold calls in a circle
-        around = step.call.key if step.after else step.call.parent
-        while own and around is not None and around not in met:
-            met.add(around)
-            within[around] += own
-            around = parents.get(around)
+        around = calls_around(step.call, called) if own else ()
+        for call in (*((step.call,) if step.after else ()), *around):
+            within[call.key] += own
     return within
 
 
@@ -147,7 +145,7 @@ def _all_came_in(calls: Iterable[CallNoise]) -> dict[CallKey, float | None]:
         own = math.inf if call.noise_out is None else call.noise_out
         for row in call.inputs:
             if noise(row):
-                gave[_first(row)] = max(own, gave.get(_first(row), 0.0))
+                gave[row.first_place] = max(own, gave.get(row.first_place, 0.0))
     return came_in
 
 
@@ -162,13 +160,8 @@ def _came_in(call: CallNoise, gave: Mapping[Place, float]) -> float | None:
     beside = [row for row in call.inputs if (noise(row) or 0.0) > own]
     if not any(is_float(row.dtype[0]) for row in stream) or not beside:
         return call.noise_in
-    shown = max(gave.get(_first(row), math.inf) for row in beside)
+    shown = max(gave.get(row.first_place, math.inf) for row in beside)
     return min(call.noise_in, max(own, shown))
-
-
-def _first(row: Row) -> Place:
-    """Where both sides had these contents first."""
-    return row.same_as or row.place
 
 
 def argument(row: Row) -> tuple[str, ...]:

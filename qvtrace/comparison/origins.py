@@ -9,7 +9,7 @@ residual add, an edit in place, or an input of the parent that differs in kind.
 What is usual is told by a floor, or else by the run's own places of the same kind.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from qvtrace.comparison.noise import (
     CallKey,
     CallNoise,
     added,
+    calls_around,
     decibels,
     in_few_tokens,
     is_float,
@@ -310,7 +311,7 @@ def _with_those_around(
 ) -> set[CallKey]:
     found = set(keys)
     for call in [called[key] for key in found if key in called]:
-        found.update(above.key for above in _around(call, called))
+        found.update(above.key for above in calls_around(call, called))
     return found
 
 
@@ -432,28 +433,18 @@ def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) 
         return False
     holder = step.call
     if step.after in ("", "the output"):
-        parent = next(_around(holder, called), None)
+        parent = next(calls_around(holder, called), None)
         if parent is None:
             return False
         holder = parent
     if _is_free(holder, holder.noise_out, nothing):
         return True
     # As of attention, which may give its weights as well, for nobody.
-    around = next(_around(holder, called), None)
+    around = next(calls_around(holder, called), None)
     if around is None or len(holder.outputs) < 2:
         return False
     first = noise(holder.outputs[0])
     return _is_free(holder, first, nothing) and _is_free(around, around.noise_out, nothing)
-
-
-def _around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterator[CallNoise]:
-    """The calls that a call was made in, from the inside out."""
-    met: set[CallKey] = set()
-    above = call.parent
-    while above is not None and above in called and above not in met:  # as in a damaged file
-        met.add(above)
-        yield called[above]
-        above = called[above].parent
 
 
 def _is_free(call: CallNoise, left: float | None, nothing: float) -> bool:

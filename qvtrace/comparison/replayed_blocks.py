@@ -6,12 +6,12 @@ unless a place within it is.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 from qvtrace.comparison.causes import first_in_kind
-from qvtrace.comparison.noise import CallKey, CallNoise
+from qvtrace.comparison.noise import CallKey, CallNoise, calls_around
 from qvtrace.comparison.noise_levels import Excess
 from qvtrace.comparison.noise_steps import Step
 
@@ -45,7 +45,8 @@ class ReplayedBlocks:
         """Whether a place is noisy since the innermost replayed block around it was given noise."""
         if step.is_local or excess.on_top is not None or first_in_kind(step.call.inputs):
             return False
-        around = (self._blocks[key] for key in self._around(step.call.key) if key in self._blocks)
+        keys = step.call.key, *self._beyond(step.call.key)
+        around = (self._blocks[key] for key in keys if key in self._blocks)
         innermost = next(around, None)
         return innermost is not None and not innermost[0].is_told
 
@@ -74,13 +75,5 @@ class ReplayedBlocks:
         return replace(step, is_local=True, noise_in=whole.noise_in, noise_out=whole.noise_out)
 
     def _beyond(self, key: CallKey) -> list[CallKey]:
-        return list(self._around(key))[1:]
-
-    def _around(self, key: CallKey | None) -> Iterator[CallKey]:
-        """A call and those around it, from the inside out."""
-        met = set()
-        while key is not None and key not in met:  # a file may hold calls in a circle
-            met.add(key)
-            yield key
-            call = self._calls.get(key)
-            key = None if call is None else call.parent
+        """The calls around a call, from the inside out."""
+        return [call.key for call in calls_around(self._calls[key], self._calls)]

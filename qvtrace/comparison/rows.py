@@ -173,6 +173,11 @@ class Row:
         return Place(self.module, self.call, self.path)
 
     @property
+    def first_place(self) -> Place:
+        """Where both sides had these contents first."""
+        return self.same_as or self.place
+
+    @property
     def is_made_up_for(self) -> bool:
         """Whether the row is equal up to a rotation, or to a factor that nothing around it shows:
         what is left is all of the error."""

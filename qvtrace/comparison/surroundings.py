@@ -244,7 +244,7 @@ class Surroundings:
         taking = self._taking(scaled.digests)
         if scaled.scaling is None or isinstance(scaled.scaling.factor, float):
             return taking
-        above = {_key(pair.reference) for taker in taking for pair in self._around(taker, "output")}
+        above = {key for taker in taking for key in self._above(taker.reference)}
         return [taker for taker in taking if _key(taker.reference) not in above]
 
     def _taking(self, digests: tuple[str, str]) -> list[Pair]:

@@ -7,7 +7,7 @@ inputs were made of: they are held against all that is known of the calls before
 from collections import defaultdict
 from collections.abc import Sequence
 
-from qvtrace.comparison.noise import CallKey, CallNoise
+from qvtrace.comparison.noise import CallKey, CallNoise, calls_around
 from qvtrace.comparison.noise_steps import Step, not_finite
 from qvtrace.patterns import kind_of
 
@@ -39,8 +39,6 @@ def _outermost(calls: Sequence[CallNoise]) -> list[tuple[CallNoise, list[CallNoi
     called = {call.key: call for call in calls}
     held: dict[CallKey, list[CallNoise]] = defaultdict(list)
     for call in calls:
-        outermost = call
-        while outermost.parent is not None and outermost.parent in called:
-            outermost = called[outermost.parent]
+        *_, outermost = (call, *calls_around(call, called))
         held[outermost.key].append(call)
     return [(called[key], inner) for key, inner in held.items()]
