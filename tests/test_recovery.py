@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qvtrace.archive import Archive, recover
 from qvtrace.archive import ending as ending_module
 from qvtrace.archive.ending import LOST
-from qvtrace.archive.journal import journal_line, read_journal
+from qvtrace.archive.journal import JournalLines, journal_line
 from qvtrace.errors import (
     ArchiveError,
     DamagedArchiveError,
@@ -394,7 +394,7 @@ def test_a_kill_during_recovery_loses_nothing(
 ) -> None:
     partial = tmp_path / "fp.st.partial"
     close_until(4, many_tensors(tmp_path / "fp.st"), monkeypatch)
-    assert any(tag == "D" for tag, _ in read_journal(journal_of(partial)))
+    assert any(JournalLines(journal_of(partial)).of("D"))
 
     for write in range(1, 5):
         left = [write]
@@ -435,7 +435,7 @@ def test_a_kill_during_recovery_with_a_journal_that_was_cut_off_loses_nothing_mo
         patch.setattr(ending_module, "write_all", write_all)
         with pytest.raises(Killed):
             recover(partial)
-    assert any(tag == "D" for tag, _ in read_journal(journal_of(partial)))
+    assert any(JournalLines(journal_of(partial)).of("D"))
 
     found = recover(partial)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qvtrace.archive.journal import Journal, read_journal, write_all
+from qvtrace.archive.journal import Journal, JournalLines, write_all
 from qvtrace.archive.layout import (
     LENGTH,
     MANIFEST_KEY,
@@ -74,7 +74,7 @@ def metadata_of(manifest: Manifest) -> dict[str, str]:
 
 
 def finish(
-    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
+    descriptor: int, journal: JournalLines, data: Data, manifest: Manifest, lost: frozenset[str]
 ) -> Manifest:
     """Write manifest and header behind and before the contents; the file is then readable.
 
@@ -100,12 +100,12 @@ def finish(
             lost = given_up
 
 
-def resume_move(descriptor: int, journal: Path, data: Data, move: Json) -> None:
+def resume_move(descriptor: int, journal: JournalLines, data: Data, move: Json) -> None:
     """Go on with moving the contents where a killed process stopped."""
     _move(descriptor, journal, data, int(move["to"]), int(move["remaining"]))
 
 
-def lost_tail(descriptor: int, journal: Path, data: Data) -> frozenset[str]:
+def lost_tail(descriptor: int, journal: JournalLines, data: Data) -> frozenset[str]:
     """The digests of the last tensors whose bytes are not there: the file was cut short, or they
     were given up when the disk was full. `data` then ends before them."""
     lost = set()
@@ -126,13 +126,13 @@ def _is_there(descriptor: int, start: int, stored: Stored) -> bool:
 
 
 def _write_ending(
-    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
+    descriptor: int, journal: JournalLines, data: Data, manifest: Manifest, lost: frozenset[str]
 ) -> None:
     metadata = metadata_of(manifest)
     room = _header_room(journal, manifest, lost)
     if room > MAX_HEADER_BYTES:
         raise ArchiveError(
-            f"{journal.stem}: more tensors than a safetensors header can name; "
+            f"{journal.file.stem}: more tensors than a safetensors header can name; "
             "record fewer modules with --include"
         )
     start = start_of_data(data.start, room)
@@ -148,12 +148,12 @@ def _write_ending(
     _write_header(descriptor, journal, data, metadata, lost, output.written)
 
 
-def _header_room(journal: Path, manifest: Manifest, lost: frozenset[str]) -> int:
+def _header_room(journal: JournalLines, manifest: Manifest, lost: frozenset[str]) -> int:
     entries = sum(len(entry) + 1 for _, entry in _tensors(journal, lost))
     return header_bound(metadata_of(manifest), entries)
 
 
-def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[str]:
+def _texts(journal: JournalLines, manifest: Manifest, lost: frozenset[str]) -> Iterator[str]:
     """The manifest of what the journal names, but for what is lost."""
     tensors = (described for described, _ in _tensors(journal, lost))
     if lost:
@@ -174,14 +174,13 @@ def _texts(journal: Path, manifest: Manifest, lost: frozenset[str]) -> Iterator[
     return manifest_text(manifest, items)
 
 
-def _portions(journal: Path, lost: frozenset[str]) -> Iterator[tuple[str, str | None, str]]:
+def _portions(journal: JournalLines, lost: frozenset[str]) -> Iterator[tuple[str, str | None, str]]:
     """The digest of each content that is not stored whole, that of what is, and its JSON."""
-    for tag, payload in read_journal(journal):
-        if tag == "S":
-            described = json.loads(payload)
-            stored = described.get("stored")
-            if stored not in lost:
-                yield described["digest"], stored, payload
+    for _, payload in journal.of("S"):
+        described = json.loads(payload)
+        stored = described.get("stored")
+        if stored not in lost:
+            yield described["digest"], stored, payload
 
 
 class _Output:
@@ -251,35 +250,33 @@ def _joined(items: Iterable[str]) -> Iterator[str]:
         separator = ",\n"
 
 
-def _lines(journal: Path, wanted: str, lost: frozenset[str]) -> Iterator[str]:
-    return (_without(lost, payload) for tag, payload in read_journal(journal) if tag == wanted)
+def _lines(journal: JournalLines, wanted: str, lost: frozenset[str]) -> Iterator[str]:
+    return (_without(lost, payload) for _, payload in journal.of(wanted))
 
 
-def _calls(journal: Path, lost: frozenset[str]) -> Iterator[str]:
+def _calls(journal: JournalLines, lost: frozenset[str]) -> Iterator[str]:
     """Each call in the order in which they returned, those that never did at the end."""
     open_calls: dict[str, str] = {}
-    for tag, payload in read_journal(journal):
+    for tag, payload in journal.of("EL"):
+        number, described = payload.split("\t", 1)
         if tag == "E":
-            number, beginning = payload.split("\t", 1)
-            open_calls[number] = beginning
-        elif tag == "L":
-            number, end = payload.split("\t", 1)
-            yield _without(lost, f"{open_calls.pop(number)[:-1]},{end[1:]}")
+            open_calls[number] = described
+        else:
+            yield _without(lost, f"{open_calls.pop(number)[:-1]},{described[1:]}")
     unfinished = encode_json({"output": None, "seconds": None, "error": DID_NOT_RETURN})
     for beginning in open_calls.values():
         yield _without(lost, f"{beginning[:-1]},{unfinished[1:]}")
 
 
-def _tensors(journal: Path, lost: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _tensors(journal: JournalLines, lost: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Each stored tensor: as in the manifest, and as in the header."""
-    for tag, payload in read_journal(journal):
-        if tag == "T":
-            described, entry = payload.split("\t", 1)
-            if not lost or json.loads(described)["digest"] not in lost:
-                yield described, entry
+    for _, payload in journal.of("T"):
+        described, entry = payload.split("\t", 1)
+        if not lost or json.loads(described)["digest"] not in lost:
+            yield described, entry
 
 
-def _stored(journal: Path, lost: frozenset[str]) -> Iterator[Stored]:
+def _stored(journal: JournalLines, lost: frozenset[str]) -> Iterator[Stored]:
     for described, entry in _tensors(journal, lost):
         ((begin, end),) = (
             known["data_offsets"] for known in json.loads("{" + entry + "}").values()
@@ -327,7 +324,7 @@ def start_of_data(reserved: int, header: int) -> int:
 
 def _write_header(
     descriptor: int,
-    journal: Path,
+    journal: JournalLines,
     data: Data,
     metadata: dict[str, str],
     lost: frozenset[str],
@@ -345,7 +342,7 @@ def _write_header(
     write_all(descriptor, b" " * (data.start - LENGTH.size - output.written))
 
 
-def _make_room(descriptor: int, journal: Path, data: Data, to: int) -> None:
+def _make_room(descriptor: int, journal: JournalLines, data: Data, to: int) -> None:
     """Move the contents further from the start of the file."""
     os.ftruncate(descriptor, data.start + data.end)
     _reserve(descriptor, data.start + data.end, to - data.start)
@@ -359,13 +356,13 @@ def _reserve(descriptor: int, offset: int, length: int) -> None:
         write_all(descriptor, bytes(min(_BUFFER_BYTES, length - position)))
 
 
-def _move(descriptor: int, journal: Path, data: Data, to: int, remaining: int) -> None:
+def _move(descriptor: int, journal: JournalLines, data: Data, to: int, remaining: int) -> None:
     """Move the contents from their end backwards in chunks that never overlap what they replace.
 
     After each chunk the journal says what is still to be moved: killed at any time, the chunk in
     work is whole in its old place.
     """
-    log = Journal(journal, append=True)
+    log = Journal(journal.file, append=True)
     try:
         chunk = min(to - data.start, _MOVE_CHUNK)
         while remaining:
@@ -396,7 +393,7 @@ def _pwrite_all(descriptor: int, block: bytes, offset: int) -> None:
 
 
 def _give_up_tail(
-    descriptor: int, journal: Path, data: Data, manifest: Manifest, lost: frozenset[str]
+    descriptor: int, journal: JournalLines, data: Data, manifest: Manifest, lost: frozenset[str]
 ) -> frozenset[str] | None:
     """Give up the last tensors, as few as leave room for the manifest before the file's present
     end; returns the digests of all that is lost, or None when giving up all is not enough."""

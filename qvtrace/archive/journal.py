@@ -22,6 +22,7 @@ from pathlib import Path
 from zlib import crc32
 
 _WRITE_BYTES = 1 << 20
+_PAYLOAD = len("T 01234567 ")  # where it begins in a line
 
 
 class Journal:
@@ -62,16 +63,14 @@ def _checksum(tag: str, payload: bytes) -> str:
     return f"{crc32(payload, crc32(tag.encode())):08x}"
 
 
-def _parsed(line: bytes) -> tuple[str, str] | None:
-    """Tag and payload; None where the line was cut off or is not as it was written."""
-    parts = line[:-1].split(b" ", 2)
-    if not line.endswith(b"\n") or len(parts) != 3:
-        return None
-    try:
-        tag, checksum = parts[0].decode("ascii"), parts[1].decode("ascii")
-        return (tag, parts[2].decode("ascii")) if checksum == _checksum(tag, parts[2]) else None
-    except UnicodeDecodeError:
-        return None
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is as it was written: neither cut off nor damaged."""
+    return (
+        line.endswith(b"\n")
+        and line.isascii()
+        and line[1:2] == b" "
+        and line[2:_PAYLOAD] == b"%08x " % crc32(line[_PAYLOAD:-1], crc32(line[:1]))
+    )
 
 
 def _whole_bytes(file: Path) -> int:
@@ -79,7 +78,7 @@ def _whole_bytes(file: Path) -> int:
     whole = 0
     with file.open("rb") as lines:
         for line in lines:
-            if _parsed(line) is None:
+            if not _is_whole(line):
                 break
             whole += len(line)
     return whole
@@ -95,15 +94,25 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view[:_WRITE_BYTES]) :]
 
 
-def read_journal(file: Path) -> Iterator[tuple[str, str]]:
-    """The tag and payload of each line, up to one that was cut off or is damaged: what comes after
+class JournalLines:
+    """The lines that a journal has now, up to one that was cut off or is damaged: what comes after
     it may be about what it said."""
-    with file.open("rb") as lines:
-        for line in lines:
-            parsed = _parsed(line)
-            if parsed is None:
-                return
-            yield parsed
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._end = _whole_bytes(file)
+
+    def of(self, tags: str) -> Iterator[tuple[str, str]]:
+        """The tag and payload of each line that has one of these tags."""
+        wanted = tags.encode()
+        with self.file.open("rb") as lines:
+            left = self._end
+            for line in lines:
+                if left <= 0:
+                    return
+                left -= len(line)
+                if line[0] in wanted:
+                    yield chr(line[0]), line[_PAYLOAD:-1].decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,6 @@ def find_damage(file: Path) -> JournalDamage | None:
     """The first line that is not as it was written; a last one that was cut off is no damage."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if _parsed(line) is None and line.endswith(b"\n"):
+            if line.endswith(b"\n") and not _is_whole(line):
                 return JournalDamage(number, 1 + sum(1 for _ in lines))
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qvtrace.archive.ending import Data, finish, lost_tail, resume_move
-from qvtrace.archive.journal import JournalDamage, find_damage, read_journal
+from qvtrace.archive.journal import JournalDamage, JournalLines, find_damage
 from qvtrace.archive.layout import journal_of
 from qvtrace.archive.reader import Archive
 from qvtrace.archive.writer import lock
@@ -111,18 +111,19 @@ def _finish(descriptor: int, partial: Path, journal: Path, damage: JournalDamage
             f"{journal}: its first line is damaged, and nothing can be read without it; "
             "restore the journal from a copy, or record again"
         )
+    lines = JournalLines(journal)
     try:
-        found = _read(journal)
+        found = _read(lines)
         manifest = _manifest(found, damage)
         data = Data(found.start, found.end)
-        _end_move(descriptor, journal, data, found.move)
-        lost = lost_tail(descriptor, journal, data)
+        _end_move(descriptor, lines, data, found.move)
+        lost = lost_tail(descriptor, lines, data)
         if lost and not data.end:
             raise DamagedArchiveError(
                 f"{partial}: holds none of the tensors that its journal {journal.name} names; "
                 "they do not belong together, record again"
             )
-        finish(descriptor, journal, data, manifest, lost)
+        finish(descriptor, lines, data, manifest, lost)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedArchiveError(
             f"{journal}: was not written by a recording ({error}); record again"
@@ -130,7 +131,9 @@ def _finish(descriptor: int, partial: Path, journal: Path, damage: JournalDamage
     return len(lost)
 
 
-def _end_move(descriptor: int, journal: Path, data: Data, move: dict[str, Any] | None) -> None:
+def _end_move(
+    descriptor: int, journal: JournalLines, data: Data, move: dict[str, Any] | None
+) -> None:
     """Bring the contents where they were being moved to, if they were."""
     if move is not None and move["remaining"]:
         resume_move(descriptor, journal, data, move)
@@ -138,9 +141,9 @@ def _end_move(descriptor: int, journal: Path, data: Data, move: dict[str, Any] |
         data.start = move["to"]
 
 
-def _read(journal: Path) -> _Found:
+def _read(journal: JournalLines) -> _Found:
     found = _Found(0, {}, [], {}, 0, None)
-    for tag, payload in read_journal(journal):
+    for tag, payload in journal.of("PMTED"):
         if tag == "P":
             described = json.loads(payload)
             found.start, found.head = int(described["start"]), described["head"]

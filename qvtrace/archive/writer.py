@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qvtrace.archive.destinations import archive_fault
 from qvtrace.archive.ending import Data, Ending, finish, metadata_of
-from qvtrace.archive.journal import Journal, write_all
+from qvtrace.archive.journal import Journal, JournalLines, write_all
 from qvtrace.archive.layout import (
     LENGTH,
     MAX_HEADER_BYTES,
@@ -191,7 +191,7 @@ class ArchiveWriter:
         journal = journal_of(partial)
         try:
             data = Data(self._start, self.distinct_bytes)
-            manifest = finish(descriptor, journal, data, manifest, frozenset())
+            manifest = finish(descriptor, JournalLines(journal), data, manifest, frozenset())
             self.size = os.fstat(descriptor).st_size
             if manifest.complete:
                 partial.replace(self._place)
