@@ -4,6 +4,7 @@ observers of TICO and torch, packed weights, and whatever is named scale and zer
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,12 +55,12 @@ def may_be_quantized(module: nn.Module) -> bool:
     held = own_tensors(module)
     if any(not is_plain(tensor) or tensor.dtype in _SMALL_DTYPES for tensor in held.values()):
         return True
-    names = [*held, *module.__dict__]
-    return any(map(_TELLING.intersection, map(_words, names))) or is_torch_quantized(module)
+    return any(map(_is_telling, [*held, *module.__dict__])) or is_torch_quantized(module)
 
 
-def _words(name: str) -> list[str]:
-    return [name, *name.split("_")]
+@lru_cache(maxsize=4096)
+def _is_telling(name: str) -> bool:
+    return not _TELLING.isdisjoint([name, *name.split("_")])
 
 
 _TELLING = frozenset(

@@ -11,11 +11,11 @@ import threading
 import time
 from bdb import BdbQuit
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Protocol
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from qvtrace.recording.call_stacks import calling_frame
 from qvtrace.recording.module_tree import NamedModule
@@ -61,7 +61,7 @@ class Hooks:
         self.modules: dict[int, HookedModule] = {}  # those that have hooks, by `id`
         self.time = HookTime()
         self._process = os.getpid()
-        self._placed = ExitStack()
+        self._placed: list[RemovableHandle] = []
 
     @property
     def is_in_child(self) -> bool:
@@ -80,7 +80,8 @@ class Hooks:
     def close(self) -> None:
         """Take all hooks off."""
         self.active = False
-        self._placed.close()
+        while self._placed:
+            self._placed.pop().remove()
 
     def _put_on(self, hooked: HookedModule, listener: CallListener) -> None:
         module = hooked.module.module
@@ -98,17 +99,15 @@ class Hooks:
                 self._guarded(tell_after, hooked, args, kwargs, output)
 
         self.modules[id(module)] = hooked
-        with ExitStack() as hooks:
-            # By their class: a scripted module hides the method, yet runs what it registers.
-            pre = nn.Module.register_forward_pre_hook(
-                module, _Hook(before), with_kwargs=True, prepend=True
-            )
-            hooks.callback(pre.remove)
-            post = nn.Module.register_forward_hook(
-                module, _Hook(after), with_kwargs=True, always_call=True
-            )
-            hooks.callback(post.remove)
-            self._placed.push(hooks.pop_all())
+        # By their class: a scripted module hides the method, yet runs what it registers.
+        pre = nn.Module.register_forward_pre_hook(
+            module, _Hook(before), with_kwargs=True, prepend=True
+        )
+        self._placed.append(pre)
+        post = nn.Module.register_forward_hook(
+            module, _Hook(after), with_kwargs=True, always_call=True
+        )
+        self._placed.append(post)
 
     def _is_ours(self, caller: nn.Module, module: nn.Module) -> bool:
         """Not of a copy, which has the hooks of its original, nor of a forked child."""

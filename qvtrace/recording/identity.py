@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ _QUANTIZERS = (
 )
 
 
+@cache
 def version() -> str:
     """The version of this qvtrace."""
     return metadata.version("qvtrace")
@@ -215,6 +216,7 @@ def _device(model: nn.Module) -> str:
     return ", ".join(devices) or "cpu"
 
 
+@cache
 def _package_version(package: str) -> str | None:
     try:
         return metadata.version(package)

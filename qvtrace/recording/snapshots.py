@@ -57,6 +57,8 @@ def _plain_component(key: object, *, is_given: bool) -> str:
 
 
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+_KNOWN_TO_NUMPY = frozenset({torch.float32, torch.float16, torch.int64})
+_BUILT_IN_KINDS: dict[type, ContainerKind] = {tuple: "tuple", list: "list", dict: "dict"}
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, complex)
 _SCALES = ("scale", "_scale", "scales")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
@@ -122,14 +124,10 @@ class Snapshots:
     def _known(self, value: object, taking: "_Taking", path: str, above: tuple[int, ...]) -> Node:
         if isinstance(value, torch.Tensor):
             return self._tensor(value, taking.place + path)
-        if isinstance(value, _Held):
-            return self._held(value, taking.place + path)
-        if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
-            return _plain_value(value)
-        if isinstance(value, _BY_REPR):
-            return ValueLeaf(repr(value), type(value).__name__)
-        if isinstance(value, np.ndarray):
-            return self._array(value, taking.place + path)
+        if type(value) not in _BUILT_IN_KINDS:  # most are: every call is given a tuple and a dict
+            leaf = self._value(value, taking.place + path)
+            if leaf is not None:
+                return leaf
         described = self._described(value)
         if described is None:
             return self._opaque(value, None)
@@ -137,6 +135,16 @@ class Snapshots:
             return self._opaque(value, "contains itself, or nests too deeply")
         kind, items, length = described
         return self._container(value, kind, items, length, taking, path, above)
+
+    def _value(self, value: object, key: str) -> Leaf | None:
+        """The leaf of what is no tensor; None where it may be a container."""
+        if isinstance(value, _Held):
+            return self._held(value, key)
+        if value is None or isinstance(value, bool | int | float | str | np.generic | enum.Enum):
+            return _plain_value(value)
+        if isinstance(value, _BY_REPR):
+            return ValueLeaf(repr(value), type(value).__name__)
+        return self._array(value, key) if isinstance(value, np.ndarray) else None
 
     def _container(
         self,
@@ -170,9 +178,10 @@ class Snapshots:
 
         Generators and iterators are no containers here: looking at them would use them up.
         """
-        if _is_cache(value):
+        kind = _BUILT_IN_KINDS.get(type(value))
+        if kind is None and _is_cache(value):
             return "cache", self._cache_items(value), _cached_length(value)
-        kind = _kind(value)
+        kind = kind or _kind(value)
         if kind is None:
             return None
         return kind, list(islice(_items(value, kind), MAX_ITEMS + 1)), None
@@ -230,6 +239,9 @@ class Snapshots:
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
+        if dtype in DTYPES:
+            digest = self._stored(tensor, Tensor(key, dtype, shape))
+            return TensorLeaf(dtype, shape, digest, original=original)
         stored = _storable(tensor)
         stored_dtype, stored_shape = _stored_form(stored)
         whole_shape = None if shape == stored_shape else shape
@@ -341,6 +353,8 @@ def _digest(tensor: torch.Tensor) -> str:
 
 def host_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a plain tensor in host memory, copied only where they are not contiguous."""
+    if tensor.dtype in _KNOWN_TO_NUMPY and tensor.is_contiguous() and tensor.numel():
+        return tensor.numpy().data.cast("B")  # with less work than for the others
     return memoryview(flat_bytes(tensor).numpy().data)
 
 
@@ -465,10 +479,8 @@ def _storable(tensor: torch.Tensor) -> torch.Tensor:
     """The nearest form that safetensors has: pairs of reals, or the bytes as they are."""
     if tensor.dtype in (torch.complex128, torch.complex32):
         return torch.view_as_real(tensor)
-    name = _dtype_name(tensor)
-    if name in DTYPES or name == "float4_e2m1fn_x2":
-        return tensor
-    return tensor.contiguous().view(torch.uint8)
+    is_float4 = _dtype_name(tensor) == "float4_e2m1fn_x2"
+    return tensor if is_float4 else tensor.contiguous().view(torch.uint8)
 
 
 def _stored_form(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
