@@ -244,12 +244,28 @@ def test_a_faulty_module_comes_first_by_its_own_error(original, reference, tmp_p
     candidate = recorded(model, tmp_path / "candidate.st")
     replay(model, reference, tmp_path / "local.st", variant="quant")
 
-    comparison = diff(reference, candidate, local=tmp_path / "local.st", sort_by="local_noise")
+    comparison = diff(reference, candidate, local=tmp_path / "local.st")
 
     origin = comparison.verdict.origins[0]
     assert (origin.module, origin.evidence) == (f"model.{where}", "local")
-    first = next(row for row in comparison.rows if row.metrics.local_noise is not None)
-    assert first.module == f"model.{where}"
+    assert comparison.rows[0].module == f"model.{where}"
+
+
+def test_rows_are_ranked_by_local_error_unless_another_order_is_asked_for(
+    original, reference, tmp_path
+):
+    model = faulty(original, "quantized")
+    candidate = recorded(model, tmp_path / "candidate.st")
+    replay(model, reference, tmp_path / "local.st", variant="quant")
+
+    def places(**options):
+        rows = diff(reference, candidate, local=tmp_path / "local.st", **options).rows
+        return [row.place for row in rows]
+
+    ranked, executed = places(), [row.place for row in diff(reference, candidate).rows]
+    assert ranked == places(sort_by="local_noise") != executed
+    assert places(top=3) == ranked[:3]
+    assert places(sort_by="order") == executed
 
 
 def test_local_error_is_found_where_the_inherited_one_hides_it(original, reference, tmp_path):
@@ -360,7 +376,7 @@ def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
     assert invoke(app, ["record", "-o", "fp.st"], prog_name="qvtrace").exit_code == 0
     result = invoke(app, ["replay", "fp.st", "-o", "first.st"], prog_name="qvtrace")
     assert (
-        "or          qvtrace diff fp.st QUANT.st --local first.st --sort-by local_noise, "
+        "or          qvtrace diff fp.st QUANT.st --local first.st, "
         "with a recording of the quantized model"
     ) in result.stderr.splitlines()
     alone = replayed("-o", "local.st")
@@ -369,5 +385,5 @@ def test_the_next_command_after_a_replay_can_be_typed(tmp_path, monkeypatch):
 
     (tmp_path / "quant.st").write_bytes((tmp_path / "fp.st").read_bytes())
     beside = replayed("-o", "again.st")
-    assert beside == "qvtrace diff fp.st quant.st --local again.st --sort-by local_noise"
+    assert beside == "qvtrace diff fp.st quant.st --local again.st"
     assert invoke(app, beside.split()[1:], prog_name="qvtrace").exit_code == 0

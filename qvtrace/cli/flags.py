@@ -549,9 +549,14 @@ class RowFlags:
     """Which rows a comparison has, in which order."""
 
     sort_by: Annotated[
-        str,
-        option(ROWS, "order (of execution), name, or a metric: worst first.", metavar="KEY"),
-    ] = "order"
+        str | None,
+        option(
+            ROWS,
+            "order (of execution), name, or a metric: worst first. "
+            "(default: order; with --local, local_noise)",
+            metavar="KEY",
+        ),
+    ] = None
     top: Annotated[
         int | None,
         option(

@@ -119,7 +119,7 @@ def _next_command(archive: str, candidate: Path | None, file: Path) -> str:
     words = ["qvtrace", "diff", archive]
     if candidate is None:
         return shlex.join([*words, str(file), "--sort-by", "noise_out"])
-    return shlex.join([*words, str(candidate), "--local", str(file), "--sort-by", "local_noise"])
+    return shlex.join([*words, str(candidate), "--local", str(file)])
 
 
 def _replay(

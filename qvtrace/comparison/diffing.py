@@ -80,6 +80,8 @@ def compare_archives(
     contents: ContentPairs | None = None,
 ) -> Comparison:
     """The same for archives that are open; `contents` may have been looked at before."""
+    if local is not None and options.sort_by is None:
+        options = replace(options, sort_by="local_noise")
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
     rotations = () if options.transform is None else load_rotations(options.transform)
@@ -125,7 +127,7 @@ def compare_archives(
         logits,
         built.contents.rotations,
     )
-    ordered = in_order(executed, options.sort_by)
+    ordered = in_order(executed, options.order)
     is_cut = options.top is not None and not options.group_by
     shown, cut = top(ordered, options, chosen.valued) if is_cut else (ordered, [])
     groups = roll_up(executed, built.sums(), options) if options.group_by else []
@@ -259,7 +261,7 @@ def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -
 def check_local(reference: Archive, local: Archive | None, options: DiffOptions) -> None:
     """Raise `UsageError` for an archive that is no replay, or for metrics that need one."""
     if local is None:
-        named = [("--sort-by", options.sort_by), *(("--metrics", name) for name in options.metrics)]
+        named = [("--sort-by", options.order), *(("--metrics", name) for name in options.metrics)]
         for option, metric in named:
             if metric in LOCAL_METRICS:
                 raise UsageError(

@@ -55,7 +55,7 @@ def roll_up(rows: Sequence[Row], sums: Mapping[Place, Sums], options: DiffOption
     """
     modules = {row.module for row in rows}
     names = _blocks(modules) if options.group_by == "block" else _kinds(modules)
-    sort_by = options.sort_by
+    sort_by = options.order
     members: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         members[names[row.module]].append(row)

@@ -21,7 +21,7 @@ GROUPINGS = ("block", "kind")
 class DiffKeywords(TypedDict, total=False):
     """`DiffOptions` as keywords of `diff`."""
 
-    sort_by: str
+    sort_by: str | None
     top: int | None
     include: Sequence[str]
     exclude: Sequence[str]
@@ -42,7 +42,7 @@ class DiffKeywords(TypedDict, total=False):
 class DiffOptions:
     """Which rows, and in which order; raises `UsageError` for what cannot be asked for."""
 
-    sort_by: str = "order"  # or `name`, or a metric: worst first
+    sort_by: str | None = None  # `order`, `name`, or a metric: worst first
     top: int | None = None  # the worst of them, by PEIR where they are not sorted by a metric
     include: tuple[str, ...] = ()  # patterns on module names
     exclude: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class DiffOptions:
             single = isinstance(given, str | Gate)
             object.__setattr__(self, name, (given,) if single else tuple(given))
         object.__setattr__(self, "fail_on", parse_gates(self.fail_on))
-        require_known("--sort-by", self.sort_by, (*ORDERS, *METRICS))
+        require_known("--sort-by", self.order, (*ORDERS, *METRICS))
         require_known("--path", self.path, tuple(PARTS))
         if self.group_by is not None:
             require_known("--group-by", self.group_by, GROUPINGS)
@@ -74,6 +74,11 @@ class DiffOptions:
             require_known("--metrics", metric, METRICS)
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top {self.top}: shows nothing; give a number from 1 on")
+
+    @property
+    def order(self) -> str:
+        """What sorts the rows; without any other wish, they stand as they were executed."""
+        return "order" if self.sort_by is None else self.sort_by
 
     @property
     def gates(self) -> tuple[Gate, ...]:

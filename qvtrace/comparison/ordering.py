@@ -70,7 +70,7 @@ def top(
 ) -> tuple[list[Row], list[Row]]:
     """The worst of the rows and those of the modules that are asked for, and the others; both in
     the order that they are in."""
-    metric = "peir" if options.sort_by in ORDERS else options.sort_by
+    metric = "peir" if options.order in ORDERS else options.order
     worst = {row.place for row in most_telling(rows, metric)[: options.top]}
     kept: list[Row] = []
     cut: list[Row] = []

@@ -89,16 +89,16 @@ def asked_columns(bar: Bar | None, comparison: Comparison) -> list[Column]:
     else:
         columns = _default_columns(bar, comparison.rows)
         if comparison.local is not None:  # accumulated and local error side by side
-            names = [name for name in ("noise_out", "local_noise") if name != options.sort_by]
+            names = [name for name in ("noise_out", "local_noise") if name != options.order]
             columns[:0] = [metric_column(name, bar) for name in names]
-    if options.sort_by not in _IN_DEFAULT_COLUMNS and not options.metrics:
-        columns.insert(0, metric_column(options.sort_by, bar))
+    if options.order not in _IN_DEFAULT_COLUMNS and not options.metrics:
+        columns.insert(0, metric_column(options.order, bar))
     if any(row.samples for row in comparison.rows):
-        by = options.sort_by if options.sort_by in METRICS else "peir"
+        by = options.order if options.order in METRICS else "peir"
         title = f"{TITLES.get(by, by)} {SAMPLE_TITLE}"
         columns.append(Column(title, lambda row: by_sample(row, by)))
     if comparison.floor is not None:
-        metric = options.sort_by if options.sort_by in METRICS else "peir"
+        metric = options.order if options.order in METRICS else "peir"
         columns.insert(1, Column("x floor", lambda row: _times_floor(row, metric)))
     return columns
 

@@ -79,7 +79,7 @@ def groups_csv(comparison: Comparison) -> str:
 
 
 def _default_metrics(comparison: Comparison) -> tuple[str, ...]:
-    sort_by = comparison.options.sort_by
+    sort_by = comparison.options.order
     names = [*_DEFAULT, *(["local_noise"] if comparison.local is not None else [])]
     return tuple(dict.fromkeys([*([sort_by] if sort_by in METRICS else []), *names]))
 

@@ -176,7 +176,7 @@ def _head(comparison: Comparison) -> Iterator[str]:
 
 def _add_rows(document: _Document, comparison: Comparison) -> None:
     rows = ListedRows.of(comparison, everything=False)
-    metric = comparison.options.sort_by if comparison.options.sort_by in METRICS else "peir"
+    metric = comparison.options.order if comparison.options.order in METRICS else "peir"
     listed_places = {row.place for row in rows.listed}
     ranked = comparison.worst(metric, len(comparison.rows))
     worst = [row for row in ranked if row.place in listed_places][:_WORST]

@@ -35,7 +35,7 @@ def page_data(comparison: Comparison, *, everything: bool) -> Json:
     """What the page's script draws; `everything` lists folded rows from the beginning."""
     return {
         "metrics": _metrics(comparison),
-        "sort": comparison.options.sort_by,
+        "sort": comparison.options.order,
         "fold": not everything,
         "gates": _gates(comparison),
         **_columns(comparison),
@@ -50,7 +50,7 @@ def json_in_html(data: Json) -> str:
 
 def _metrics(comparison: Comparison) -> list[Json]:
     wanted = comparison.options.metrics
-    default = {*_DEFAULT_METRICS, comparison.options.sort_by}
+    default = {*_DEFAULT_METRICS, comparison.options.order}
     names = wanted or dict.fromkeys((*_DEFAULT_METRICS, *METRICS))
     return [
         {
