@@ -23,7 +23,8 @@ from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
 from qvtrace.comparison.ordering import in_order, top
-from qvtrace.comparison.origins import Origins, find_origins
+from qvtrace.comparison.origin_search import find_origins
+from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.portions import portion_texts, told_of_samples
 from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder

@@ -8,7 +8,7 @@ from qvtrace.comparison.alignment import align
 from qvtrace.comparison.comparability import inputs_agree
 from qvtrace.comparison.noise import CallNoise, call_noises
 from qvtrace.comparison.options import DiffOptions
-from qvtrace.comparison.origins import Floor
+from qvtrace.comparison.origin_search import Floor
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.errors import UsageError
