@@ -146,6 +146,8 @@ class CallEntry:
     parameters: tuple[str | None, ...]  # names of the positional inputs in forward's signature
     seconds: float | None
     error: str | None = None  # the call raised, or had not returned when the recording ended
+    # Places of tensors that it has edited in place itself; None: not known.
+    edited: tuple[str, ...] | None = None
 
     def tree(self, part: str) -> Node | None:
         """The tree of `inputs`, `kwargs` or `output`; None where it was not stored.
@@ -424,6 +426,7 @@ def call_from_json(json: object) -> CallEntry:
         parameters=tuple(parameters),
         seconds=fields.optional_number("seconds"),
         error=fields.optional_text("error"),
+        edited=None if fields.json.get("edited") is None else fields.texts("edited"),
     )
 
 

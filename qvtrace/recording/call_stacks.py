@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 
 from qvtrace.observers import ObservedCall
@@ -23,6 +23,9 @@ class OpenCall:
     observed: ObservedCall | None = None  # where somebody is told of it
     started: float = 0.0
     overhead: float = 0.0
+    versions: list[int] | None = None  # of the tensors that it was given; None: not known
+    # By storage, how often recorded calls in it have edited that in place.
+    edits: dict[int, int] = field(default_factory=dict)
 
     @property
     def recorded_parent(self) -> "OpenCall | None":

@@ -14,6 +14,7 @@ from qvtrace.digests import digest_json
 from qvtrace.manifest import DID_NOT_RETURN, RootCall
 from qvtrace.recording.call_stacks import CallStacks, Handled, OpenCall, bypassed_by
 from qvtrace.recording.description import Description
+from qvtrace.recording.edits import edited_by, versions
 from qvtrace.recording.hooks import Hooks
 from qvtrace.recording.identity import positional_parameters
 from qvtrace.recording.observed_calls import ObservedCalls
@@ -87,6 +88,7 @@ class CallRecorder:
         call = OpenCall(hooked, index, None, caller.call, frame, Handled.now())
         if hooked.recorded:
             call.number = self._begin_call(call, taken, args)
+            call.versions = versions(args, kwargs)
         self._stacks.push(call)
         if self._watch:
             self._observed.before(call, args, kwargs, taken, self._position.step)
@@ -110,12 +112,13 @@ class CallRecorder:
         raised = call.handled.raised_since(output)
         error = None if raised is None else self._error_line(raised)
         node = None
+        edited = edited_by(call, args, kwargs, self._values.component)
         if call.number is not None:
             if error is None:
                 place = f"{trees.key_name(hooked.module.name)}#{call.index}/"
                 node = self._values.take(output, place, "output")
             seconds = now - call.started - (self._time.overhead - call.overhead)
-            self._end_call(call.number, _json(node), seconds, error)
+            self._end_call(call.number, _json(node), seconds, error, edited)
             self._show_progress()
         if call.observed is not None:
             call.observed.inputs, call.observed.kwargs = args, kwargs
@@ -158,11 +161,19 @@ class CallRecorder:
         )
 
     def _end_call(
-        self, number: int, output: Json | None, seconds: float | None, error: str | None
+        self,
+        number: int,
+        output: Json | None,
+        seconds: float | None,
+        error: str | None,
+        edited: list[str] | None = None,
     ) -> None:
         self.count += 1
         rounded = None if seconds is None else round(seconds, 6)
-        self._writer.end_call(number, {"output": output, "seconds": rounded, "error": error})
+        end: Json = {"output": output, "seconds": rounded, "error": error}
+        if edited is not None:
+            end["edited"] = edited
+        self._writer.end_call(number, end)
 
     def _end_left(self, calls: list[OpenCall]) -> None:
         for call in calls:

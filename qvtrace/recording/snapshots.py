@@ -56,7 +56,7 @@ def _plain_component(key: object, *, is_given: bool) -> str:
     return path_component(key)
 
 
-_PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 _KNOWN_TO_NUMPY = frozenset({torch.float32, torch.float16, torch.int64})
 _BUILT_IN_KINDS: dict[type, ContainerKind] = {tuple: "tuple", list: "list", dict: "dict"}
 _BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, complex)
@@ -158,8 +158,7 @@ class Snapshots:
     ) -> Node:
         if len(items) > MAX_ITEMS:
             return self._opaque(value, f"more than {MAX_ITEMS} items")
-        # Fields and the names of parameters are code; keys of a dict that is given are the user's.
-        is_given = kind == "dict" and path.startswith(_GIVEN)
+        is_given = is_key_given(kind, path)
         nodes: dict[str, Node] = {}
         for key, child in items:
             component = self._component(key, is_given=is_given)
@@ -181,10 +180,10 @@ class Snapshots:
         kind = _BUILT_IN_KINDS.get(type(value))
         if kind is None and _is_cache(value):
             return "cache", self._cache_items(value), _cached_length(value)
-        kind = kind or _kind(value)
+        kind = kind or container_kind(value)
         if kind is None:
             return None
-        return kind, list(islice(_items(value, kind), MAX_ITEMS + 1)), None
+        return kind, list(islice(container_items(value, kind), MAX_ITEMS + 1)), None
 
     def _cache_items(self, cache: Any) -> list[tuple[object, object]]:
         if self._growth is None:
@@ -198,7 +197,7 @@ class Snapshots:
     def _held(self, held: "_Held", key: str) -> Leaf:
         """A tensor of a Cache, or what the step has added to it."""
         tensor = held.tensor.detach()
-        if self._growth is None or type(tensor) not in _PLAIN_TENSORS or not _is_strided(tensor):
+        if self._growth is None or type(tensor) not in PLAIN_TENSORS or not _is_strided(tensor):
             return self._tensor(held.tensor, key)
         added = self._growth.added(held.number, held.path, tensor, self._moment())
         if added is None:
@@ -222,7 +221,7 @@ class Snapshots:
 
     def _tensor(self, tensor: torch.Tensor, key: str) -> Leaf:
         try:
-            if type(tensor) in _PLAIN_TENSORS and _is_strided(tensor):
+            if type(tensor) in PLAIN_TENSORS and _is_strided(tensor):
                 return self._leaf(tensor.detach(), key, None)
             with torch.no_grad():
                 return self._plain_leaf(tensor, key)
@@ -292,7 +291,7 @@ class Snapshots:
         """This process's part of a distributed tensor; no other process is asked for anything."""
         original = Original(type(tensor).__name__, placement=placement_of(tensor))
         local = tensor.to_local()
-        if type(local) in _PLAIN_TENSORS and _is_strided(local):
+        if type(local) in PLAIN_TENSORS and _is_strided(local):
             return local, original
         plain, inner = self._plain(local, key)
         if inner is not None:
@@ -321,7 +320,7 @@ class Snapshots:
 
     def _as_part(self, part: torch.Tensor, key: str) -> TensorLeaf | None:
         """A scale or zero point; one that is quantized itself is not described any further."""
-        if type(part) not in _PLAIN_TENSORS:
+        if type(part) not in PLAIN_TENSORS:
             part = part.dequantize().as_subclass(torch.Tensor)
         leaf = self._tensor(part, key)
         return leaf if isinstance(leaf, TensorLeaf) else None
@@ -380,7 +379,14 @@ def _plain_value(value: object) -> ValueLeaf:
     return ValueLeaf(None, "None")
 
 
-def _kind(value: object) -> ContainerKind | None:
+def is_key_given(kind: ContainerKind, path: str) -> bool:
+    """Whether the keys of a container at a place are the user's: fields and the names of parameters
+    are code."""
+    return kind == "dict" and path.startswith(_GIVEN)
+
+
+def container_kind(value: object) -> ContainerKind | None:
+    """The kind of a container that is no Cache; None for everything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return "model_output" if isinstance(value, Mapping) else "dataclass"
     if isinstance(value, tuple):
@@ -390,7 +396,8 @@ def _kind(value: object) -> ContainerKind | None:
     return "dict" if isinstance(value, Mapping | UserDict) else None
 
 
-def _items(value: Any, kind: ContainerKind) -> Iterator[tuple[object, object]]:
+def container_items(value: Any, kind: ContainerKind) -> Iterator[tuple[object, object]]:
+    """Keys, fields or indices of a container, with what it holds there."""
     if kind in ("dataclass", "model_output"):
         names = [field.name for field in dataclasses.fields(value)]
         yield from ((name, getattr(value, name, None)) for name in names)

@@ -64,7 +64,7 @@ class StoredValues:
             self._store,
             caches=options.caches,
             moment=position.moment,
-            component=self._component,
+            component=self.component,
         )
         self.keeper = Keeper(
             writer,
@@ -123,7 +123,7 @@ class StoredValues:
         self._thread.contents.clear()
         return GivenInputs(inputs, named, digest_json([inputs, named]))
 
-    def _component(self, key: object, *, is_given: bool) -> str:
+    def component(self, key: object, *, is_given: bool) -> str:
         """The component of a path; keys that the model was given are private wherever they go."""
         plain = path_component(key)
         if self._privacy is None:

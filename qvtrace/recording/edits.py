@@ -1,0 +1,121 @@
+"""What calls edit in place of what they are given, told by the versions that torch counts.
+
+Each operation in place adds one to the version of a tensor and of all its views. Tensors that are
+made in inference mode have none, and those of classes of their own are not asked: what a call that
+is given such a tensor edits is not known. Caches are there to be edited, and not looked into.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from qvtrace.recording.call_stacks import OpenCall
+from qvtrace.recording.snapshots import (
+    MAX_VALUES,
+    PLAIN_TENSORS,
+    Component,
+    container_items,
+    container_kind,
+    is_key_given,
+)
+from qvtrace.trees import join_path
+
+# Classes of values that hold no others; any that turn out to be such join them.
+_HOLD_NOTHING: set[type] = {type(None), bool, int, float, str, torch.dtype, torch.device}
+
+
+def versions(args: Iterable[object], kwargs: dict[str, Any]) -> list[int] | None:
+    """The identity and the version of each tensor that a call is given, one after the other.
+
+    None where one has no version: an edit of that could not be told.
+    """
+    found: list[int] = []
+    values: list[Any] = [*args, *kwargs.values()]
+    try:
+        for value in values:  # which grow by what containers hold
+            kind = type(value)
+            if kind in PLAIN_TENSORS:
+                found.append(id(value))
+                found.append(value._version)
+            elif kind not in _HOLD_NOTHING:
+                if isinstance(value, torch.Tensor) or len(values) > MAX_VALUES:
+                    return None
+                values += value if kind is tuple or kind is list else _held_by(value)
+    except Exception:  # there is no version, or a class of the user's raises
+        return None
+    return found
+
+
+def edited_by(
+    call: OpenCall, args: tuple[Any, ...], kwargs: dict[str, Any], component: Component
+) -> list[str] | None:
+    """The paths of what a call that ends has edited in place; None: not known.
+
+    What a recorded call in it has edited is that one's. `component` names the keys in paths.
+    """
+    edited = None
+    if call.number is not None and call.versions is not None:
+        with suppress(Exception):  # a class of the user's raises
+            edited = _told(call.edits, call.versions, args, kwargs, component)
+    if call.parent is not None:
+        for storage, count in call.edits.items():
+            call.parent.edits[storage] = call.parent.edits.get(storage, 0) + count
+    return edited
+
+
+def _told(
+    edits: dict[int, int],
+    before: Sequence[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    component: Component,
+) -> list[str] | None:
+    """The paths of what was edited more often than calls within have; now that is told of it."""
+    now = versions(args, kwargs)
+    if now == before:
+        return []
+    if now is None or now[::2] != before[::2]:  # a hook has given it something else instead
+        return None
+    places = zip(_places(args, kwargs, component), before[1::2], now[1::2], strict=True)
+    edited = [(path, _storage(tensor), new - old) for (path, tensor), old, new in places]
+    own = [path for path, storage, count in edited if count > edits.get(storage, 0)]
+    edits.update((storage, count) for _, storage, count in edited if count)
+    return own
+
+
+def _places(
+    args: Iterable[object], kwargs: dict[str, Any], component: Component
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `versions` met, in its order, with their paths."""
+    values = [*_named(args, "inputs", component), *_named(kwargs, "kwargs", component)]
+    for path, value in values:
+        if isinstance(value, torch.Tensor):
+            yield path, value
+        elif type(value) not in _HOLD_NOTHING:
+            values += _named(value, path, component)
+
+
+def _held_by(value: object) -> Iterable[object]:
+    kind = container_kind(value)
+    if kind is not None:
+        return [held for _, held in container_items(value, kind)]
+    _HOLD_NOTHING.add(type(value))
+    return ()
+
+
+def _named(value: object, path: str, component: Component) -> Iterator[tuple[str, object]]:
+    kind = container_kind(value)
+    if kind is not None:
+        is_given = is_key_given(kind, path)
+        for key, held in container_items(value, kind):
+            yield join_path(path, component(key, is_given=is_given)), held
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What a tensor shares with its views."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # a sparse one has no storage of its own
+        return id(tensor)
