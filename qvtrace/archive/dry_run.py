@@ -14,16 +14,8 @@ from qvtrace.archive.ending import (
 from qvtrace.archive.layout import LENGTH, encode_json, nbytes, reserve_for, tensor_header_entry
 from qvtrace.archive.writer import Tensor
 from qvtrace.digests import Hasher, digest_bytes
-from qvtrace.manifest import (
-    Manifest,
-    ModuleEntry,
-    PortionEntry,
-    RootCall,
-    WeightEntry,
-    portion_to_json,
-    root_call_to_json,
-    weight_to_json,
-)
+from qvtrace.manifest import Manifest, ModuleEntry, PortionEntry, RootCall, WeightEntry
+from qvtrace.manifest_json import portion_to_json, root_call_to_json, weight_to_json
 from qvtrace.trees import Json
 
 _SEPARATOR = 2  # a comma and the end of a line, between items of the manifest

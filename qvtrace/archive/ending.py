@@ -23,7 +23,8 @@ from qvtrace.archive.layout import (
 )
 from qvtrace.digests import DIGEST_LENGTH, Hasher
 from qvtrace.errors import DISK_FULL, ArchiveError
-from qvtrace.manifest import DID_NOT_RETURN, Manifest, head_to_json, module_to_json
+from qvtrace.manifest import DID_NOT_RETURN, Manifest
+from qvtrace.manifest_json import head_to_json, module_to_json
 from qvtrace.trees import Json, escape_name
 
 LOST = "lost when the recording ended early"

@@ -26,6 +26,8 @@ from qvtrace.manifest import (
     PortionEntry,
     RootCall,
     WeightEntry,
+)
+from qvtrace.manifest_json import (
     call_from_json,
     manifest_from_json,
     portion_to_json,

@@ -47,8 +47,8 @@ from qvtrace.manifest import (
     Manifest,
     PortionEntry,
     RootCall,
-    manifest_from_json,
 )
+from qvtrace.manifest_json import manifest_from_json
 from qvtrace.sampling import FEWEST, SEED, Places, count_vectors, sampled_places
 from qvtrace.trees import Node, TensorLeaf
 

@@ -12,7 +12,8 @@ from qvtrace.archive.layout import journal_of
 from qvtrace.archive.reader import Archive
 from qvtrace.archive.writer import lock
 from qvtrace.errors import ArchiveError, DamagedArchiveError, MissingArchiveError
-from qvtrace.manifest import Manifest, ModuleEntry, Skipped, manifest_from_json
+from qvtrace.manifest import Manifest, ModuleEntry, Skipped
+from qvtrace.manifest_json import manifest_from_json
 
 KILLED = "the recording was killed"
 

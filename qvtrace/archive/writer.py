@@ -28,12 +28,8 @@ from qvtrace.archive.layout import (
 )
 from qvtrace.digests import Hasher, digest_bytes
 from qvtrace.errors import ArchiveError, ExistingFileError
-from qvtrace.manifest import (
-    Manifest,
-    ModuleEntry,
-    PortionEntry,
-    RootCall,
-    WeightEntry,
+from qvtrace.manifest import Manifest, ModuleEntry, PortionEntry, RootCall, WeightEntry
+from qvtrace.manifest_json import (
     head_to_json,
     module_to_json,
     portion_to_json,

@@ -35,7 +35,8 @@ from qvtrace.comparison.weight_pairs import WeightPairs, pair_weights
 from qvtrace.comparison.weight_rows import WeightRows, require_weights
 from qvtrace.errors import UsageError
 from qvtrace.failures import failure_warnings
-from qvtrace.manifest import CallEntry, head_to_json
+from qvtrace.manifest import CallEntry
+from qvtrace.manifest_json import head_to_json
 from qvtrace.metrics.differences import LOCAL_METRICS
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect

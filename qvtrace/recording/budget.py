@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from qvtrace.archive import Tensor
 from qvtrace.archive.layout import encode_json, nbytes, tensor_header_entry
 from qvtrace.errors import UsageError
-from qvtrace.manifest import PortionEntry, portion_to_json
+from qvtrace.manifest import PortionEntry
+from qvtrace.manifest_json import portion_to_json
 from qvtrace.recording.keeping import Content, sampled_form
 from qvtrace.sampling import FEWEST, count_vectors
 from qvtrace.trees import Json
