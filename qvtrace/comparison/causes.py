@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qvtrace.comparison.noise import CallNoise, decibels, differs_in_kind, noise
-from qvtrace.comparison.noise_steps import Step, argument, breaks
+from qvtrace.comparison.noise import CallKey, decibels, differs_in_kind, noise
+from qvtrace.comparison.noise_steps import Edit, Step, argument, breaks
 from qvtrace.comparison.rows import Row
 from qvtrace.metrics.differences import Undefined
 
@@ -18,9 +18,10 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Cause:
-    """An input that makes a call err, and what its call was given besides and gave."""
+    """An input that makes a call err, and what its call was given besides and gave; of one that is
+    edited in place, what shows afterwards."""
 
-    call: CallNoise
+    call: CallKey
     path: str
     reason: str
     noises: tuple[float | None, float | None]
@@ -35,7 +36,11 @@ def cause_of(step: Step, agreed: float) -> Cause | None:
     differing = first_in_kind(call.inputs)
     if differing is not None:
         reason = f"{differing.path} {_how_it_differs(differing)}"
-        return Cause(call, differing.path, reason, (call.noise_in, call.noise_out))
+        return Cause(call.key, differing.path, reason, (call.noise_in, call.noise_out))
+    edit = step.edit
+    if edit is not None and edit.call != call.key:
+        noises = step.noise_in, step.noise_out
+        return Cause(edit.call, edit.path, edit_text(edit).removeprefix("it "), noises)
     bringing = bringing_of(step, agreed)
     if step.taker is None or not bringing:
         return None
@@ -48,7 +53,14 @@ def cause_of(step: Step, agreed: float) -> Cause | None:
     else:
         return None
     noises = step.noise_in, step.taker.noise_out
-    return Cause(step.taker, bringing[0].path, reason, noises)
+    return Cause(step.taker.key, bringing[0].path, reason, noises)
+
+
+def edit_text(edit: Edit) -> str:
+    """An edit in words."""
+    if edit.by_reference:
+        return f"the reference edits {edit.path} in place, the candidate does not"
+    return f"it edits {edit.path} in place, which the reference does not"
 
 
 def bringing_of(step: Step, agreed: float) -> list[Row]:

@@ -15,6 +15,7 @@ from qvtrace.comparison.comparability import comparable, inputs_told
 from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
+from qvtrace.comparison.edits import Edits, find_edits
 from qvtrace.comparison.explanations import Explainer, Explanation
 from qvtrace.comparison.floor_measurement import Measured, measure_floor
 from qvtrace.comparison.fusion import fused
@@ -114,7 +115,10 @@ def compare_archives(
     measured = measure_floor(modules, reference, floor, options, rotations)
     quantized = _quantized(candidate, parameters[1], chosen.everything)
     is_replay = candidate.manifest.recorded_by == "replay"
-    rows, origins = _with_noise(built, replayed, measured, options, quantized, is_replay=is_replay)
+    edits = find_edits(reference, candidate, chosen.everything.pairs)
+    rows, origins = _with_noise(
+        built, replayed, measured, options, quantized, edits, is_replay=is_replay
+    )
     executed = told_of_samples(weight_rows.finish(rows))
     evidence = Evidence(
         executed,
@@ -164,6 +168,7 @@ def _with_noise(
     floor: Measured | None,
     options: DiffOptions,
     quantized: set[str],
+    edits: Edits,
     *,
     is_replay: bool,
 ) -> tuple[list[Row], Origins]:
@@ -182,6 +187,7 @@ def _with_noise(
         floor=None if floor is None else floor.levels,
         quantized=quantized,
         additions=additions,
+        edits=edits,
     )
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins

@@ -27,6 +27,16 @@ _WITHOUT_NOISE = frozenset({"identical", "exact", "opaque"})
 
 
 @dataclass(frozen=True)
+class Edit:
+    """An edit in place of what a call is given, which the same call of the other side does not
+    make."""
+
+    call: CallKey
+    path: str
+    by_reference: bool
+
+
+@dataclass(frozen=True)
 class Step:
     """One place where noise can come in: a call without calls of its own, one that was replayed as
     a whole, or a gap in one."""
@@ -50,6 +60,7 @@ class Step:
     # Noise in and out of the worst twentieth of tokens, where that tells of it and all does not.
     in_few: tuple[float, float] | None = None
     calls_before: tuple[CallKey, ...] = ()  # in the same call, of what gave the noise that comes in
+    edit: Edit | None = None  # which may show here
 
     @property
     def is_of_block(self) -> bool:

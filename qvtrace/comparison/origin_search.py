@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import first_in_kind
+from qvtrace.comparison.edits import Edits
 from qvtrace.comparison.noise import (
     CallKey,
     CallNoise,
@@ -59,6 +60,7 @@ def find_origins(
     floor: Floor | None = None,
     quantized: Collection[str] = (),
     additions: Mapping[Place, Addition] | None = None,
+    edits: Edits | None = None,
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
@@ -69,7 +71,12 @@ def find_origins(
     """
     rounding = max(exact, unsure)
     judged = partial(
-        _judged, rounding=rounding, exact=exact, narrowed=narrowed, quantized=quantized
+        _judged,
+        edits or Edits(),
+        rounding=rounding,
+        exact=exact,
+        narrowed=narrowed,
+        quantized=quantized,
     )
     whole = judged(calls, floor, additions or {})
     few = judged(list(map(in_few_tokens, calls)), None if floor is None else floor.in_few_tokens)
@@ -110,6 +117,7 @@ class _Judged:
 
 
 def _judged(
+    edits: Edits,
     calls: Sequence[CallNoise],
     floor: Floor | None,
     additions: Mapping[Place, Addition] = MappingProxyType({}),
@@ -120,7 +128,8 @@ def _judged(
     quantized: Collection[str],
 ) -> _Judged:
     unrecorded = unrecorded_steps(calls, narrowed=narrowed)
-    steps = [*steps_of(calls, narrowed=narrowed, additions=additions), *unrecorded]
+    bare = [*steps_of(calls, narrowed=narrowed, additions=additions), *unrecorded]
+    steps = list(map(edits.on, bare))
     own = OwnLevels(steps, rounding, quantized)
     levels: OwnLevels | FloorLevels = own
     if floor is not None:
@@ -141,7 +150,12 @@ def _judged(
         and not _is_undone(found[1], called, nothing(exact))
         and not _is_made_up_for(found[1], called, takers, levels)
     ]
-    return _Judged(called, levels, excesses, noisy, unrecorded)
+    told = [step for _, step in noisy] + [step for step in steps if step.breaks]
+    left = edits.but_harmless(steps, told)
+    if left is None:
+        return _Judged(called, levels, excesses, noisy, unrecorded)
+    again = partial(_judged, left, rounding=rounding, exact=exact)
+    return again(calls, floor, additions, narrowed=narrowed, quantized=quantized)
 
 
 def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:

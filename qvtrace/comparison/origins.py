@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvtrace.comparison.additions import Addition
-from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, named
+from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, edit_text, named
 from qvtrace.comparison.noise import CallKey, CallNoise, added, calls_around, decibels, noise
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess
-from qvtrace.comparison.noise_steps import Step, showing
+from qvtrace.comparison.noise_steps import Edit, Step, showing
 from qvtrace.comparison.replayed_blocks import Told
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import shown
@@ -61,26 +61,41 @@ class Named:
 def named_once(
     told: Sequence[Told], called: Mapping[CallKey, CallNoise], rounding: float
 ) -> list[Named]:
-    """Each input that differs in kind once, whatever it does in the call: the most important."""
+    """Each input that differs in kind or is edited once, whatever follows: the most important."""
     found: dict[tuple[object, ...], Named] = {}
+    behind: dict[Edit, bool] = {}  # told so far, and whether by what shows afterwards
     erring = _with_those_around([_erring(step, rounding) for _, step in told], called)
     for excess, step in told:
         agree = (step.noise_in or 0.0) <= excess.clean and erring.isdisjoint(step.calls_before)
         origin = _origin(step, excess, rounding)
         own = () if origin.path != "output" else (origin.reason,)
-        place = "output" if origin.path != "output" else step.after.removeprefix("the ")
-        noises = _noises(origin, place or "output", step.breaks, agree=agree)
+        noises = _noises(origin, _place(step, origin), step.breaks, agree=agree)
         if step.source:
             noises = inputs_text(origin, step.breaks)
         key = origin.module, origin.call, origin.path, *own
+        edit = step.edit
+        if edit is not None:
+            is_behind = edit.call != step.call.key
+            if behind.get(edit, is_behind) != is_behind:
+                continue
+            behind.setdefault(edit, is_behind)
         found.setdefault(key, Named(origin, noises, step))
     return list(found.values())
+
+
+def _place(step: Step, origin: Origin) -> str:
+    """Where noise shows, in words."""
+    edit = step.edit
+    after = step.after.removeprefix("the ") or "output"
+    if edit is not None and edit.call != step.call.key and after == "output":
+        return f"output of {shown(step.call.module)}"
+    return "output" if origin.path != "output" and edit is None else after
 
 
 def _erring(step: Step, rounding: float) -> CallKey:
     """The call that is named for a place."""
     cause = cause_of(step, _agreed(step, rounding))
-    return step.call.key if cause is None else cause.call.key
+    return step.call.key if cause is None else cause.call
 
 
 def _with_those_around(
@@ -114,7 +129,7 @@ def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
     if None not in cause.noises and not step.is_local:
         noises = cause.noises  # all of the call follows from it
     more = None if came_in is None or came_out is None else added(came_in, came_out)
-    module, index = cause.call.key
+    module, index = cause.call
     return Origin(module, index, cause.path, *noises, more, evidence, cause.reason)
 
 
@@ -166,6 +181,8 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
     else:
         reason = ERRS if step.is_local else ADDS
     reason += _dtypes(step)
+    if step.edit is not None:
+        reason += f", besides {edit_text(step.edit)}"
     if excess.above_floor is None:
         return reason
     over_in, over_out = excess.above_floor

@@ -117,6 +117,8 @@ def _title(branch: Branch, guide: str) -> Styled:
 def _call_words(trace: Trace, call: CallEntry) -> list[Styled]:
     parts = {part: trace.tree(call, part) for part in PARTS}
     text = words(call_text(parts["inputs"], parts["kwargs"], parts["output"]))
+    if call.edited:
+        text += words(f"edits {', '.join(map(printable, call.edited))} in place", "yellow")
     return text if call.error is None else [*text, *words(printable(call.error), "bold red")]
 
 
