@@ -111,6 +111,9 @@ class ModuleEntry:
     quantization: Json | None = None  # scheme, dtype, granularity, summaries
     float_name: str | None = None  # of the float module that it stands for, where it says so
     placement: Json | None = None  # what of it this process holds, where others hold the rest
+    # Of `inputs` or `output` whose last axis is heads of attention, one after the other: the
+    # channels of one. None: not known.
+    head_widths: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ def head_to_json(manifest: Manifest) -> Json:
 def module_to_json(entry: ModuleEntry) -> Json:
     """One module as it stands in the manifest."""
     json = _renamed(vars(entry), _JSON_NAMES)
-    if entry.placement is None:
-        del json["placement"]
+    for name in ("placement", "head_widths"):
+        if json[name] is None:
+            del json[name]
     return json
 
 
@@ -183,7 +184,17 @@ def _module_from_json(json: object) -> ModuleEntry:
         fields.optional_object("quantization"),
         fields.optional_text("float_name"),
         fields.optional_object("placement"),
+        _head_widths_from_json(fields.optional_section("head_widths")),
     )
+
+
+def _head_widths_from_json(fields: Fields | None) -> dict[str, int] | None:
+    if fields is None:
+        return None
+    widths = {part: fields.count(part) for part in fields.json}
+    if 0 in widths.values():
+        raise ValueError("a head without channels")
+    return widths
 
 
 def _weights_from_json(fields: Fields) -> tuple[WeightEntry, ...] | None:

@@ -310,6 +310,41 @@ def test_the_details_of_a_row_tell_where_its_error_is(page):
     assert max(heights) > 30
 
 
+class Attention(nn.Module):
+    """What is known of its heads is all that makes it attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 4
+        self.q_proj = nn.Linear(16, 32)
+
+    def forward(self, hidden):
+        return self.q_proj(hidden)
+
+
+def test_the_details_of_a_projection_show_its_heads(opened, tmp_path):
+    torch.manual_seed(0)
+    attention, inputs = Attention(), torch.randn(1, 40, 16)
+    files = [str(tmp_path / "fp.st"), str(tmp_path / "quant.st")]
+    for file, factor in zip(files, (1, 2), strict=True):
+        with torch.no_grad():
+            attention.q_proj.weight[8:16] *= factor
+            with qvtrace.record(attention, file):
+                attention(inputs)
+    report = tmp_path / "report.html"
+    CliRunner().invoke(app, ["diff", *files, "--format", "html", "-o", str(report)])
+    page = opened(report)
+
+    page.locator("#rows tbody tr", has_text="q_proj").click()
+
+    details = page.get_by_role("dialog")
+    assert "by head: 1 of 4 heads carries 90 % of the error; worst head 1" in details.inner_text()
+    by_head = details.get_by_role("img", name="Error by head: 4 heads", exact=True)
+    heights = by_head.locator("i").evaluate_all("bars => bars.map(bar => bar.offsetHeight)")
+    assert heights[1] > 30
+    assert [heights[0], *heights[2:]] == [0, 0, 0]
+
+
 def test_rows_are_reached_opened_and_left_by_keyboard(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the table"

@@ -39,7 +39,7 @@ from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
 from qvtrace.metrics.rotations import Rotation, are_of_one_norm
 from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
-from qvtrace.metrics.spreads import Spread, spread
+from qvtrace.metrics.spreads import Channels, Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
 from qvtrace.trees import Node, TensorLeaf, ValueLeaf
@@ -53,15 +53,15 @@ _TOGETHER = 4096  # pairs compared at once: each is some objects until it is don
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 Found = TypeVar("Found")
 
-# From the number of dimensions to the axis of channels.
-ChannelAxis: TypeAlias = Callable[[int], int]
+# From a shape to where its channels are.
+ChannelsOf: TypeAlias = Callable[[tuple[int, ...]], Channels]
 
 _Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
 
 
-def last_axis(dimensions: int) -> int:
+def last_axis(shape: tuple[int, ...]) -> Channels:
     """That of channels, of most tensors."""
-    return -1
+    return Channels()
 
 
 class ContentPairs:
@@ -75,7 +75,7 @@ class ContentPairs:
         self._wanted: dict[Contents, _Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
         self._shown: dict[Contents, _Leaves] = {}  # in detail
-        self._channel_axes: dict[Contents, int] = {}  # of these
+        self._channels: dict[Contents, Channels] = {}  # of these
         self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
         self.rotations = Rotations()
@@ -90,13 +90,16 @@ class ContentPairs:
             self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
 
     def show(
-        self, reference: Node | None, candidate: Node | None, axis: ChannelAxis = last_axis
+        self, reference: Node | None, candidate: Node | None, channels: ChannelsOf = last_axis
     ) -> None:
-        """Have details of two leaves, if they are tensors; `axis` tells that of their channels."""
+        """Have details of two leaves, if they are tensors; `channels` tells where theirs are."""
         if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
             contents = contents_of(reference, candidate)
             self._shown.setdefault(contents, (reference, candidate))
-            self._channel_axes.setdefault(contents, axis(len(reference.shape)))
+            found = channels(reference.shape)
+            known = self._channels.setdefault(contents, found)
+            if known.of_a_head is None and found.of_a_head is not None:  # another place knows more
+                self._channels[contents] = found
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet.
@@ -207,7 +210,7 @@ class ContentPairs:
         self,
         reference: TensorLeaf,
         candidate: TensorLeaf,
-        channel_axis: int,
+        channels: Channels,
         head_axis: int | None,
     ) -> Spread | None:
         """Where in two tensors their error is; tokens of a sample by their places in the whole."""
@@ -215,7 +218,7 @@ class ContentPairs:
         outcome = self.outcome(reference, candidate)
         layout = None if sample is not None else outcome.layout
         sides = self._readable(reference, candidate, layout, outcome.rotation)
-        found = spread(*sides, channel_axis=channel_axis, head_axis=head_axis)
+        found = spread(*sides, channels=channels, head_axis=head_axis)
         return found if found is None or sample is None else found.placed(sample.index)
 
     def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
@@ -419,7 +422,7 @@ class ContentPairs:
         shown = [contents for contents in pairs if contents in self._shown]
         others = [contents for contents in pairs if contents not in self._shown]
         found = compare_in_detail(
-            [(*pairs[contents], self._axis(contents)) for contents in shown],
+            [(*pairs[contents], self._channels_of(contents)) for contents in shown],
             tokens=self._keeps_tokens,
         )
         self._details.update(
@@ -433,10 +436,11 @@ class ContentPairs:
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
 
-    def _axis(self, contents: Contents) -> int:
-        """That of channels; vectors of a sample stand one after the other."""
+    def _channels_of(self, contents: Contents) -> Channels:
+        """Where they are; vectors of a sample stand one after the other."""
         is_sampled = self.portions.are_partial(*self._shown[contents])
-        return -1 if is_sampled else self._channel_axes[contents]
+        known = self._channels[contents]
+        return replace(known, axis=-1) if is_sampled else known
 
     def _placed(self, contents: Contents, details: Details) -> Details:
         """Details with tokens of a sample at their places in the whole."""

@@ -1,19 +1,20 @@
 """Where in the tensors of a module their error is, and what of its inputs stands out."""
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from qvtrace.comparison.call_leaves import tensors_of
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.rows import COMPARED, Place, Row
-from qvtrace.manifest import Manifest, RootCall
-from qvtrace.metrics.spreads import Spread
+from qvtrace.manifest import Manifest, ModuleEntry, RootCall
+from qvtrace.metrics.spreads import Channels, Spread
 from qvtrace.trees import TensorLeaf, tensor_leaves
 
 # Of classes such as Conv2d, the number of axes behind the one of channels.
 _CHANNELS_FIRST = re.compile(r"(?:Conv|ConvTranspose|BatchNorm|InstanceNorm)([123])d$")
+_PARTS = {"inputs": "inputs", "kwargs": "inputs", "output": "output"}  # of `head_widths`
 _HEADS_AXES = 1, 2  # of four: batch, heads and tokens in either order, channels
 
 
@@ -39,6 +40,7 @@ class Explainer:
 
     def __init__(self, contents: ContentPairs, reference: Manifest) -> None:
         self._contents = contents
+        self._modules = {entry.name: entry for entry in reference.modules}
         self._lengths = set(_lengths(reference.inputs.root_calls))
 
     def explain(self, places: Iterable[tuple[Row, LeafPair]]) -> tuple[Explanation, ...]:
@@ -58,10 +60,14 @@ class Explainer:
             why = row.undefined.get("max_abs_error") or row.status
             return Explanation(row.place, sample, shape, -1, None, why)
         is_sampled = portions.are_partial(reference, candidate)
-        axis = -1 if is_sampled else channel_axis(row.type[0], len(shape))
-        heads = None if is_sampled or axis != -1 else self._head_axis(shape)
-        found = self._contents.spread(reference, candidate, axis, heads)
-        return None if found is None else Explanation(row.place, sample, shape, axis, found)
+        channels = channels_of(self._modules, row.module, row.path, shape)
+        if is_sampled:
+            channels = replace(channels, axis=-1)
+        heads = None if is_sampled or channels.axis != -1 else self._head_axis(shape)
+        found = self._contents.spread(reference, candidate, channels, heads)
+        if found is None:
+            return None
+        return Explanation(row.place, sample, shape, channels.axis, found)
 
     def _head_axis(self, shape: tuple[int, ...]) -> int | None:
         """That of four dimensions which is not as long as the sequence; None if that is unclear."""
@@ -71,7 +77,19 @@ class Explainer:
         return others[0] if len(others) == 1 else None
 
 
-def channel_axis(class_name: str, dimensions: int) -> int:
+def channels_of(
+    modules: Mapping[str, ModuleEntry], module: str, path: str, shape: tuple[int, ...]
+) -> Channels:
+    """Where in a tensor of a module, which stands at `path`, its channels are."""
+    entry = modules.get(module)
+    if entry is None:
+        return Channels()
+    width = (entry.head_widths or {}).get(_PARTS.get(path.partition(".")[0], ""))
+    are_heads = width is not None and bool(shape) and shape[-1] % width == 0
+    return Channels(_channel_axis(entry.class_name, len(shape)), width if are_heads else None)
+
+
+def _channel_axis(class_name: str, dimensions: int) -> int:
     """-1, but for modules whose channels come before places in a picture or a sequence."""
     known = _CHANNELS_FIRST.search(class_name)
     behind = int(known[1]) if known else 0

@@ -16,7 +16,7 @@ from qvtrace.comparison.call_leaves import (
     tensors_of,
 )
 from qvtrace.comparison.contents import ContentPairs, contents_of, same_contents
-from qvtrace.comparison.explanations import channel_axis
+from qvtrace.comparison.explanations import channels_of
 from qvtrace.comparison.leaves import (
     LeafPair,
     filled,
@@ -88,6 +88,7 @@ class RowBuilder:
         self._candidate = candidate
         self._parts = PARTS[path]
         self._classes = _classes(reference), _classes(candidate)
+        self._modules = {entry.name: entry for entry in reference.manifest.modules}
         self.rows: list[Row] = []
         self.aside: list[Row] = []  # of the places that `path` leaves out
         self.calls: Sequence[CallEntry] = reference.manifest.calls  # that rows stand for
@@ -217,8 +218,9 @@ class RowBuilder:
             self._planned.append((pair, leaves))
             self.candidate_modules.add(pair.candidate.module)
             if self._with_details:
-                axis = partial(channel_axis, self._classes[0].get(pair.reference.module, ""))
-                self.contents.show(leaves.reference, leaves.candidate, axis)
+                where = pair.reference.module, leaves.path
+                channels = partial(channels_of, self._modules, *where)
+                self.contents.show(leaves.reference, leaves.candidate, channels)
         else:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)

@@ -4,6 +4,7 @@ end may ask for it."""
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from qvtrace.comparison.call_leaves import (
     output_leaves,
     tensors_of,
 )
+from qvtrace.comparison.explanations import channels_of
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rotating import Rotations
@@ -58,6 +60,7 @@ class Looking:
         """Raises `UsageError` for maps or a rotation that cannot be read."""
         manifest = reference.manifest
         self._reference = reference
+        self._modules = {entry.name: entry for entry in manifest.modules}
         self._partners = Partners(manifest, options.maps)
         self._options = options
         declared = () if options.transform is None else load_rotations(options.transform)
@@ -108,7 +111,8 @@ class Looking:
         for place in leaves:
             self.contents.want(place.reference, place.candidate)
             if self._options.details and place.path.partition(".")[0] in parts:
-                self.contents.show(place.reference, place.candidate)
+                channels = partial(channels_of, self._modules, pair.reference.module, place.path)
+                self.contents.show(place.reference, place.candidate, channels)
         self.contents.compare()
         for place in leaves:
             tensors = tensors_of(place)

@@ -1,7 +1,7 @@
 """Where in a tensor its error is: squared errors by token, by channel and by head.
 
 A channel lies along one axis, the last unless another is named; what all other axes number is a
-token. A head is an axis of its own among those.
+token. A head is an axis of its own among those, or some channels one after the other.
 """
 
 import math
@@ -24,6 +24,17 @@ SAMPLE = 8 * 1024  # elements of which `some_tokens` consist
 _FEWEST = 8  # channels, from which on their median says something
 
 Places = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Where in a tensor its channels are."""
+
+    axis: int = -1
+    of_a_head: int | None = None  # so many, one after the other, are a head; None: not known
+
+
+_LAST_AXIS = Channels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +100,24 @@ def spread(
     reference: Readable,
     candidate: Readable,
     *,
-    channel_axis: int = -1,
+    channels: Channels = _LAST_AXIS,
     head_axis: int | None = None,
 ) -> Spread | None:
-    """How the error of the candidate is spread; both are floats of one shape.
+    """How the error of the candidate is spread; both are floats of one shape. `head_axis` numbers
+    heads that are not known as channels.
 
     None for arrays that have no elements or no axis, that hold no floats, or whose squares leave
     the range of float64.
     """
     if not _has_a_spread(reference, candidate):
         return None
-    if channel_axis % len(reference.shape) != len(reference.shape) - 1:
+    if channels.axis % len(reference.shape) != len(reference.shape) - 1:
         reference, candidate = (
-            np.moveaxis(_whole(side), channel_axis, -1) for side in (reference, candidate)
+            np.moveaxis(_whole(side), channels.axis, -1) for side in (reference, candidate)
         )
     sums = SquareSums.of(reference, candidate)
-    (found,) = _spreads(sums, reference.shape[:-1])
-    if found is None or head_axis is None:
+    (found,) = _spreads(sums, reference.shape[:-1], channels.of_a_head)
+    if found is None or found.heads is not None or head_axis is None:
         return found
     return replace(found, heads=_heads(sums, reference.shape[:-1], head_axis))
 
@@ -118,28 +130,31 @@ class SomeTokens:
     candidate: Array
     leading: tuple[int, ...]  # the shape of all tokens
     chosen: Places  # which of them these are, counted through
+    of_a_head: int | None = None  # channels
 
     @property
     def form(self) -> tuple[object, ...]:
         """What those have in common that are looked at together."""
-        return self.leading, self.reference.shape, self.reference.dtype, self.candidate.dtype
+        sides = self.reference, self.candidate
+        dtypes = (side.dtype for side in sides)
+        return self.leading, self.reference.shape, self.of_a_head, *dtypes
 
 
 def some_tokens(
-    reference: Readable, candidate: Readable, *, channel_axis: int = -1
+    reference: Readable, candidate: Readable, channels: Channels = _LAST_AXIS
 ) -> SomeTokens | None:
     """Tokens from all over a pair, at most about `SAMPLE` elements: what a report can have of every
     pair without another look at all of it. None for what has no spread."""
     if not _has_a_spread(reference, candidate):
         return None
     shape = reference.shape
-    axis = channel_axis % len(shape)
-    leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
-    tokens = reference.size // channels
-    count = min(tokens, max(_FEWEST, SAMPLE // channels))
+    axis = channels.axis % len(shape)
+    leading, width = shape[:axis] + shape[axis + 1 :], shape[axis]
+    tokens = reference.size // width
+    count = min(tokens, max(_FEWEST, SAMPLE // width))
     chosen = _all_over(tokens, count)
     one, other = (_tokens(side, chosen, leading, axis) for side in (reference, candidate))
-    return SomeTokens(one, other, leading, chosen)
+    return SomeTokens(one, other, leading, chosen, channels.of_a_head)
 
 
 def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
@@ -153,7 +168,7 @@ def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
             np.stack([sample.reference for sample in samples]),
             np.stack([sample.candidate for sample in samples]),
         )
-    return _spreads(sums, first.leading, first.chosen)
+    return _spreads(sums, first.leading, first.of_a_head, first.chosen)
 
 
 def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
@@ -190,7 +205,10 @@ def _whole(array: Readable) -> Array:
 
 
 def _spreads(
-    sums: SquareSums, leading: tuple[int, ...], chosen: Places | None = None
+    sums: SquareSums,
+    leading: tuple[int, ...],
+    of_a_head: int | None,
+    chosen: Places | None = None,
 ) -> list[Spread | None]:
     """Of each pair of `sums`, of whose tokens only those `chosen` were looked at."""
     count, channels = sums.token.shape[1], sums.channel.shape[1]
@@ -199,6 +217,7 @@ def _spreads(
         sums.is_finite().tolist(),
         _alongs(sums.token, sums.token_signal, sums.token_broken, leading, chosen),
         _alongs(sums.channel, sums.channel_signal, sums.channel_broken, (channels,)),
+        [None] * len(sums.channel) if of_a_head is None else _heads_of(sums, of_a_head),
         _outliers(sums),
         sums.left_out.tolist(),
         strict=True,
@@ -206,12 +225,23 @@ def _spreads(
     sampled = None if count == tokens else (count, tokens)
     return [
         Spread(
-            by_token, by_channel, None, tuple(outliers[:WORST]), len(outliers), left_out, sampled
+            by_token, by_channel, by_head, tuple(outliers[:WORST]), len(outliers), left_out, sampled
         )
         if is_finite
         else None
-        for is_finite, by_token, by_channel, outliers, left_out in found
+        for is_finite, by_token, by_channel, by_head, outliers, left_out in found
     ]
+
+
+def _heads_of(sums: SquareSums, channels: int) -> list[Along]:
+    """Of each pair, whose channels are heads of so many."""
+    pairs, width = sums.channel.shape
+    heads = width // channels
+    error, signal, broken = (
+        of.reshape(pairs, heads, channels).sum(axis=2)
+        for of in (sums.channel, sums.channel_signal, sums.channel_broken)
+    )
+    return _alongs(error, signal, broken, (heads,))
 
 
 def _heads(sums: SquareSums, leading: tuple[int, ...], axis: int) -> Along:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qvtrace.manifest import ModuleEntry
 from qvtrace.qparams.recording import ParameterRecorder
+from qvtrace.recording.heads import head_widths
 from qvtrace.recording.identity import process_place
 from qvtrace.recording.module_tree import NamedModule
 from qvtrace.recording.placement import module_placement, parallel_plan
@@ -73,4 +74,5 @@ def plain_entry(module: NamedModule) -> ModuleEntry:
         parent,
         tuple(module.aliases),
         float_name=module.float_name,
+        head_widths=head_widths(module),
     )

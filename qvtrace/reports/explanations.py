@@ -69,7 +69,7 @@ def _along_text(name: str, along: Along) -> str:
     few = f"{along.carrying} of {counted(along.count, name)}"
     verb = "carries" if along.carrying == 1 else "carry"
     told = f"{few} {verb} {100 * MOST:.0f} % of the error" if along.carrying else "no finite error"
-    return f"by {name}: {'few: ' if along.is_concentrated else ''}{told}; worst {worst}"
+    return f"by {name}: {'few: ' if along.is_concentrated else ''}{told}; worst {name} {worst}"
 
 
 def _part_text(part: Part) -> str:

@@ -210,13 +210,13 @@ def _details(details: Details) -> list[Any]:
 
 def _spread(found: Spread) -> Json:
     """What is said in words, and the profiles that are drawn, in thousandths of the error."""
-    profiles = [("token", found.tokens), ("channel", found.channels)]
+    profiles = [("token", found.tokens), ("head", found.heads), ("channel", found.channels)]
     return {
         "texts": list(spread_texts(found)),
         "profiles": [
             [name, along.count, [round(1000 * share) for share in along.profile]]
             for name, along in profiles
-            if along.count > 1 and along.profile
+            if along is not None and along.count > 1 and along.profile
         ],
     }
 
