@@ -64,11 +64,33 @@ class Rounded(nn.Linear):
         return functional.linear(hidden, weight, self.bias)
 
 
-def quantized(model: nn.Module) -> nn.Module:
+class RoundedByTensor(nn.Linear):
+    """Weights by channel and all inputs together, both in eight bits."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        steps = hidden.abs().max() / 127
+        weights = self.weight.abs().amax(-1, keepdim=True) / 127
+        return functional.linear(
+            (hidden / steps).round() * steps, (self.weight / weights).round() * weights, self.bias
+        )
+
+
+def quantized(model: nn.Module, rounded: type[nn.Linear] = Rounded) -> nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = Rounded
+            module.__class__ = rounded
+    return model
+
+
+def with_outlier(model: nn.Module) -> nn.Module:
+    """The same function, where one channel of what a module is given is far larger than others."""
+    model = copy.deepcopy(model)
+    gated = model.get_submodule("3.gated")
+    with torch.no_grad():
+        gated.up.weight[5] *= 100.0
+        gated.up.bias[5] *= 100.0
+        gated.down.weight[:, 5] /= 100.0
     return model
 
 
@@ -158,6 +180,41 @@ def test_what_is_added_up_or_multiplied_otherwise_is_told_with_its_parts(
 
     assert first(comparison).module == module
     assert told in comparison.verdict.lines[0]
+
+
+@pytest.mark.parametrize("rounded", [Rounded, RoundedByTensor], ids=["by_token", "by_tensor"])
+def test_what_rounding_makes_of_an_outlier_in_the_inputs_is_no_fault_beside_one(
+    original, tmp_path, rounded
+):
+    sensitive = with_outlier(original)
+    reference = recorded(sensitive, tmp_path / "fp.st")
+    healthy, faulty = (quantized(sensitive, rounded) for _ in range(2))
+    noisy(faulty, "1.mixing.value", 0.1)
+
+    none, first_one = (
+        beside_replay(model, reference, tmp_path / name)
+        for name, model in (("healthy", healthy), ("faulty", faulty))
+    )
+
+    rows = {row.module: row.metrics.local_noise for row in none.rows if row.path == "output"}
+    assert rows["3.gated.down"] > 10 * rows["2.gated.down"]
+    assert none.verdict.origins == ()
+    assert [origin.module for origin in first_one.verdict.origins] == ["1.mixing.value"]
+
+
+def test_modules_that_err_by_themselves_are_told_by_their_local_noise(
+    original, reference, tmp_path
+):
+    model = quantized(original)
+    for name, share in (("0.gated.gate", 0.1), ("3.mixing.out", 0.3), ("4.gated.down", 0.2)):
+        noisy(model, name, share)
+
+    origins = beside_replay(model, reference, tmp_path).verdict.origins
+
+    assert [one.module for one in origins] == ["3.mixing.out", "4.gated.down", "0.gated.gate"]
+    assert sorted((one.noise_out for one in origins), reverse=True) == [
+        one.noise_out for one in origins
+    ]
 
 
 def test_errors_of_leaves_that_add_up_are_no_blocks_fault(original, reference, tmp_path):

@@ -39,6 +39,7 @@ from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
 from qvtrace.metrics.rotations import Rotation, are_of_one_norm
 from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
+from qvtrace.metrics.sizes import Sizes, sizes_of
 from qvtrace.metrics.spreads import Channels, Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
@@ -269,6 +270,13 @@ class ContentPairs:
         if on_top is None or rest is None or rest > rounding:
             return None
         return on_top, parts
+
+    def sizes(self, leaf: TensorLeaf) -> Sizes | None:
+        """How large a tensor of the reference is; None where no elements are stored, or they are
+        not finite or zero."""
+        if not self.reference.has_elements(leaf):
+            return None
+        return sizes_of(self.reference.array(leaf))
 
     def vectors(self, reference: TensorLeaf, candidate: TensorLeaf) -> tuple[Vectors, Vectors]:
         """Two tensors as vectors along their last dimension."""

@@ -27,6 +27,7 @@ from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origin_search import find_origins
 from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.portions import portion_texts, told_of_samples
+from qvtrace.comparison.replayed_sizes import find_sizes
 from qvtrace.comparison.rotation_files import load_rotations
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import WEIGHTS, Row
@@ -177,8 +178,9 @@ def _with_noise(
     of_calls = built.of_calls()
     local = of_calls if is_replay and not replayed else replayed
     noises = call_noises(of_calls, built.calls, local, built.without_inputs)
-    # Only beside a replay: elements are read again for it.
-    additions = find_additions(noises, built.tensors(), built.contents) if replayed else {}
+    # Only of a replay or beside one: elements are read again for it.
+    tensors = built.tensors() if local else {}
+    additions = find_additions(noises, tensors, built.contents) if replayed else {}
     origins = find_origins(
         noises,
         rounding_noise(of_calls),
@@ -188,6 +190,7 @@ def _with_noise(
         quantized=quantized,
         additions=additions,
         edits=edits,
+        sizes=find_sizes(noises, tensors, built.contents),
     )
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins

@@ -8,18 +8,22 @@ what is usual there.
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from statistics import median, median_high, median_low
+from types import MappingProxyType
 
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import cause_of
+from qvtrace.comparison.local_levels import LocalLevels
 from qvtrace.comparison.noise import CallKey, CallNoise, decibels
-from qvtrace.comparison.noise_steps import Step, local_within
+from qvtrace.comparison.noise_steps import Step
+from qvtrace.comparison.replayed_sizes import CallSizes
 from qvtrace.patterns import kind_of
 
 LEAST_EXCESS = 10.0**0.6  # a ratio of powers: 6 dB more than what came in and is usually added
+_LEAST_OF_MODULE = 10.0**0.4  # than its like make, where nothing came in
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
 _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized between calls
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
@@ -61,9 +65,14 @@ class OwnLevels:
     """How much noise is usual for each kind of place in the run itself."""
 
     def __init__(
-        self, steps: Sequence[Step], rounding: float, quantized: Collection[str] = ()
+        self,
+        steps: Sequence[Step],
+        rounding: float,
+        quantized: Collection[str] = (),
+        sizes: Mapping[CallKey, CallSizes] = MappingProxyType({}),
     ) -> None:
-        """`quantized` are modules that are known to be."""
+        """`quantized` are modules that are known to be, `sizes` those of calls that were
+        replayed."""
         self.rounding = rounding
         self._quantized = quantized
         self._by_kind: dict[str, list[float]] = defaultdict(list)
@@ -88,47 +97,41 @@ class OwnLevels:
                 self._on_top[step.kind].append(step.on_top.noise)
         for noises in self._by_form.values():
             noises.sort()
-        self._within = local_within(steps)
-        local = sorted(step.noise_out or 0.0 for step in steps if step.is_local)
-        # For a class of one: most modules are not quantized, and have no noise of their own.
-        self._local = local[len(local) * 3 // 4] if local else 0.0
-        self._is_replayed = bool(local)
+        self._local = LocalLevels(steps, sizes)
         kinds = sorted(map(_usual, self._by_kind.values()))
         self.usual = max(rounding, kinds[len(kinds) // 2]) if kinds else rounding
 
     @property
     def text(self) -> str:
         """The usual noise in words."""
-        least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB"
-        return f"usual noise of a place {decibels(self.usual)}, told is what is {least} above"
+        least = f"{10 * math.log10(LEAST_EXCESS):.0f} dB above"
+        if self._local.is_known:
+            least += f", {10 * math.log10(_LEAST_OF_MODULE):.0f} dB where it was replayed"
+        return f"usual noise of a place {decibels(self.usual)}, told is what is {least}"
 
     def excess(self, step: Step) -> Excess:
         """Noise out over the noise that came in and is usually added."""
         on_top = self._ratio_on_top(step)
         ratio = on_top if step.is_all_on_top else max(on_top, self._ratio(step))
-        is_alone = step.is_local or 0.0 < on_top == ratio
+        is_on_top = 0.0 < on_top == ratio
         return Excess(
             ratio,
-            ratio if is_alone else self._certain_ratio(step),
+            step.alone({}) if step.is_local or is_on_top else _certainly_added(step, self.rounding),
             self._is_told(step, ratio),
             LEAST_EXCESS * self.usual,
             may_be_usual=self._may_be_first_quantized(step),
-            on_top=step.on_top if 0.0 < on_top == ratio else None,
+            on_top=step.on_top if is_on_top else None,
         )
 
     def _is_told(self, step: Step, ratio: float) -> bool:
         """The noise of a few tokens varies widely: where a module is called again and again, as
         each step of a generation calls it with one, most calls tell, or one by far more."""
         calls = self._calls[step.kind_of_call]
-        if ratio < LEAST_EXCESS or len(calls) < 2 or step.tokens >= _ENOUGH_TOKENS:
-            return ratio >= LEAST_EXCESS
+        least = _LEAST_OF_MODULE if step.is_local else LEAST_EXCESS
+        if ratio < least or len(calls) < 2 or step.tokens >= _ENOUGH_TOKENS:
+            return ratio >= least
         typical = median_low([self._ratio(call) for call in calls])
-        return max(typical, ratio / _VARIES) >= LEAST_EXCESS
-
-    def _certain_ratio(self, step: Step) -> float:
-        """What a place certainly adds, over what a module does where a replay tells that."""
-        certain = _certainly_added(step, self.rounding)
-        return certain / max(self._local, self.rounding, _TINY) if self._is_replayed else certain
+        return max(typical, ratio / _VARIES) >= least
 
     def is_usual(self, call: CallNoise) -> bool:
         """Whether what a call gives is no noisier than is usual for its kind."""
@@ -151,12 +154,9 @@ class OwnLevels:
         if step.noise_in is None or step.noise_out is None:
             return 0.0
         alike = self._by_kind[step.kind]
-        if step.is_local:  # nothing was handed on, so that a class tells as much as a kind
-            same_class = self._by_class[step.class_name]
-            levels = [median_low(one) for one in (alike, same_class) if len(one) > 1]
-            level = max(levels, default=self._local)
-            level = max(level, self._within.get(step.call.key, 0.0))  # which adds up
-            return (step.noise_out + self.rounding) / max(level, self.rounding, _TINY)
+        if step.is_local:
+            level = max(self._local.usual(step), self.rounding, _TINY)
+            return (step.noise_out + self.rounding) / level
         if len(alike) < (2 if step.after else _ENOUGH_ALIKE):
             alike = self._by_class[step.class_name]
         level = max(self.rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
@@ -191,7 +191,8 @@ class OwnLevels:
             return 0.0
         alike = self._on_top[step.kind]
         level = median_low(alike) if len(alike) > 1 else 0.0
-        return step.on_top.noise / max(level, self._local / _NOTHING_COMPUTED, self.rounding, _TINY)
+        level = max(level, self._local.typical / _NOTHING_COMPUTED)
+        return step.on_top.noise / max(level, self.rounding, _TINY)
 
     def _is_exact(self, noise: float) -> bool:
         return noise <= LEAST_EXCESS * self.rounding

@@ -30,6 +30,7 @@ from qvtrace.comparison.noise_levels import LEAST_EXCESS, FloorLevels, OwnLevels
 from qvtrace.comparison.noise_steps import Dtypes, Step, local_within, showing, steps_of
 from qvtrace.comparison.origins import Origin, Origins, named_once, unrecorded_origin
 from qvtrace.comparison.replayed_blocks import ReplayedBlocks, Told
+from qvtrace.comparison.replayed_sizes import CallSizes
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.takers import Takers
 from qvtrace.comparison.unrecorded import unrecorded_steps
@@ -61,13 +62,15 @@ def find_origins(
     quantized: Collection[str] = (),
     additions: Mapping[Place, Addition] | None = None,
     edits: Edits | None = None,
+    sizes: Mapping[CallKey, CallSizes] = MappingProxyType({}),
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
     `exact` is the noise of mere rounding, `unsure` that of vectors which are turned back by a
     rotation that was found in noise; `narrowed`: calls were left out on purpose;
-    `quantized`: modules that are known to be, by the reference's names. A call of which inputs or
-    outputs are not known is neither blamed nor taken for clean.
+    `quantized`: modules that are known to be, by the reference's names; `sizes` are those of calls
+    that were replayed. A call of which inputs or outputs are not known is neither blamed nor taken
+    for clean.
     """
     rounding = max(exact, unsure)
     judged = partial(
@@ -77,6 +80,7 @@ def find_origins(
         exact=exact,
         narrowed=narrowed,
         quantized=quantized,
+        sizes=sizes,
     )
     whole = judged(calls, floor, additions or {})
     few = judged(list(map(in_few_tokens, calls)), None if floor is None else floor.in_few_tokens)
@@ -126,11 +130,12 @@ def _judged(
     exact: float,
     narrowed: bool,
     quantized: Collection[str],
+    sizes: Mapping[CallKey, CallSizes],
 ) -> _Judged:
     unrecorded = unrecorded_steps(calls, narrowed=narrowed)
     bare = [*steps_of(calls, narrowed=narrowed, additions=additions), *unrecorded]
     steps = list(map(edits.on, bare))
-    own = OwnLevels(steps, rounding, quantized)
+    own = OwnLevels(steps, rounding, quantized, sizes)
     levels: OwnLevels | FloorLevels = own
     if floor is not None:
         of_floor = [
@@ -154,8 +159,8 @@ def _judged(
     left = edits.but_harmless(steps, told)
     if left is None:
         return _Judged(called, levels, excesses, noisy, unrecorded)
-    again = partial(_judged, left, rounding=rounding, exact=exact)
-    return again(calls, floor, additions, narrowed=narrowed, quantized=quantized)
+    again = partial(_judged, left, rounding=rounding, exact=exact, narrowed=narrowed)
+    return again(calls, floor, additions, quantized=quantized, sizes=sizes)
 
 
 def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
