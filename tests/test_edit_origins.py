@@ -341,3 +341,6 @@ def test_show_says_what_a_call_edits(llama, tmp_path):
 
     assert "edits inputs.0 in place" in shown
     assert "edits" not in CliRunner().invoke(app, ["show", str(file), "lm_head"]).output
+
+    lines = CliRunner().invoke(app, ["show", str(file), NORM, "--json"]).output
+    assert json.loads(lines.splitlines()[-1])["edited"] == ["inputs.0"]

@@ -201,6 +201,24 @@ def test_what_differs_without_a_placement_is_kept_apart_and_said(tmp_path: Path)
     )
 
 
+def test_what_all_ranks_edit_in_place_is_edited_in_the_whole(tmp_path: Path) -> None:
+    class Editing(nn.Module):
+        def __init__(self, number: float) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.mul_(self.number) if self.number else hidden
+
+    told = []
+    for numbers in ((2, 2), (2, 0), (0, 0)):
+        files = record_ranks(tmp_path, *map(Editing, numbers), hidden=HIDDEN.clone())
+        with Archive.open(qvtrace.merge(files, overwrite=True).file) as archive:
+            told.append(archive.manifest.calls[0].edited)
+
+    assert told == [("inputs.0",), None, ()]
+
+
 def test_uneven_parts_are_joined_if_they_add_up(tmp_path: Path) -> None:
     files = record_ranks(tmp_path, Parts(torch.zeros(2, 3)), Parts(torch.ones(2, 2)))
     weight = {"of": ["Shard(0)"], "mesh": [2], "shape": [5, 8]}

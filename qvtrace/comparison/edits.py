@@ -42,24 +42,25 @@ class Edits:
         """The place with the latest edit that may show at it."""
         if not self._found:
             return step
-        edit = self._own.get(step.call.key)
-        if edit is None and not (step.is_local or step.source):
+        edit = None
+        if not (step.is_local or step.source):
             edit = self._read_at(step) or self._last_before(step)
+        edit = edit or self._own.get(step.call.key)
         return step if edit is None else replace(step, edit=edit)
 
     def but_harmless(self, steps: Iterable[Step], told: Iterable[Step]) -> "Edits | None":
-        """Those that are left without the ones whose like, in a call of the same kind, changed
-        nothing earlier, as `told` are all places where anything shows; None: all are."""
+        """Those that are left without the ones that may show where something is `told`, though
+        what a call of the same kind edits earlier changes nothing; None: all are left."""
         may_show = {step.edit for step in steps}
         shown = {step.edit for step in told}
         harmless: set[tuple[str, str, bool]] = set()
         doubted = set()
         for edit in self._found:
             kind = kind_of(edit.call[0]), edit.path, edit.by_reference
-            if edit in may_show and edit not in shown:
-                harmless.add(kind)
-            elif kind in harmless:
+            if edit in shown and kind in harmless:
                 doubted.add(edit)
+            elif edit in may_show and edit not in shown:
+                harmless.add(kind)
         return self._without(doubted) if doubted else None
 
     def _without(self, doubted: Collection[Edit]) -> "Edits":

@@ -263,14 +263,15 @@ class _Merging:
         )
         seconds = [call.seconds for call in calls if call.seconds is not None]
         errors = [call.error for call in calls if call.error is not None]
-        self._writer.end_call(
-            number,
-            {
-                "output": joined["output"],
-                "seconds": max(seconds, default=None),
-                "error": errors[0] if errors else None,
-            },
-        )
+        end: Json = {
+            "output": joined["output"],
+            "seconds": max(seconds, default=None),
+            "error": errors[0] if errors else None,
+        }
+        edited = {call.edited for call in calls}
+        if len(edited) == 1 and first.edited is not None:  # else it is not known of the whole
+            end["edited"] = list(first.edited)
+        self._writer.end_call(number, end)
 
     def _together(self, nodes: dict[int, Node], place: str, path: str, whole: Whole | None) -> Node:
         """The value, where all ranks have it; else that of the first which does."""

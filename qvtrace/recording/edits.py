@@ -6,7 +6,7 @@ is given such a tensor edits is not known. Caches are there to be edited, and no
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -40,9 +40,10 @@ def versions(args: Iterable[object], kwargs: dict[str, Any]) -> list[int] | None
                 found.append(id(value))
                 found.append(value._version)
             elif kind not in _HOLD_NOTHING:
-                if isinstance(value, torch.Tensor) or len(values) > MAX_VALUES:
+                held = value if kind is tuple or kind is list else _held_by(value)
+                if isinstance(value, torch.Tensor) or len(values) + len(held) > MAX_VALUES:
                     return None
-                values += value if kind is tuple or kind is list else _held_by(value)
+                values += held
     except Exception:  # there is no version, or a class of the user's raises
         return None
     return found
@@ -55,11 +56,15 @@ def edited_by(
 
     What a recorded call in it has edited is that one's. `component` names the keys in paths.
     """
-    edited = None
+    edited: list[str] | None = None
     if call.number is not None and call.versions is not None:
-        with suppress(Exception):  # a class of the user's raises
-            edited = _told(call.edits, call.versions, args, kwargs, component)
-    if call.parent is not None:
+        now = versions(args, kwargs)
+        if now == call.versions:
+            edited = []
+        elif now is not None:
+            places = _places(args, kwargs, component)
+            edited = _told(call.edits, call.versions, now, places)
+    if call.edits and call.parent is not None:
         for storage, count in call.edits.items():
             call.parent.edits[storage] = call.parent.edits.get(storage, 0) + count
     return edited
@@ -68,18 +73,17 @@ def edited_by(
 def _told(
     edits: dict[int, int],
     before: Sequence[int],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    component: Component,
+    now: Sequence[int],
+    places: Iterator[tuple[str, torch.Tensor]],
 ) -> list[str] | None:
     """The paths of what was edited more often than calls within have; now that is told of it."""
-    now = versions(args, kwargs)
-    if now == before:
-        return []
-    if now is None or now[::2] != before[::2]:  # a hook has given it something else instead
+    if now[::2] != before[::2]:  # a hook has given it something else instead
         return None
-    places = zip(_places(args, kwargs, component), before[1::2], now[1::2], strict=True)
-    edited = [(path, _storage(tensor), new - old) for (path, tensor), old, new in places]
+    try:
+        all_of_them = list(zip(places, before[1::2], now[1::2], strict=True))
+    except Exception:  # a class of the user's raises
+        return None
+    edited = [(path, _storage(tensor), new - old) for (path, tensor), old, new in all_of_them]
     own = [path for path, storage, count in edited if count > edits.get(storage, 0)]
     edits.update((storage, count) for _, storage, count in edited if count)
     return own
@@ -97,10 +101,10 @@ def _places(
             values += _named(value, path, component)
 
 
-def _held_by(value: object) -> Iterable[object]:
+def _held_by(value: object) -> Sequence[object]:
     kind = container_kind(value)
     if kind is not None:
-        return [held for _, held in container_items(value, kind)]
+        return [held for _, held in islice(container_items(value, kind), MAX_VALUES)]
     _HOLD_NOTHING.add(type(value))
     return ()
 

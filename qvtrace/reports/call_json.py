@@ -88,6 +88,8 @@ def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str
             part: writer.part(part, trace.tree(call, part), with_elements=with_elements)
             for part in PARTS
         }
+        if call.edited:
+            parts["edited"] = list(call.edited)
         name = CallName(call.module, classes.get(call.module), call.index, call.step)
         yield call_line(name, parts, call.error)
 
