@@ -13,6 +13,7 @@ from torch import nn
 
 from qvtrace.errors import ModelError, QvtraceError, UsageError
 from qvtrace.models.chatter import one_line
+from qvtrace.models.hub import hub_address
 from qvtrace.models.layers import keep_first_layers
 from qvtrace.models.origins import Checkpoint
 from qvtrace.models.placement import (
@@ -112,6 +113,7 @@ def source_options(checkpoint: Checkpoint, request: ModelRequest) -> dict[str, A
         "revision": request.revision,
         "cache_dir": request.cache_dir,
         "token": request.hf_token,
+        "local_files_only": True if checkpoint.is_out_of_reach else None,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -213,6 +215,12 @@ def _explain(
         return UsageError(
             f"--device-map {request.device_map}: {said}; "
             "give auto, a device, disk, or a JSON object of modules and devices"
+        )
+    if checkpoint.is_out_of_reach and isinstance(error, OSError):
+        return ModelError(
+            f"--model {label}: is no local directory, and not all of it is in the cache of the "
+            f"Hugging Face hub ({hub_address()}), which cannot be reached; "
+            "check the name and the connection"
         )
     if not checkpoint.local and isinstance(error, OSError):
         return ModelError(

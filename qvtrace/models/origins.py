@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 from qvtrace.errors import UsageError
 from qvtrace.models.functions import FunctionName
 from qvtrace.models.gguf_files import SUFFIX, gguf_in
+from qvtrace.models.hub import is_reachable
 
 EMBEDDED = "qwen3-vl-tiny"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -40,6 +42,11 @@ class Checkpoint:
         """The GGUF file itself."""
         assert self.gguf is not None
         return Path(self.place) / self.gguf
+
+    @cached_property
+    def is_out_of_reach(self) -> bool:
+        """Whether it is of a hub that cannot be reached: what is cached of it is all there is."""
+        return not self.local and not is_reachable()
 
 
 Origin: TypeAlias = Embedded | Checkpoint | FunctionName
