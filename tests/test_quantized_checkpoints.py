@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace.archive import Archive
 from qvtrace.cli import app
-from qvtrace.cli.flags import ModelFlags, Variant
+from qvtrace.cli.model_flags import ModelFlags, Variant
 from qvtrace.cli.record import next_command
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare

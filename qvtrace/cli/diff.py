@@ -5,17 +5,9 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import (
-    ROWS,
-    ElementFlags,
-    ExplainFlags,
-    GateFlags,
-    ModulePatterns,
-    ReportFlags,
-    RowFlags,
-    option,
-    with_flags,
-)
+from qvtrace.cli.comparison_flags import ExplainFlags, GateFlags, ReportFlags, RowFlags
+from qvtrace.cli.flags import ElementFlags, ModulePatterns
+from qvtrace.cli.options import ROWS, option, with_flags
 from qvtrace.cli.reporting import check_output, write_comparison
 
 

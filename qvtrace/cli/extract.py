@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import OUTPUT, ROWS, Force, option
+from qvtrace.cli.flags import Force
+from qvtrace.cli.options import OUTPUT, ROWS, option
 from qvtrace.cli.terminal import print_next
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from qvtrace.archive.overwriting import InputFile
 
 if TYPE_CHECKING:
-    from qvtrace.cli.flags import GateFlags, ModelFlags, RowFlags, StorageFlags
+    from qvtrace.cli.comparison_flags import GateFlags, RowFlags
+    from qvtrace.cli.model_flags import ModelFlags
+    from qvtrace.cli.recording_flags import StorageFlags
 
 # What transformers reads of a directory; an archive or a report there is nothing of it.
 _CHECKPOINT_FILES = (

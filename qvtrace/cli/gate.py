@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import GATES, GateFlags, ReportFlags, option, with_flags
+from qvtrace.cli.comparison_flags import GateFlags, ReportFlags
+from qvtrace.cli.options import GATES, option, with_flags
 from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qvtrace.cli.flags import ReportFlags
+from qvtrace.cli.comparison_flags import ReportFlags
 from qvtrace.cli.recording import Job, run_job
 from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import UsageError

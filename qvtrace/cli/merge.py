@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import OUTPUT, Force, option
+from qvtrace.cli.flags import Force
+from qvtrace.cli.options import OUTPUT, option
 from qvtrace.cli.terminal import print_next
 
 

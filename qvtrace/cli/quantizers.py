@@ -3,7 +3,7 @@
 import json
 from typing import Annotated
 
-from qvtrace.cli.flags import OUTPUT, flag
+from qvtrace.cli.options import OUTPUT, flag
 from qvtrace.cli.terminal import output_width, print_lines
 
 

@@ -4,24 +4,11 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from qvtrace.cli.flags import (
-    MODEL,
-    OUTPUT,
-    STORED,
-    ElementFlags,
-    Force,
-    ModelFlags,
-    ModulePatterns,
-    ShareFlags,
-    StorageFlags,
-    Traceback,
-    Variant,
-    WatchFlags,
-    flag,
-    option,
-    with_flags,
-)
+from qvtrace.cli.flags import ElementFlags, Force, ModulePatterns, Traceback
+from qvtrace.cli.model_flags import ModelFlags, Variant
+from qvtrace.cli.options import MODEL, OUTPUT, STORED, flag, option, with_flags
 from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.recording_flags import ShareFlags, StorageFlags, WatchFlags
 from qvtrace.cli.terminal import print_next
 from qvtrace.errors import UsageError
 

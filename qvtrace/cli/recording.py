@@ -7,15 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvtrace.cli.flags import (
-    ElementFlags,
-    ModelFlags,
-    ModulePatterns,
-    ShareFlags,
-    StorageFlags,
-    Variant,
-    WatchFlags,
-)
+from qvtrace.cli.flags import ElementFlags, ModulePatterns
+from qvtrace.cli.model_flags import ModelFlags, Variant
+from qvtrace.cli.recording_flags import ShareFlags, StorageFlags, WatchFlags
 from qvtrace.cli.terminal import (
     ShowProgress,
     error_width,

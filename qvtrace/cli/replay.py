@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvtrace.cli.flags import (
-    MODEL,
-    MODULES,
-    OUTPUT,
-    Force,
-    ModelFlags,
-    ModulePatterns,
-    ShareFlags,
-    Traceback,
-    Variant,
-    option,
-    with_flags,
-)
+from qvtrace.cli.flags import Force, ModulePatterns, Traceback
+from qvtrace.cli.model_flags import ModelFlags, Variant
+from qvtrace.cli.options import MODEL, MODULES, OUTPUT, option, with_flags
 from qvtrace.cli.recording import TRACES
+from qvtrace.cli.recording_flags import ShareFlags
 from qvtrace.cli.terminal import error_width, print_lines, print_next, progress_bar
 from qvtrace.errors import UsageError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvtrace.cli.flags import Format, ReportFlags
+from qvtrace.cli.comparison_flags import Format, ReportFlags
 from qvtrace.cli.terminal import output_width, print_lines, shows_blocks
 from qvtrace.errors import UsageError
 

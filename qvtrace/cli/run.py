@@ -10,29 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvtrace.cli.flags import (
-    MODEL,
-    OUTPUT,
-    ROWS,
-    ElementFlags,
-    Force,
-    Format,
-    GateFlags,
-    ModelFlags,
-    ModulePatterns,
-    Paths,
-    ReportFlags,
-    RowFlags,
-    ShareFlags,
-    StorageFlags,
-    Traceback,
-    Variant,
-    WatchFlags,
-    option,
-    with_flags,
-)
+from qvtrace.cli.comparison_flags import Format, GateFlags, Paths, ReportFlags, RowFlags
+from qvtrace.cli.flags import ElementFlags, Force, ModulePatterns, Traceback
 from qvtrace.cli.in_flight import InFlight, run_in_flight
+from qvtrace.cli.model_flags import ModelFlags, Variant
+from qvtrace.cli.options import MODEL, OUTPUT, ROWS, option, with_flags
 from qvtrace.cli.recording import TRACES, Job, run_job
+from qvtrace.cli.recording_flags import ShareFlags, StorageFlags, WatchFlags
 from qvtrace.cli.reporting import check_output, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from qvtrace.cli.flags import OUTPUT, ElementFlags, flag, with_flags
+from qvtrace.cli.flags import ElementFlags
+from qvtrace.cli.options import OUTPUT, flag, with_flags
 from qvtrace.cli.terminal import output_width, print_lines
 
 

@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvtrace.cli.flags import (
-    MODEL,
-    OUTPUT,
-    ModelFlags,
-    ModulePatterns,
-    Traceback,
-    Variant,
-    option,
-    with_flags,
-)
+from qvtrace.cli.flags import ModulePatterns, Traceback
+from qvtrace.cli.model_flags import ModelFlags, Variant
+from qvtrace.cli.options import MODEL, OUTPUT, option, with_flags
 from qvtrace.cli.recording import TRACES
 from qvtrace.cli.replay import refuse_samples
 from qvtrace.cli.reporting import check_output, write_file

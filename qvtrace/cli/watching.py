@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from qvtrace.cli.flags import ElementFlags, WatchFlags
+from qvtrace.cli.flags import ElementFlags
+from qvtrace.cli.recording_flags import WatchFlags
 from qvtrace.cli.terminal import error_width, print_lines, silence
 from qvtrace.errors import UsageError
 
