@@ -13,7 +13,7 @@ from qvtrace.cli import app
 from qvtrace.errors import UsageError
 from qvtrace.metrics.blocks import BLOCK
 from qvtrace.metrics.details import compare_in_detail
-from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, Channels, spread
+from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, Axes, spread
 
 LOUD = 11  # the channel of the input that stands out
 OFF = 5  # the channel of the output that is wrong
@@ -57,7 +57,7 @@ def explained(files, pattern="down_proj", **options):
 
 
 def spread_of_some(reference, candidate, axis=-1):
-    ((_, details),) = compare_in_detail([(reference, candidate, Channels(axis))])
+    ((_, details),) = compare_in_detail([(reference, candidate, Axes(axis))])
     return details.spread
 
 
@@ -272,7 +272,7 @@ def test_some_tokens_tell_of_a_bad_channel_and_where_in_the_whole_they_stand(axi
     np.moveaxis(error, axis, -1)[..., 5] += 1.0
 
     some = spread_of_some(reference, reference + error, axis)
-    whole = spread(reference, reference + error, channels=Channels(axis))
+    whole = spread(reference, reference + error, Axes(axis))
 
     assert some is not None
     assert whole is not None
@@ -304,10 +304,10 @@ def test_pairs_of_one_shape_have_the_spreads_that_each_has_alone():
     for number in range(20):
         reference, error = generator.standard_normal((2, 64, 256)).astype(np.float32)
         error[number] *= 100
-        pairs.append((reference, reference + np.float32(0.01) * error, Channels()))
+        pairs.append((reference, reference + np.float32(0.01) * error, Axes()))
     pairs[3][1][5, 7] = np.nan
     pairs[4][0][5, 9] = np.finfo(np.float32).min
-    pairs.insert(6, (np.float16(pairs[0][0]), pairs[0][1], Channels()))
+    pairs.insert(6, (np.float16(pairs[0][0]), pairs[0][1], Axes()))
 
     together = [details for _, details in compare_in_detail(pairs)]
 

@@ -16,7 +16,7 @@ from qvtrace.archive import Archive
 from qvtrace.cli import app
 from qvtrace.errors import ArchiveError
 from qvtrace.metrics.details import compare_in_detail
-from qvtrace.metrics.spreads import Channels, spread
+from qvtrace.metrics.spreads import SAMPLE, Axes, some_tokens, spread
 from qvtrace.reports.html.data import page_data
 
 WIDTH = 16  # channels of a head
@@ -313,15 +313,15 @@ def test_heads_of_pairs_looked_at_together_are_sums_of_their_channels():
     for number in range(6):
         reference, error = generator.standard_normal((2, 3, 9, 24)).astype(np.float32)
         error[..., 8 * (number % 3) :] *= 3
-        channels = Channels(of_a_head=8 if number % 2 else None)
-        pairs.append((reference, reference + np.float32(0.1) * error, channels))
+        axes = Axes(of_a_head=8 if number % 2 else None)
+        pairs.append((reference, reference + np.float32(0.1) * error, axes))
     pairs[1][1][0, 0, 9] = np.nan
 
     found = [details.spread for _, details in compare_in_detail(pairs)]
 
-    for (reference, candidate, channels), some in zip(pairs, found, strict=True):
-        assert some == spread(reference, candidate, channels=channels)
-        if channels.of_a_head is None:
+    for (reference, candidate, axes), some in zip(pairs, found, strict=True):
+        assert some == spread(reference, candidate, axes)
+        if axes.of_a_head is None:
             assert some.heads is None
             continue
         squares = np.square(np.float64(candidate) - reference).reshape(-1, 3, 8)
@@ -329,3 +329,59 @@ def test_heads_of_pairs_looked_at_together_are_sums_of_their_channels():
         assert some.heads.profile == pytest.approx(shares.tolist())
     first = found[1].heads.worst[0]
     assert (first.index, first.nonfinite) == ((1,), 1)
+
+
+def test_heads_that_are_an_axis_are_on_the_page_too(planted):
+    attention = "model.layers.0.self_attn"
+    files = planted("qwen3", f"{attention}.q_norm", slice(0, 4))
+    planted_head = planted("qwen3", f"{attention}.q_proj", of_head(3))
+    name = f"{attention}.q_norm"
+
+    drawn, _ = profiles(files, name)
+
+    count, shares = drawn["head"]
+    assert (count, sum(shares)) == (HEADS, pytest.approx(1000, abs=HEADS))
+    assert min(shares) > 100  # all heads have that norm
+    given, _ = profiles(planted_head, f"{name} inputs.0", path="inputs")
+    assert given["head"] == (HEADS, [0, 0, 0, 1000])
+
+
+def with_a_bad_head(shape, axis, head):
+    generator = np.random.default_rng(0)
+    reference, error = generator.standard_normal((2, *shape)).astype(np.float32)
+    candidate = reference.copy()
+    np.moveaxis(candidate, axis, 0)[head] += np.moveaxis(error, axis, 0)[head]
+    return reference, candidate
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((1, 512, 16, 128), 2), ((1, 16, 512, 128), 1)])
+def test_some_tokens_of_a_large_tensor_are_of_all_heads(shape, axis):
+    pair = with_a_bad_head(shape, axis, 3)
+
+    ((_, details),) = compare_in_detail([(*pair, Axes(heads=axis))])
+
+    assert details.spread.sampled == (64, 8192)
+    assert details.spread.heads.count == 16
+    assert [part.index for part in details.spread.heads.worst] == [(3,)]
+    assert details.spread.heads.worst[0].nsr == pytest.approx(1.0, rel=0.2)
+    assert {part.index[axis] for part in details.spread.tokens.worst} == {3}
+
+
+def test_fewer_tokens_than_heads_tell_of_none():
+    pair = with_a_bad_head((1, 4, 64, 4096), 2, 3)
+
+    ((_, details),) = compare_in_detail([(*pair, Axes(heads=2))])
+
+    assert details.spread.heads is None
+    assert spread(*pair, Axes(heads=2)).heads.worst[0].index == (3,)
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(1, 1), (7, 7), (9, 8), (100, 64), (8192, 64)])
+def test_no_token_is_looked_at_twice(tokens, count):
+    reference = np.ones((tokens, SAMPLE // count), dtype=np.float32)
+
+    chosen = some_tokens(reference, reference).chosen.tolist()
+
+    assert len(chosen) == count
+    assert chosen == sorted({*chosen})
+    assert 0 <= chosen[0] <= chosen[-1] < tokens

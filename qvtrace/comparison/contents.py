@@ -40,7 +40,7 @@ from qvtrace.metrics.rotations import Rotation, are_of_one_norm
 from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.sizes import Sizes, sizes_of
-from qvtrace.metrics.spreads import Channels, Spread, spread
+from qvtrace.metrics.spreads import Axes, Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
 from qvtrace.trees import Node, TensorLeaf, ValueLeaf
@@ -54,15 +54,10 @@ _TOGETHER = 4096  # pairs compared at once: each is some objects until it is don
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 Found = TypeVar("Found")
 
-# From a shape to where its channels are.
-ChannelsOf: TypeAlias = Callable[[tuple[int, ...]], Channels]
+# From a shape to what its axes are.
+AxesOf: TypeAlias = Callable[[tuple[int, ...]], Axes]
 
 _Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
-
-
-def last_axis(shape: tuple[int, ...]) -> Channels:
-    """That of channels, of most tensors."""
-    return Channels()
 
 
 class ContentPairs:
@@ -76,7 +71,7 @@ class ContentPairs:
         self._wanted: dict[Contents, _Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
         self._shown: dict[Contents, _Leaves] = {}  # in detail
-        self._channels: dict[Contents, Channels] = {}  # of these
+        self._axes: dict[Contents, Axes] = {}  # of these
         self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
         self.rotations = Rotations()
@@ -90,17 +85,15 @@ class ContentPairs:
         ):
             self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
 
-    def show(
-        self, reference: Node | None, candidate: Node | None, channels: ChannelsOf = last_axis
-    ) -> None:
-        """Have details of two leaves, if they are tensors; `channels` tells where theirs are."""
+    def show(self, reference: Node | None, candidate: Node | None, axes: AxesOf) -> None:
+        """Have details of two leaves, if they are tensors; `axes` tells what theirs are."""
         if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
             contents = contents_of(reference, candidate)
             self._shown.setdefault(contents, (reference, candidate))
-            found = channels(reference.shape)
-            known = self._channels.setdefault(contents, found)
-            if known.of_a_head is None and found.of_a_head is not None:  # another place knows more
-                self._channels[contents] = found
+            found = axes(reference.shape)
+            known = self._axes.setdefault(contents, found)
+            if found.has_heads and not known.has_heads:  # another place knows more
+                self._axes[contents] = found
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet.
@@ -207,19 +200,13 @@ class ContentPairs:
             ),
         )
 
-    def spread(
-        self,
-        reference: TensorLeaf,
-        candidate: TensorLeaf,
-        channels: Channels,
-        head_axis: int | None,
-    ) -> Spread | None:
+    def spread(self, reference: TensorLeaf, candidate: TensorLeaf, axes: Axes) -> Spread | None:
         """Where in two tensors their error is; tokens of a sample by their places in the whole."""
         sample = self.portions.sample(reference, candidate)
         outcome = self.outcome(reference, candidate)
         layout = None if sample is not None else outcome.layout
         sides = self._readable(reference, candidate, layout, outcome.rotation)
-        found = spread(*sides, channels=channels, head_axis=head_axis)
+        found = spread(*sides, axes)
         return found if found is None or sample is None else found.placed(sample.index)
 
     def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
@@ -430,7 +417,7 @@ class ContentPairs:
         shown = [contents for contents in pairs if contents in self._shown]
         others = [contents for contents in pairs if contents not in self._shown]
         found = compare_in_detail(
-            [(*pairs[contents], self._channels_of(contents)) for contents in shown],
+            [(*pairs[contents], self._axes_of(contents)) for contents in shown],
             tokens=self._keeps_tokens,
         )
         self._details.update(
@@ -444,11 +431,9 @@ class ContentPairs:
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
 
-    def _channels_of(self, contents: Contents) -> Channels:
-        """Where they are; vectors of a sample stand one after the other."""
+    def _axes_of(self, contents: Contents) -> Axes:
         is_sampled = self.portions.are_partial(*self._shown[contents])
-        known = self._channels[contents]
-        return replace(known, axis=-1) if is_sampled else known
+        return self._axes[contents].sampled() if is_sampled else self._axes[contents]
 
     def _placed(self, contents: Contents, details: Details) -> Details:
         """Details with tokens of a sample at their places in the whole."""

@@ -7,6 +7,7 @@ from functools import partial
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.axes import TensorAxes
 from qvtrace.comparison.call_leaves import (
     argument_leaves,
     call_leaves,
@@ -16,7 +17,6 @@ from qvtrace.comparison.call_leaves import (
     tensors_of,
 )
 from qvtrace.comparison.contents import ContentPairs, contents_of, same_contents
-from qvtrace.comparison.explanations import channels_of
 from qvtrace.comparison.leaves import (
     LeafPair,
     filled,
@@ -88,7 +88,7 @@ class RowBuilder:
         self._candidate = candidate
         self._parts = PARTS[path]
         self._classes = _classes(reference), _classes(candidate)
-        self._modules = {entry.name: entry for entry in reference.manifest.modules}
+        self._axes = TensorAxes(reference.manifest)
         self.rows: list[Row] = []
         self.aside: list[Row] = []  # of the places that `path` leaves out
         self.calls: Sequence[CallEntry] = reference.manifest.calls  # that rows stand for
@@ -218,9 +218,8 @@ class RowBuilder:
             self._planned.append((pair, leaves))
             self.candidate_modules.add(pair.candidate.module)
             if self._with_details:
-                where = pair.reference.module, leaves.path
-                channels = partial(channels_of, self._modules, *where)
-                self.contents.show(leaves.reference, leaves.candidate, channels)
+                axes = partial(self._axes.of, pair.reference.module, leaves.path)
+                self.contents.show(leaves.reference, leaves.candidate, axes)
         else:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)

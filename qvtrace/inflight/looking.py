@@ -11,13 +11,13 @@ from typing import TypeAlias
 from qvtrace.archive import Archive
 from qvtrace.archive.passing import PassingTrace
 from qvtrace.comparison.alignment import Pair
+from qvtrace.comparison.axes import TensorAxes
 from qvtrace.comparison.call_leaves import (
     argument_leaves,
     have_other_tokens,
     output_leaves,
     tensors_of,
 )
-from qvtrace.comparison.explanations import channels_of
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rotating import Rotations
@@ -60,7 +60,7 @@ class Looking:
         """Raises `UsageError` for maps or a rotation that cannot be read."""
         manifest = reference.manifest
         self._reference = reference
-        self._modules = {entry.name: entry for entry in manifest.modules}
+        self._axes = TensorAxes(manifest)
         self._partners = Partners(manifest, options.maps)
         self._options = options
         declared = () if options.transform is None else load_rotations(options.transform)
@@ -111,8 +111,8 @@ class Looking:
         for place in leaves:
             self.contents.want(place.reference, place.candidate)
             if self._options.details and place.path.partition(".")[0] in parts:
-                channels = partial(channels_of, self._modules, pair.reference.module, place.path)
-                self.contents.show(place.reference, place.candidate, channels)
+                axes = partial(self._axes.of, pair.reference.module, place.path)
+                self.contents.show(place.reference, place.candidate, axes)
         self.contents.compare()
         for place in leaves:
             tensors = tensors_of(place)

@@ -11,7 +11,7 @@ from qvtrace.metrics.differences import Difference, comparison_job
 from qvtrace.metrics.elements import Readable, format_of
 from qvtrace.metrics.histograms import Histograms, SomeElements, histograms, some_elements
 from qvtrace.metrics.norms import CANCELLED
-from qvtrace.metrics.spreads import Channels, SomeTokens, Spread, some_tokens, spreads
+from qvtrace.metrics.spreads import Axes, SomeTokens, Spread, some_tokens, spreads
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
 
@@ -31,10 +31,10 @@ class Details:
 
 
 def compare_in_detail(
-    pairs: Sequence[tuple[Readable, Readable, Channels]], *, tokens: bool = False
+    pairs: Sequence[tuple[Readable, Readable, Axes]], *, tokens: bool = False
 ) -> list[tuple[Difference, Details]]:
     """The difference of each pair of one shape, as `compare_all` has it, and its details; with
-    where its channels are."""
+    what its axes are."""
     found: list[tuple[Difference, Details]] = []
     for some in _pieces(pairs, _TOGETHER):
         seen = run([_Detailed(*pair, tokens=tokens) for pair in some])
@@ -75,10 +75,10 @@ class _Detailed:
     """A comparison, and both statistics from the same blocks while these are in the cache."""
 
     def __init__(
-        self, reference: Readable, candidate: Readable, channels: Channels, *, tokens: bool
+        self, reference: Readable, candidate: Readable, axes: Axes, *, tokens: bool
     ) -> None:
         self._arrays = reference, candidate
-        self._channels = channels
+        self._axes = axes
         self._comparison = comparison_job(reference, candidate, tokens=tokens)
         self._sides = StatisticsJob(reference), StatisticsJob(candidate)
         self.blocks = self._comparison.blocks
@@ -111,7 +111,7 @@ class _Detailed:
             for index, side in enumerate(self._sides, start=1)
         )
         elements = some_elements(*self._arrays)
-        tokens = some_tokens(*self._arrays, self._channels)
+        tokens = some_tokens(*self._arrays, self._axes)
         return difference, _Looks((reference, candidate), elements, tokens)
 
 

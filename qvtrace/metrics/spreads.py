@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,31 @@ OUTLYING = 6.0  # times the median channel
 WORST = 8  # tokens, channels, heads that are named
 BINS = 64
 SAMPLE = 8 * 1024  # elements of which `some_tokens` consist
+_GOLDEN = (5**0.5 - 1) / 2  # whose multiples are all over what is between two whole numbers
 _FEWEST = 8  # channels, from which on their median says something
 
 Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
-    """Where in a tensor its channels are."""
+class Axes:
+    """Where in a tensor its channels are, and its heads, if it is known to have any."""
 
-    axis: int = -1
-    of_a_head: int | None = None  # so many, one after the other, are a head; None: not known
+    channels: int = -1
+    heads: int | None = None  # before channels along the last axis
+    of_a_head: int | None = None  # so many channels, one after the other, are a head
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether any are known."""
+        return self.heads is not None or self.of_a_head is not None
+
+    def sampled(self) -> "Axes":
+        """The same where vectors along the last axis stand one after the other."""
+        return Axes(of_a_head=self.of_a_head)
 
 
-_LAST_AXIS = Channels()
+_LAST_AXIS = Axes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,30 +108,22 @@ class Spread:
         return replace(self, tokens=replace(self.tokens, worst=worst))
 
 
-def spread(
-    reference: Readable,
-    candidate: Readable,
-    *,
-    channels: Channels = _LAST_AXIS,
-    head_axis: int | None = None,
-) -> Spread | None:
-    """How the error of the candidate is spread; both are floats of one shape. `head_axis` numbers
-    heads that are not known as channels.
+def spread(reference: Readable, candidate: Readable, axes: Axes = _LAST_AXIS) -> Spread | None:
+    """How the error of the candidate is spread; both are floats of one shape.
 
     None for arrays that have no elements or no axis, that hold no floats, or whose squares leave
     the range of float64.
     """
     if not _has_a_spread(reference, candidate):
         return None
-    if channels.axis % len(reference.shape) != len(reference.shape) - 1:
+    if axes.channels % len(reference.shape) != len(reference.shape) - 1:
         reference, candidate = (
-            np.moveaxis(_whole(side), channels.axis, -1) for side in (reference, candidate)
+            np.moveaxis(_whole(side), axes.channels, -1) for side in (reference, candidate)
         )
     sums = SquareSums.of(reference, candidate)
-    (found,) = _spreads(sums, reference.shape[:-1], channels.of_a_head)
-    if found is None or found.heads is not None or head_axis is None:
-        return found
-    return replace(found, heads=_heads(sums, reference.shape[:-1], head_axis))
+    leading = reference.shape[:-1]
+    (found,) = _spreads(sums, leading, np.arange(math.prod(leading)), axes)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,31 +134,31 @@ class SomeTokens:
     candidate: Array
     leading: tuple[int, ...]  # the shape of all tokens
     chosen: Places  # which of them these are, counted through
-    of_a_head: int | None = None  # channels
+    axes: Axes
 
     @property
     def form(self) -> tuple[object, ...]:
         """What those have in common that are looked at together."""
         sides = self.reference, self.candidate
         dtypes = (side.dtype for side in sides)
-        return self.leading, self.reference.shape, self.of_a_head, *dtypes
+        return self.leading, self.reference.shape, self.axes, *dtypes
 
 
 def some_tokens(
-    reference: Readable, candidate: Readable, channels: Channels = _LAST_AXIS
+    reference: Readable, candidate: Readable, axes: Axes = _LAST_AXIS
 ) -> SomeTokens | None:
     """Tokens from all over a pair, at most about `SAMPLE` elements: what a report can have of every
     pair without another look at all of it. None for what has no spread."""
     if not _has_a_spread(reference, candidate):
         return None
     shape = reference.shape
-    axis = channels.axis % len(shape)
-    leading, width = shape[:axis] + shape[axis + 1 :], shape[axis]
-    tokens = reference.size // width
-    count = min(tokens, max(_FEWEST, SAMPLE // width))
+    axis = axes.channels % len(shape)
+    leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
+    tokens = reference.size // channels
+    count = min(tokens, max(_FEWEST, SAMPLE // channels))
     chosen = _all_over(tokens, count)
     one, other = (_tokens(side, chosen, leading, axis) for side in (reference, candidate))
-    return SomeTokens(one, other, leading, chosen, channels.of_a_head)
+    return SomeTokens(one, other, leading, chosen, axes)
 
 
 def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
@@ -168,7 +172,7 @@ def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
             np.stack([sample.reference for sample in samples]),
             np.stack([sample.candidate for sample in samples]),
         )
-    return _spreads(sums, first.leading, first.of_a_head, first.chosen)
+    return _spreads(sums, first.leading, first.chosen, first.axes)
 
 
 def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
@@ -178,8 +182,11 @@ def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
 
 @lru_cache
 def _all_over(tokens: int, count: int) -> Places:
-    """So many of all tokens, evenly spaced."""
-    places: Places = (2 * np.arange(count) + 1) * tokens // (2 * count)
+    """So many of all tokens: one of each run, nowhere at the same place in it, for a regular step
+    might meet one head alone."""
+    starts = np.arange(count + 1) * tokens // count
+    within = np.arange(1, count + 1) * _GOLDEN % 1.0
+    places: Places = starts[:-1] + (within * np.diff(starts)).astype(np.intp)
     return places
 
 
@@ -205,10 +212,7 @@ def _whole(array: Readable) -> Array:
 
 
 def _spreads(
-    sums: SquareSums,
-    leading: tuple[int, ...],
-    of_a_head: int | None,
-    chosen: Places | None = None,
+    sums: SquareSums, leading: tuple[int, ...], chosen: Places, axes: Axes
 ) -> list[Spread | None]:
     """Of each pair of `sums`, of whose tokens only those `chosen` were looked at."""
     count, channels = sums.token.shape[1], sums.channel.shape[1]
@@ -217,7 +221,7 @@ def _spreads(
         sums.is_finite().tolist(),
         _alongs(sums.token, sums.token_signal, sums.token_broken, leading, chosen),
         _alongs(sums.channel, sums.channel_signal, sums.channel_broken, (channels,)),
-        [None] * len(sums.channel) if of_a_head is None else _heads_of(sums, of_a_head),
+        _heads(sums, leading, chosen, axes),
         _outliers(sums),
         sums.left_out.tolist(),
         strict=True,
@@ -233,24 +237,31 @@ def _spreads(
     ]
 
 
-def _heads_of(sums: SquareSums, channels: int) -> list[Along]:
-    """Of each pair, whose channels are heads of so many."""
-    pairs, width = sums.channel.shape
-    heads = width // channels
-    error, signal, broken = (
-        of.reshape(pairs, heads, channels).sum(axis=2)
-        for of in (sums.channel, sums.channel_signal, sums.channel_broken)
-    )
-    return _alongs(error, signal, broken, (heads,))
+def _heads(
+    sums: SquareSums, leading: tuple[int, ...], chosen: Places, axes: Axes
+) -> Sequence[Along | None]:
+    """Of each pair; None where heads are not known, or not all of them were looked at."""
+    by_channel = sums.channel, sums.channel_signal, sums.channel_broken
+    by_token = sums.token, sums.token_signal, sums.token_broken
+    pairs = len(sums.channel)
+    if axes.of_a_head is not None:
+        parts = tuple(of.reshape(pairs, -1, axes.of_a_head).sum(axis=2) for of in by_channel)
+    elif axes.heads is not None:
+        heads = np.unravel_index(chosen, leading)[axes.heads]
+        if not np.bincount(heads, minlength=leading[axes.heads]).all():
+            return [None] * pairs
+        parts = tuple(_summed(of, heads, leading[axes.heads]) for of in by_token)
+    else:
+        return [None] * pairs
+    error, signal, broken = parts
+    return _alongs(error, signal, broken, error.shape[1:])
 
 
-def _heads(sums: SquareSums, leading: tuple[int, ...], axis: int) -> Along:
-    others = tuple(1 + other for other in range(len(leading)) if other != axis)
-    error, signal, broken = (
-        totals.reshape(-1, *leading).sum(axis=others)
-        for totals in (sums.token, sums.token_signal, sums.token_broken)
-    )
-    return _alongs(error, signal, broken, leading[axis : axis + 1])[0]
+def _summed(sums: NDArray[Any], groups: Places, count: int) -> NDArray[Any]:
+    """Columns of one group, added up."""
+    totals = np.zeros((count, len(sums)), dtype=sums.dtype)
+    np.add.at(totals, groups, sums.T)
+    return totals.T
 
 
 def _alongs(
