@@ -19,6 +19,7 @@ from torch import nn
 
 from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
+from qvtrace.archive.destinations import place_of
 from qvtrace.archive.dry_run import DryWriter
 from qvtrace.archive.overwriting import InputFile, refuse_overwriting_by_archive
 from qvtrace.archive.writer import Tensor
@@ -115,9 +116,9 @@ def replay(
         variant=VariantInfo(name=variant),
     )
     if isinstance(archive, Archive):
-        return Replay(model, archive, Path(path), options).run()
+        return Replay(model, archive, place_of(path), options).run()
     with Archive.open(archive) as opened:
-        return Replay(model, opened, Path(path), options).run()
+        return Replay(model, opened, place_of(path), options).run()
 
 
 class Replay:

@@ -649,6 +649,7 @@ def test_an_archive_never_takes_the_place_of_a_pipe_or_a_device(folder, argument
     [
         ("-", "standard output"),
         (".", "is a folder; name a file in it"),
+        ("new/", "is a folder; name a file in it"),
         ("functions.py/new/file", "functions.py is no folder; choose another"),
     ],
 )

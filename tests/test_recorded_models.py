@@ -763,3 +763,13 @@ def test_a_folder_is_refused_when_the_block_is_entered(
     assert hooks_on(model) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["folder.st"]
     assert not list((tmp_path / "folder.st").iterdir())
+
+
+def test_a_name_that_ends_as_that_of_a_folder_is_no_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ArchiveError, match=r"new/: is a folder; name a file in it$"),
+        record(Mlp(), f"{tmp_path}/new/"),
+    ):
+        pass
+
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,24 @@ lose."""
 import os
 from pathlib import Path
 
+from qvtrace.errors import ArchiveError
+
 _STDOUT = Path("-")  # what other programs take standard output by
+
+
+def place_of(name: str | os.PathLike[str]) -> Path:
+    """An archive to write, by its name; raises `ArchiveError` for the name of a folder."""
+    fault = name_fault(name)
+    if fault is not None:
+        raise ArchiveError(f"{os.fspath(name)}: {fault}")
+    return Path(name)
+
+
+def name_fault(name: str | os.PathLike[str]) -> str | None:
+    """Why no file can be meant by a name as it was typed, and what to do: the slash at the end of a
+    folder's name is lost in a `Path`."""
+    is_of_a_folder = os.fspath(name).endswith(os.sep)
+    return "is a folder; name a file in it" if is_of_a_folder else None
 
 
 def archive_fault(file: Path) -> str | None:

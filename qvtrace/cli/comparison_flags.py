@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from qvtrace.cli.flags import ElementFlags, ModulePatterns
-from qvtrace.cli.options import ELEMENTS, GATES, OUTPUT, PATTERN, ROWS, flag, option
+from qvtrace.cli.options import ELEMENTS, GATES, OUTPUT, PATTERN, ROWS, file_option, flag, option
 from qvtrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -235,12 +235,11 @@ class ReportFlags:
     ] = False
     output: Annotated[
         Path | None,
-        option(
+        file_option(
             OUTPUT,
             "Write the report to a file; NAME.json has JSON where no format is given.",
             "--output",
             "-o",
-            metavar="FILE",
         ),
     ] = None
     github: Annotated[

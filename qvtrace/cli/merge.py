@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qvtrace.cli.flags import Force
-from qvtrace.cli.options import OUTPUT, option
+from qvtrace.cli.options import OUTPUT, file_option
 from qvtrace.cli.terminal import print_next
 
 
@@ -18,12 +18,11 @@ def merge(
     ],
     output: Annotated[
         Path | None,
-        option(
+        file_option(
             OUTPUT,
             "The archive. (default: the first name without its rank)",
             "--output",
             "-o",
-            metavar="FILE",
         ),
     ] = None,
     force: Force = False,

@@ -5,6 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
@@ -43,6 +44,22 @@ def _refuse_empty(parameter: typer.CallbackParam, value: Any) -> Any:
 def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
     """A switch, in a panel of `--help`."""
     return option(panel, text, *names, metavar="", **settings)
+
+
+def file_option(panel: str, text: str, *names: str) -> Any:
+    """A file to be written, as a `Path`."""
+    return option(panel, text, *names, metavar="FILE", parser=str, callback=_to_file)
+
+
+def _to_file(parameter: typer.CallbackParam, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    from qvtrace.archive.destinations import name_fault
+
+    fault = name_fault(value)
+    if fault is not None:
+        raise UsageError(f"{parameter.opts[0]} {value}: {fault}")
+    return Path(value)
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from qvtrace.cli.flags import ElementFlags, Force, ModulePatterns, Traceback
 from qvtrace.cli.model_flags import ModelFlags, Variant
-from qvtrace.cli.options import MODEL, OUTPUT, STORED, flag, option, with_flags
+from qvtrace.cli.options import MODEL, OUTPUT, STORED, file_option, flag, option, with_flags
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.recording_flags import ShareFlags, StorageFlags, WatchFlags
 from qvtrace.cli.terminal import print_next
@@ -29,12 +29,11 @@ def record(
     ] = False,
     output: Annotated[
         Path | None,
-        option(
+        file_option(
             OUTPUT,
             "The archive. (default: traces/VARIANT.st)",
             "--output",
             "-o",
-            metavar="FILE",
         ),
     ] = None,
     force: Force = False,

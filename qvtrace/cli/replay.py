@@ -10,7 +10,7 @@ import typer
 
 from qvtrace.cli.flags import Force, ModulePatterns, Traceback
 from qvtrace.cli.model_flags import ModelFlags, Variant
-from qvtrace.cli.options import MODEL, MODULES, OUTPUT, option, with_flags
+from qvtrace.cli.options import MODEL, MODULES, OUTPUT, file_option, option, with_flags
 from qvtrace.cli.recording import TRACES
 from qvtrace.cli.recording_flags import ShareFlags
 from qvtrace.cli.terminal import error_width, print_lines, print_next, progress_bar
@@ -44,12 +44,11 @@ def replay(
     ] = None,
     output: Annotated[
         Path | None,
-        option(
+        file_option(
             OUTPUT,
             "The archive to write. (default: traces/local.st)",
             "--output",
             "-o",
-            metavar="FILE",
         ),
     ] = None,
     force: Force = False,

@@ -12,7 +12,7 @@ import typer
 
 from qvtrace.cli.flags import ModulePatterns, Traceback
 from qvtrace.cli.model_flags import ModelFlags, Variant
-from qvtrace.cli.options import MODEL, OUTPUT, option, with_flags
+from qvtrace.cli.options import MODEL, OUTPUT, file_option, option, with_flags
 from qvtrace.cli.recording import TRACES
 from qvtrace.cli.replay import refuse_samples
 from qvtrace.cli.reporting import check_output, write_file
@@ -82,11 +82,10 @@ def suggest(
     patterns: ModulePatterns,
     keep_float_file: Annotated[
         Path | None,
-        option(
+        file_option(
             OUTPUT,
             "Write what to keep float to a file, one module a line, as --keep-float-file of "
             "`record` reads it.",
-            metavar="FILE",
         ),
     ] = None,
     format: Annotated[
@@ -94,7 +93,12 @@ def suggest(
     ] = SuggestionFormat.TABLE,
     output: Annotated[
         Path | None,
-        option(OUTPUT, "Write the result to a file.", "--output", "-o", metavar="FILE"),
+        file_option(
+            OUTPUT,
+            "Write the result to a file.",
+            "--output",
+            "-o",
+        ),
     ] = None,
     traceback: Traceback = False,
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qvtrace import trees
 from qvtrace.archive import Archive, ArchiveWriter
+from qvtrace.archive.destinations import place_of
 from qvtrace.archive.overwriting import InputFile, refuse_overwriting_by_archive
 from qvtrace.digests import digest_json
 from qvtrace.errors import DamagedArchiveError, UsageError
@@ -72,7 +73,7 @@ def merge(
 
 
 def _target(first: Path, output: str | os.PathLike[str] | None) -> Path:
-    target = merged_name(first) if output is None else Path(output)
+    target = merged_name(first) if output is None else place_of(output)
     if target is None:
         raise UsageError(f"{first}: has no rank in its name; say with --output what to write")
     return target

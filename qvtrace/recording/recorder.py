@@ -19,6 +19,7 @@ from typing import Literal
 
 from torch import nn
 
+from qvtrace.archive.destinations import place_of
 from qvtrace.archive.dry_run import DryWriter
 from qvtrace.errors import ArchiveError, QvtraceError, RecordingError, UsageError
 from qvtrace.manifest import Manifest, VariantInfo
@@ -109,7 +110,7 @@ def record(
         observers=_observers(observers),
         variant=VariantInfo(name=variant),
     )
-    return Recording(model, Path(path), options)
+    return Recording(model, place_of(path), options)
 
 
 class Recording(AbstractContextManager["Recording"]):
