@@ -2,6 +2,7 @@
 and named where one of them has the error."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -233,6 +234,44 @@ def test_names_alone_are_no_attention(tmp_path):
     model = Attention(("dense", "out_proj", "c_proj"), num_heads=4).eval()
 
     assert head_widths(record(model, torch.randn(1, 5, 32), tmp_path / "fp.st")) == {}
+
+
+class Output(nn.Module):
+    """The projection of the heads' outputs, as BERT has it beside its attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(32, 32)
+
+    def forward(self, hidden):
+        return self.dense(hidden)
+
+
+def beside(attention):
+    return nn.Sequential(OrderedDict(attention=attention, output=Output())).eval()
+
+
+def test_a_projection_beside_attention_has_its_heads(tmp_path):
+    model = beside(Attention(("query",), num_heads=4))
+
+    known = head_widths(record(model, torch.randn(1, 5, 32), tmp_path / "fp.st"))
+
+    assert known == {"attention.query": {"output": 8}, "output.dense": {"inputs": 8}}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("scripted", ["attention", "all"])
+def test_scripted_modules_and_what_is_no_module_tell_no_heads(tmp_path, scripted):
+    inputs = torch.randn(1, 5, 32)
+    model = beside(nn.Sequential(OrderedDict(query=nn.Linear(32, 32))))
+    if scripted == "all":
+        model = torch.jit.trace(model, inputs)
+    else:
+        model.attention = torch.jit.trace(model.attention, inputs)
+        model.output._modules["query"] = 5
+        model.output.num_heads = 4
+
+    assert head_widths(record(model, inputs, tmp_path / "fp.st")) == {}
 
 
 def test_tokens_of_a_sample_have_heads_too(tmp_path):

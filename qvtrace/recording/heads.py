@@ -54,7 +54,7 @@ def head_widths(module: NamedModule) -> dict[str, int] | None:
 class _Attention:
     """A module that has projections of queries, and says what heads these have."""
 
-    children: Mapping[str, nn.Module | None]
+    children: Mapping[str, nn.Module]
     heads: int  # of the queries
     widths: frozenset[int]  # that it says one has; empty where it does not
 
@@ -62,7 +62,7 @@ class _Attention:
     def of(cls, module: nn.Module) -> "_Attention | None":
         """None for a module that says nothing of heads: a configuration alone is everywhere."""
         own = vars(module)
-        children = own.get("_modules") or {}
+        children = _children(module)
         own_counts, own_widths = _numbers(own, _COUNTS), _numbers(own, _WIDTHS)
         if not (own_counts or own_widths) or not _first(children, (*_QUERIES, *_TOGETHER)):
             return None
@@ -100,15 +100,20 @@ class _Attention:
 def _attention_beside(module: NamedModule) -> _Attention | None:
     if module.parent is None or module.name.rpartition(".")[2] != "output":
         return None
-    children = vars(module.parent.module).get("_modules") or {}
-    beside = _first(children, _BESIDE)
+    beside = _first(_children(module.parent.module), _BESIDE)
     attention = None if beside is None else _Attention.of(beside)
     return None if attention is None or attention.has_output else attention
 
 
-def _first(children: Mapping[str, nn.Module | None], names: Iterable[str]) -> nn.Module | None:
-    found = (children.get(name) for name in names)
-    return next((module for module in found if module is not None), None)
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    """By name. Those of a scripted module, whose attributes are nowhere in Python, are left out."""
+    registered = vars(module).get("_modules")
+    named = registered.items() if isinstance(registered, dict) else ()
+    return {name: child for name, child in named if isinstance(child, nn.Module)}
+
+
+def _first(children: Mapping[str, nn.Module], names: Iterable[str]) -> nn.Module | None:
+    return next((children[name] for name in names if name in children), None)
 
 
 def _width(module: nn.Module | None, *names: str) -> int | None:
