@@ -91,6 +91,18 @@ def edited(
     return edit(quantized(changed) if kind == "int8" else changed, name, change, before=before)
 
 
+def disturb(block: nn.Module) -> None:
+    """Add noise to what a block gives, behind all modules in it."""
+    forward = block.forward
+
+    def disturbed(hidden: Tensor, *inputs: object, **kwargs: object) -> object:
+        random = torch.Generator().manual_seed(3)
+        noise = 0.3 * torch.randn(hidden.shape, generator=random)
+        return forward(hidden, *inputs, **kwargs) + noise
+
+    block.forward = disturbed  # type: ignore[method-assign]
+
+
 def recorded(model: nn.Module, given: dict[str, Tensor], file: Path) -> Path:
     with qvtrace.record(model, file, overwrite=True), torch.no_grad():
         model(**given)
@@ -192,22 +204,51 @@ def test_an_edit_that_nobody_reads_is_not_blamed(llama, tmp_path, kind):
     assert qvtrace.diff(reference, recorded(unread, given, tmp_path / "q.st")).verdict.origins == ()
 
 
-def test_a_fault_behind_an_edit_that_never_mattered_is_not_laid_at_its_door(llama, tmp_path):
-    original, given = llama
+class Bounded(nn.Module):
+    """A block of which nobody can tell what its output is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(hidden + self.inner(hidden * 1))
+
+
+def test_a_fault_behind_an_edit_that_never_mattered_is_not_laid_at_its_door(tmp_path):
+    torch.manual_seed(0)
+    original = nn.Sequential(*(Bounded() for _ in range(6))).eval()
+    given = {"input": torch.randn(40, 16)}
     reference = recorded(original, given, tmp_path / "fp.st")
     faulty = copy.deepcopy(original)
-    for layer in (0, 1):
-        edit(faulty, f"model.layers.{layer}.mlp", scale)
-    block = faulty.get_submodule("model.layers.1")
-    forward = block.forward
-    block.forward = lambda *inputs, **kwargs: (
-        forward(*inputs, **kwargs)
-        + 0.3 * torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(3))
-    )
+    for block in faulty:
+        edit(block, "inner", scale)
+    disturb(faulty[3])
+
+    found = places(qvtrace.diff(reference, recorded(faulty, given, tmp_path / "quant.st")))
+
+    assert found == [("3", "output")]
+
+
+def test_an_edit_is_not_blamed_for_a_sum_that_has_nothing_of_what_it_edits(llama, tmp_path):
+    original, given = llama
+    reference = recorded(original, given, tmp_path / "fp.st")
+    faulty = edited(original, "model.layers.1.mlp", scale)
+    disturb(faulty.get_submodule("model.layers.1"))
 
     found = places(qvtrace.diff(reference, recorded(faulty, given, tmp_path / "quant.st")))
 
     assert found == [("model.layers.1", "output")]
+
+
+def test_of_two_edits_before_a_sum_the_one_that_it_is_made_of_is_blamed(llama, tmp_path):
+    original, given = llama
+    reference = recorded(original, given, tmp_path / "fp.st")
+    both = edit(edited(original, "model.layers.1.mlp", scale), NORM, scale)
+
+    found = places(qvtrace.diff(reference, recorded(both, given, tmp_path / "quant.st")))
+
+    assert found == [(NORM, "inputs.0")]
 
 
 def test_two_modules_that_edit_are_both_named(llama, tmp_path):

@@ -156,11 +156,10 @@ def _judged(
         and not _is_made_up_for(found[1], called, takers, levels)
     ]
     told = [step for _, step in noisy] + [step for step in steps if step.breaks]
-    left = edits.but_harmless(steps, told)
-    if left is None:
-        return _Judged(called, levels, excesses, noisy, unrecorded)
-    again = partial(_judged, left, rounding=rounding, exact=exact, narrowed=narrowed)
-    return again(calls, floor, additions, quantized=quantized, sizes=sizes)
+    if edits.doubt(steps, told):
+        again = partial(_judged, edits, rounding=rounding, exact=exact, narrowed=narrowed)
+        return again(calls, floor, additions, quantized=quantized, sizes=sizes)
+    return _Judged(called, levels, excesses, noisy, unrecorded)
 
 
 def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
