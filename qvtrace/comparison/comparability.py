@@ -10,7 +10,7 @@ import numpy as np
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import unwrapped
-from qvtrace.comparison.contents import same_contents
+from qvtrace.comparison.leaf_pairs import same_contents
 from qvtrace.comparison.leaves import Arguments, LeafPair, pair_arguments
 from qvtrace.comparison.swapping import look_swapped
 from qvtrace.comparison.tokens import compare_tokens

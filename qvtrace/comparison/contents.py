@@ -1,16 +1,21 @@
 """Pairs of contents, each looked at once, whatever the places where they stand."""
 
-import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.leaf_pairs import (
+    Contents,
+    Leaves,
+    contents_of,
+    has_to_be_read,
+    same_contents,
+)
 from qvtrace.comparison.noise import noise_of, rounding_of
 from qvtrace.comparison.outcomes import (
     Outcome,
-    equal_values,
     measured,
     shapes_differ,
     unlike,
@@ -23,6 +28,7 @@ from qvtrace.comparison.rotating import (
     is_like_a_turned_one,
     may_be_turned,
     state_of,
+    turned_back,
 )
 from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.streams import State
@@ -36,28 +42,24 @@ from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, r
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
-from qvtrace.metrics.rotations import Rotation, are_of_one_norm
-from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling, scaling_like
+from qvtrace.metrics.rotations import Rotation
+from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
 from qvtrace.metrics.sizes import Sizes, sizes_of
 from qvtrace.metrics.spreads import Axes, Spread, spread
 from qvtrace.metrics.subtraction import difference_json, no_difference_json
 from qvtrace.sampling import Places
-from qvtrace.trees import Node, TensorLeaf, ValueLeaf
+from qvtrace.trees import Node, TensorLeaf
 
 # Below, in dB, elements of equal shapes may be in other places.
 _UNLIKE = 3.0
-_LEFT = 0.5  # of the error's energy, that a rotation leaves at most
 _GLANCE = 4096  # elements that tell whether a tensor is zero
 _TOGETHER = 4096  # pairs compared at once: each is some objects until it is done
 
-Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 Found = TypeVar("Found")
 
 # From a shape to what its axes are.
 AxesOf: TypeAlias = Callable[[tuple[int, ...]], Axes]
-
-_Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
 
 
 class ContentPairs:
@@ -68,9 +70,9 @@ class ContentPairs:
         self.candidate = candidate
         self.portions = Portions(reference, candidate)
         self.padding = Padding(reference)
-        self._wanted: dict[Contents, _Leaves] = {}
+        self._wanted: dict[Contents, Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
-        self._shown: dict[Contents, _Leaves] = {}  # in detail
+        self._shown: dict[Contents, Leaves] = {}  # in detail
         self._axes: dict[Contents, Axes] = {}  # of these
         self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
@@ -233,7 +235,7 @@ class ContentPairs:
         key = summand_key(part, whole)
         return self._once(key, lambda: is_summand(self._sides(part), self._sides(whole)))
 
-    def on_top(self, whole: _Leaves, others: Sequence[_Leaves]) -> tuple[float, Parts] | None:
+    def on_top(self, whole: Leaves, others: Sequence[Leaves]) -> tuple[float, Parts] | None:
         """What the candidate's whole has on top of what it is made of, a ratio of powers to the
         reference's, and which of the others that is; None where the reference's is made of none."""
         reference, candidate = self._arrays(*whole)
@@ -361,7 +363,7 @@ class ContentPairs:
             return sample.sides
         return self.reference.array(reference), self.candidate.array(candidate)
 
-    def _compare(self, wanted: Sequence[tuple[Contents, _Leaves]]) -> None:
+    def _compare(self, wanted: Sequence[tuple[Contents, Leaves]]) -> None:
         """Set the outcomes of contents that have to be read."""
         sides: dict[Contents, tuple[Array, Array]] = {}
         layouts: dict[Contents, Layout] = {}
@@ -385,7 +387,7 @@ class ContentPairs:
         if self.rotations.known:
             self._turn({contents: leaves for contents, leaves in wanted if contents in sides})
 
-    def _turn(self, wanted: dict[Contents, _Leaves]) -> None:
+    def _turn(self, wanted: dict[Contents, Leaves]) -> None:
         """Set the outcomes of pairs that a known rotation explains."""
         back = {}
         for contents, leaves in wanted.items() if self.rotations.known else ():
@@ -395,10 +397,8 @@ class ContentPairs:
                 back[contents] = rotation, self._readable(*leaves, layout, rotation)
         rests = metrics.compare_all(sides for _, sides in back.values())
         for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
-            outcome = self._outcomes[contents]
-            scaling = _scaling_of_turned(sides, rest)
-            if _is_better(rest if scaling is None else scaling.residual, outcome):
-                explained = replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
+            explained = turned_back(self._outcomes[contents], rotation, sides, rest)
+            if explained is not None:
                 self._outcomes[contents] = explained
 
     def _measure(
@@ -473,63 +473,11 @@ class ContentPairs:
         return outcome
 
 
-def same_contents(reference: Node | None, candidate: Node | None) -> bool:
-    """Whether two leaves are told equal without a look at any element."""
-    if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-        keys = [(leaf.digest, leaf.dtype, leaf.shape) for leaf in (reference, candidate)]
-        return keys[0] == keys[1]
-    if isinstance(reference, ValueLeaf) and isinstance(candidate, ValueLeaf):
-        return equal_values(reference, candidate)
-    return reference == candidate
-
-
-def contents_of(reference: TensorLeaf, candidate: TensorLeaf) -> Contents:
-    """What two leaves have in common with all that are compared alike."""
-    dtypes = reference.dtype, candidate.dtype
-    return reference.digest, candidate.digest, *dtypes, reference.shape, candidate.shape
-
-
-def has_to_be_read(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
-    """Whether two tensors can be compared, and digests do not tell how."""
-    may_correspond = _may_correspond(reference.shape, candidate.shape)
-    return may_correspond and not same_contents(reference, candidate)
-
-
-def _may_correspond(reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
-    size = math.prod(reference)
-    return reference == candidate or (size > 0 and size == math.prod(candidate))
-
-
 def _layout(contents: Contents, reference: Array, candidate: Array) -> Layout | None:
     """Of two arrays whose shapes differ."""
     if contents[0] == contents[1] and reference.dtype == candidate.dtype:
         return reshaped(reference.shape, candidate.shape)
     return find_layout(reference, candidate)
-
-
-def _is_better(rest: Difference, outcome: Outcome) -> bool:
-    """Whether a rotation leaves less than half of the energy that is left without: one that is
-    known is not to be doubted where a fault is in the same vectors."""
-    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
-    before, after = None if left is None else _error(left), _error(rest)
-    return before is not None and after is not None and after <= _LEFT * before
-
-
-def _scaling_of_turned(sides: tuple[Readable, Readable], rest: Difference) -> Scaling | None:
-    """The factor of vectors that are turned back. Behind noise, a norm's weight that went into the
-    next ones looks like none, and dividing by it makes noise louder: its nearest is taken there."""
-    scaling = find_scaling(*sides, rest)
-    left = _error(rest if scaling is None else scaling.residual)
-    if rest.metrics.sqnr is None or rest.metrics.sqnr >= _UNLIKE or left is None:
-        return scaling
-    nearest = nearest_scaling(*sides) if are_of_one_norm(sides[1]) else None
-    other = None if nearest is None else _error(nearest.residual)
-    return scaling if other is None or other > _LEFT * left else nearest
-
-
-def _error(difference: Difference) -> float | None:
-    """The energy of the error."""
-    return None if difference.sums is None else difference.sums.error_norm**2
 
 
 def _in_layout(arrays: tuple[Array, Array], layout: Layout | None) -> tuple[Readable, Readable]:

@@ -2,23 +2,27 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.outcomes import Outcome
 from qvtrace.comparison.streams import State
+from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import format_of
 from qvtrace.metrics.rotations import (
     FEWEST_CHANNELS,
     Rotation,
     Sides,
     TooFewTokens,
+    are_of_one_norm,
     best_turned,
     find_rotation,
     is_turned,
 )
+from qvtrace.metrics.scaling import Scaling, find_scaling, nearest_scaling
 from qvtrace.trees import TensorLeaf
 
+_LEFT = 0.5  # of the error's energy, that a rotation leaves at most
 LITTLE = 20.0  # dB, from which on a difference is none that a rotation makes
 _UNLIKE = 3.0  # dB, below which most vectors are when all are turned
 _ALIKE = 6.0  # dB, from which on vectors are alike that any rotation would turn
@@ -107,10 +111,25 @@ def may_be_turned(
     )
 
 
+def turned_back(
+    outcome: Outcome, rotation: Rotation, sides: Sides, rest: Difference
+) -> Outcome | None:
+    """The outcome of a pair whose candidate a rotation turns back, which leaves `rest`; None where
+    it does not explain the pair."""
+    scaling = _scaling_of_turned(sides, rest)
+    if not _is_better(rest if scaling is None else scaling.residual, outcome):
+        return None
+    return replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
+
+
 def _sqnr(outcome: Outcome) -> float | None:
-    """Of what a factor leaves, where there is one."""
-    left = outcome.difference if outcome.scaling is None else outcome.scaling.residual
+    left = _left(outcome)
     return None if left is None else left.metrics.sqnr
+
+
+def _left(outcome: Outcome) -> Difference | None:
+    """What a factor leaves, where there is one."""
+    return outcome.difference if outcome.scaling is None else outcome.scaling.residual
 
 
 def _may_be_of_a_stream(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
@@ -131,3 +150,28 @@ def _found(alike: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     if not turned and is_turned(alike):  # of few tokens each
         turned = list(alike)
     return find_rotation(turned) if len(turned) >= FEWEST_ALIKE else None
+
+
+def _is_better(rest: Difference, outcome: Outcome) -> bool:
+    """Whether a rotation leaves less than half of the energy that is left without: one that is
+    known is not to be doubted where a fault is in the same vectors."""
+    left = _left(outcome)
+    before, after = None if left is None else _error(left), _error(rest)
+    return before is not None and after is not None and after <= _LEFT * before
+
+
+def _scaling_of_turned(sides: Sides, rest: Difference) -> Scaling | None:
+    """The factor of vectors that are turned back. Behind noise, a norm's weight that went into the
+    next ones looks like none, and dividing by it makes noise louder: its nearest is taken there."""
+    scaling = find_scaling(*sides, rest)
+    left = _error(rest if scaling is None else scaling.residual)
+    if rest.metrics.sqnr is None or rest.metrics.sqnr >= _UNLIKE or left is None:
+        return scaling
+    nearest = nearest_scaling(*sides) if are_of_one_norm(sides[1]) else None
+    other = None if nearest is None else _error(nearest.residual)
+    return scaling if other is None or other > _LEFT * left else nearest
+
+
+def _error(difference: Difference) -> float | None:
+    """The energy of the error."""
+    return None if difference.sums is None else difference.sums.error_norm**2

@@ -16,7 +16,8 @@ from qvtrace.comparison.call_leaves import (
     output_leaves,
     tensors_of,
 )
-from qvtrace.comparison.contents import ContentPairs, contents_of, same_contents
+from qvtrace.comparison.contents import ContentPairs
+from qvtrace.comparison.leaf_pairs import contents_of, same_contents
 from qvtrace.comparison.leaves import (
     LeafPair,
     filled,

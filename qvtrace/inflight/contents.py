@@ -11,7 +11,8 @@ import numpy as np
 
 from qvtrace.archive import Archive
 from qvtrace.archive.passing import PassingTrace
-from qvtrace.comparison.contents import ContentPairs, Contents, Found, contents_of, summand_key
+from qvtrace.comparison.contents import ContentPairs, Found, summand_key
+from qvtrace.comparison.leaf_pairs import Contents, contents_of
 from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import is_like_a_turned_one
 from qvtrace.comparison.surroundings import Output
