@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from qvtrace.archive import Archive
+from qvtrace.comparison.detailed_pairs import AxesOf, DetailedPairs
 from qvtrace.comparison.leaf_pairs import (
     Contents,
     Leaves,
@@ -36,7 +37,7 @@ from qvtrace.comparison.surroundings import Output
 from qvtrace.manifest import has_several_samples
 from qvtrace.metrics import differences as metrics
 from qvtrace.metrics.additions import Parts, parts_of
-from qvtrace.metrics.details import Details, compare_in_detail, details_all
+from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, reader
 from qvtrace.metrics.factors import ScaleFactor
@@ -58,23 +59,20 @@ _TOGETHER = 4096  # pairs compared at once: each is some objects until it is don
 
 Found = TypeVar("Found")
 
-# From a shape to what its axes are.
-AxesOf: TypeAlias = Callable[[tuple[int, ...]], Axes]
-
 
 class ContentPairs:
     """All that a comparison reads of the elements of two archives."""
 
-    def __init__(self, reference: Archive, candidate: Archive) -> None:
+    def __init__(
+        self, reference: Archive, candidate: Archive, portions: Portions | None = None
+    ) -> None:
         self.reference = reference
         self.candidate = candidate
-        self.portions = Portions(reference, candidate)
+        self.portions = portions or Portions(reference, candidate)
+        self.detailed = DetailedPairs(reference, candidate, self.portions)
         self.padding = Padding(reference)
         self._wanted: dict[Contents, Leaves] = {}
         self._outcomes: dict[Contents, Outcome] = {}
-        self._shown: dict[Contents, Leaves] = {}  # in detail
-        self._axes: dict[Contents, Axes] = {}  # of these
-        self._details: dict[Contents, Details] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
         self.rotations = Rotations()
 
@@ -90,12 +88,7 @@ class ContentPairs:
     def show(self, reference: Node | None, candidate: Node | None, axes: AxesOf) -> None:
         """Have details of two leaves, if they are tensors; `axes` tells what theirs are."""
         if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-            contents = contents_of(reference, candidate)
-            self._shown.setdefault(contents, (reference, candidate))
-            found = axes(reference.shape)
-            known = self._axes.setdefault(contents, found)
-            if found.has_heads and not known.has_heads:  # another place knows more
-                self._axes[contents] = found
+            self.detailed.want((reference, candidate), axes)
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet.
@@ -105,7 +98,7 @@ class ContentPairs:
         wanted = [item for item in self._wanted.items() if item[0] not in self._outcomes]
         for start in range(0, len(wanted), _TOGETHER):
             self._compare(wanted[start : start + _TOGETHER])
-        self._look_apart()
+        self.detailed.look_apart()
 
     def turn_back(
         self, declared: Sequence[Rotation], doubt: Callable[[], Collection[Hashable]]
@@ -148,7 +141,7 @@ class ContentPairs:
 
     def details(self, reference: TensorLeaf, candidate: TensorLeaf) -> Details | None:
         """The details of two leaves that are shown."""
-        return self._details.get(contents_of(reference, candidate))
+        return self.detailed.found(reference, candidate)
 
     def outcome(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome:
         """What is to be said of two tensors."""
@@ -414,44 +407,13 @@ class ContentPairs:
         self, sides: Iterable[Contents], readable: Sequence[tuple[Readable, Readable]]
     ) -> list[Difference]:
         pairs = dict(zip(sides, readable, strict=True))
-        shown = [contents for contents in pairs if contents in self._shown]
-        others = [contents for contents in pairs if contents not in self._shown]
-        found = compare_in_detail(
-            [(*pairs[contents], self._axes_of(contents)) for contents in shown],
-            tokens=self._keeps_tokens,
-        )
-        self._details.update(
-            (contents, self._placed(contents, details))
-            for contents, (_, details) in zip(shown, found, strict=True)
-        )
-        differences = dict(zip(shown, (difference for difference, _ in found), strict=True))
+        differences = self.detailed.compare(pairs, tokens=self._keeps_tokens)
+        others = [contents for contents in pairs if contents not in differences]
         compared = metrics.compare_all(
             (pairs[contents] for contents in others), tokens=self._keeps_tokens
         )
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
-
-    def _axes_of(self, contents: Contents) -> Axes:
-        is_sampled = self.portions.are_partial(*self._shown[contents])
-        return self._axes[contents].sampled() if is_sampled else self._axes[contents]
-
-    def _placed(self, contents: Contents, details: Details) -> Details:
-        """Details with tokens of a sample at their places in the whole."""
-        sample = self.portions.sample(*self._shown[contents])
-        if sample is None or details.spread is None:
-            return details
-        return replace(details, spread=details.spread.placed(sample.index))
-
-    def _look_apart(self) -> None:
-        """Set the details of contents that are not compared: they are equal, or of other shapes."""
-        apart = {}
-        for contents, (reference, candidate) in self._shown.items():
-            have_elements = self.portions.have_elements(reference, candidate)
-            if contents not in self._details and have_elements:
-                array = self.reference.array(reference)
-                is_one = same_contents(reference, candidate)
-                apart[contents] = array, array if is_one else self.candidate.array(candidate)
-        self._details.update(zip(apart, details_all(list(apart.values())), strict=True))
 
     def _transposed(
         self, sides: dict[Contents, tuple[Array, Array]]

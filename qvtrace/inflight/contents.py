@@ -36,8 +36,8 @@ class PassingContents(ContentPairs):
     candidate: PassingTrace
 
     def __init__(self, reference: Archive, candidate: PassingTrace) -> None:
-        super().__init__(reference, candidate)
-        self.portions = Portions(reference, candidate, may_come=_is_partial(reference))
+        portions = Portions(reference, candidate, may_come=_is_partial(reference))
+        super().__init__(reference, candidate, portions)
         self.missed = 0  # questions that came too late, and were answered as if nothing was found
         self.turned: set[Contents] = set()  # that look as if a rotation explained them
         self._remembered: dict[Hashable, Any] = {}
@@ -53,7 +53,7 @@ class PassingContents(ContentPairs):
             and is_like_a_turned_one(self._outcomes[contents], *leaves)
         )
         self._wanted.clear()
-        self._shown.clear()
+        self.detailed.forget_wanted()
 
     def errors(self, output: Output) -> Floats:
         """The error of an output in some of its tokens."""
