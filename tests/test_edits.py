@@ -115,6 +115,20 @@ def test_of_tensors_made_in_inference_mode_it_is_not_known(file: Path) -> None:
     assert set(edits(Archive.open(file)).values()) == {None}
 
 
+def test_of_tensors_of_a_class_of_their_own_it_is_not_known_however_often_they_come(
+    file: Path,
+) -> None:
+    class Own(Tensor):
+        pass
+
+    model = Editing(lambda x: x.add_(1))
+    with record(model, file):
+        for _ in range(3):
+            model(torch.ones(2).as_subclass(Own))
+
+    assert {call.edited for call in Archive.open(file).manifest.calls} == {None}
+
+
 def test_of_a_call_that_a_hook_gives_another_tensor_it_is_not_known(file: Path) -> None:
     model = nn.Sequential(Returning(), Editing(lambda x: x.add_(1)))
     model[1].register_forward_pre_hook(lambda _, args: (args[0] + 1,))
