@@ -1,10 +1,12 @@
 """The command line as its users meet it: what is printed where, and with which exit code."""
 
 import fcntl
+import io
 import json
 import os
 import pty
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 import qvtrace.recording.recorder
 from qvtrace.archive import Archive
 from qvtrace.cli import app
+from qvtrace.cli.terminal import print_next
 from qvtrace.errors import ArchiveError
 
 FUNCTIONS = """
@@ -953,3 +956,35 @@ def test_a_missing_candidate_is_not_to_be_recorded_as_a_float_one(folder):
 
     assert_one_line_error(result, "missing.st: there is no such file")
     assert "-o missing.st" not in result.stderr
+
+
+class Screen(io.StringIO):
+    """A terminal as wide as `COLUMNS` says."""
+
+    def isatty(self):
+        return True
+
+
+def test_the_next_command_fits_the_terminal_and_a_shell_takes_it_as_it_stands(monkeypatch):
+    kept = [f"model.language_model.layers.{layer}.mlp.down_proj" for layer in range(20)]
+    options = [word for name in kept for word in ("--keep-float", name)]
+    words = ["--like", "it's fp.st", *options, "--from-config", "-o", "traces/kept.st"]
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    print_next(shlex.join(["printf", r"%s\n", *words]))
+
+    shown = screen.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.splitlines()[-1].endswith("--from-config -o traces/kept.st")
+    typed = subprocess.check_output(["sh", "-c", shown.removeprefix("next")], text=True)
+    assert typed.splitlines() == words
+
+
+def test_the_next_command_is_one_line_where_no_terminal_is(capsys):
+    command = "qvtrace show " + "long-" * 30
+
+    print_next(command)
+
+    assert capsys.readouterr().err == f"next        {command}\n"

@@ -1,6 +1,7 @@
 """What reaches the terminal: lines on standard output, progress on standard error."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
     from qvtrace.recording.options import Progress
     from qvtrace.reports.styled import Styled
+
+
+_NEXT = "next        "
+_CONTINUED = " \\\n"  # a shell goes on with the next line
 
 
 class ShowProgress(Protocol):
@@ -56,10 +61,40 @@ def print_lines(lines: Iterable["Styled"], file: TextIO | None = None) -> None:
 
 
 def print_next(command: str) -> None:
-    """Say on standard error what to type next."""
+    """Say on standard error what to type next: on a terminal in lines that fit it, which a shell
+    takes for one."""
     from qvtrace.reports.formatting import printable
 
-    print(f"next        {printable(command)}", file=sys.stderr)
+    lines = _fitting(printable(command), error_width())
+    print(_NEXT + f"{_CONTINUED}{' ' * len(_NEXT)}".join(lines), file=sys.stderr)
+
+
+def _fitting(command: str, width: int | None) -> list[str]:
+    """A command in lines, each of as many options with their values as there is room for."""
+    if width is None or len(_NEXT) + len(command) <= width:
+        return [command]
+    room = width - len(_NEXT) - len(_CONTINUED.rstrip())
+    lines: list[str] = []
+    for piece in _options(command):
+        if lines and len(lines[-1]) + 1 + len(piece) <= room:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(piece)
+    return lines
+
+
+def _options(command: str) -> list[str]:
+    """The words of a command; an option and its value are one."""
+    found: list[str] = []
+    awaits_value = False
+    for word in map(shlex.quote, shlex.split(command)):
+        is_option = word.startswith("-")
+        if awaits_value and not is_option:
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+        awaits_value = is_option
+    return found
 
 
 def silence(stream: TextIO) -> None:
