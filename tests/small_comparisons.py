@@ -5,7 +5,8 @@ from qvtrace.comparison.comparison import Comparison, Side
 from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.rows import Row
 from qvtrace.comparison.verdict import Verdict
-from qvtrace.metrics.differences import Metrics, Peak
+from qvtrace.metrics.differences import Peak
+from qvtrace.metrics.names import Metrics
 
 MODEL = {"weights_digest": "a" * 32, "class": "Net", "name": "net", "dtype": "float32", "seed": 42}
 ENVIRONMENT = {"torch": "2.13.0", "device": "cpu", "attention": "eager"}

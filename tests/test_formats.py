@@ -20,7 +20,8 @@ from qvtrace.comparison.origins import Origin
 from qvtrace.comparison.rows import Place
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.judge import judge
-from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.reports.csv import comparison_csv
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.github import annotations

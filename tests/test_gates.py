@@ -18,7 +18,8 @@ from qvtrace.judging.gates import (
     Scope,
     judge_gates,
 )
-from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 
 
 def of_peir(module, peir, **changes):

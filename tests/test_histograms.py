@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qvtrace.metrics.comparing import compare
 from qvtrace.metrics.details import compare_in_detail, details_all
-from qvtrace.metrics.differences import compare
 from qvtrace.metrics.elements import Rearranged
 from qvtrace.metrics.histograms import BINS, SAMPLE, Histogram
 from qvtrace.metrics.spreads import Axes

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace.cli import app
 from qvtrace.comparison.rows import Place
-from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.names import Metrics
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.reports.html import comparison_page
 from qvtrace.reports.html.data import json_in_html, page_data

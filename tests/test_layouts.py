@@ -9,7 +9,7 @@ from recordings import Returning
 
 from qvtrace.comparison.diffing import diff
 from qvtrace.metrics import blocks
-from qvtrace.metrics.differences import compare
+from qvtrace.metrics.comparing import compare
 from qvtrace.metrics.elements import Rearranged, reader
 from qvtrace.metrics.layouts import find_layout, reshaped
 from qvtrace.recording.recorder import record

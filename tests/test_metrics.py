@@ -16,16 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from qvtrace.metrics import blocks
-from qvtrace.metrics import differences as metrics
-from qvtrace.metrics.differences import (
-    PAIR_METRICS,
-    Difference,
-    badness,
-    compare,
-    compare_all,
-    identical,
-    pool,
-)
+from qvtrace.metrics.comparing import compare, compare_all
+from qvtrace.metrics.differences import Difference, Peak, identical
+from qvtrace.metrics.names import PAIR_METRICS, Metrics, badness
+from qvtrace.metrics.nonfinite import Nonfinite
+from qvtrace.metrics.pooling import pool
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [
@@ -298,7 +293,7 @@ def test_equal_infinities_match_and_others_do_not() -> None:
 def test_an_infinity_that_the_candidate_lacks_is_none_that_it_introduced() -> None:
     difference = compare(np.array([math.inf, 1.0, 2.0]), np.array([0.5, 1.0, 2.0]))
 
-    assert difference.nonfinite == metrics.Nonfinite(inf_mismatches=1)
+    assert difference.nonfinite == Nonfinite(inf_mismatches=1)
     assert difference.nonfinite.introduced == 0
 
 
@@ -342,7 +337,7 @@ def test_a_mask_against_anything_else_is_counted_once(reference: float, candidat
     )
 
     assert difference.status == "nonfinite"
-    assert difference.nonfinite == metrics.Nonfinite(sentinel_mismatches=1)
+    assert difference.nonfinite == Nonfinite(sentinel_mismatches=1)
 
 
 def test_large_activations_of_float16_are_no_masks() -> None:
@@ -386,7 +381,7 @@ def test_a_scalar_is_compared() -> None:
     difference = compare(np.array(2.0), np.array(3.0))
 
     assert difference.metrics.max_abs_error == 1.0
-    assert difference.peak == metrics.Peak((), 2.0, 3.0)
+    assert difference.peak == Peak((), 2.0, 3.0)
     assert difference.undefined["peir"] == "constant reference"
 
 
@@ -460,7 +455,7 @@ def test_mean_error_is_candidate_minus_reference() -> None:
 def test_the_peak_is_the_largest_absolute_error_not_the_largest() -> None:
     difference = compare(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.5, 2.0], [0.0, 4.0]]))
 
-    assert difference.peak == metrics.Peak((1, 0), 3.0, 0.0)
+    assert difference.peak == Peak((1, 0), 3.0, 0.0)
     assert difference.metrics.max_abs_error == 3.0
 
 
@@ -469,7 +464,7 @@ def test_the_peak_is_the_first_of_equal_ones_and_never_a_masked_one() -> None:
 
     difference = compare(reference, np.array([5.0, 1.0, 1.0]))
 
-    assert difference.peak == metrics.Peak((1,), 1.0, 1.0)
+    assert difference.peak == Peak((1,), 1.0, 1.0)
 
 
 def test_the_peak_of_a_large_array_is_found_in_its_last_block() -> None:
@@ -598,7 +593,7 @@ def test_integers_have_no_peir_and_say_why() -> None:
     assert difference.metrics.max_abs_error == 2
     assert difference.undefined["peir"] == "integer"
     assert difference.nonfinite is None
-    assert difference.peak == metrics.Peak((1,), 2, 4)
+    assert difference.peak == Peak((1,), 2, 4)
 
 
 def test_floats_have_no_mismatches_and_say_why() -> None:
@@ -606,7 +601,7 @@ def test_floats_have_no_mismatches_and_say_why() -> None:
 
 
 def test_bools_stay_bools_at_the_peak() -> None:
-    assert compare(np.array([True]), np.array([False])).peak == metrics.Peak((0,), True, False)
+    assert compare(np.array([True]), np.array([False])).peak == Peak((0,), True, False)
 
 
 def test_empty_integers_are_exact() -> None:
@@ -628,7 +623,7 @@ def test_complex_numbers_are_compared_as_pairs_of_reals() -> None:
     reals = compare(reference.view(np.float32), candidate.view(np.float32))
 
     assert numbers(difference) == numbers(reals)
-    assert difference.peak == metrics.Peak((0, 1), -4.0, -7.0)
+    assert difference.peak == Peak((0, 1), -4.0, -7.0)
 
 
 def test_large_complex_numbers_of_two_widths_are_compared() -> None:
@@ -833,7 +828,7 @@ def test_pooling_integers_adds_their_mismatches() -> None:
 
 
 def test_pooling_pairs_without_a_position_has_nothing_to_say() -> None:
-    assert pool([compare(np.zeros(0), np.zeros(0))]) == metrics.Metrics()
+    assert pool([compare(np.zeros(0), np.zeros(0))]) == Metrics()
 
 
 @pytest.mark.parametrize(

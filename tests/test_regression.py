@@ -14,7 +14,8 @@ from qvtrace.judging.decision import measured
 from qvtrace.judging.judge import judge
 from qvtrace.judging.noise_floor import is_noise, times_floor
 from qvtrace.judging.regression import RegressionLimit
-from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 
 
 def of_peir(peir, module="a", **changes):

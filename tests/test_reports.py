@@ -13,7 +13,9 @@ from qvtrace.comparison.coverage import Coverage
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.manifest import ModuleEntry
-from qvtrace.metrics.differences import LOCAL_METRICS, METRICS, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Peak
+from qvtrace.metrics.names import LOCAL_METRICS, METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.reports.branches import branches
 from qvtrace.reports.formatting import byte_size, number, printable
 from qvtrace.reports.json import comparison_json, comparison_text

@@ -18,8 +18,10 @@ from qvtrace.comparison.rows import Place
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError, UsageError
 from qvtrace.judging.judge import judge
-from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Peak
 from qvtrace.metrics.factors import ListedFactors
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.reports.csv import comparison_csv
 from qvtrace.reports.json import comparison_text
 from qvtrace.reports.junit import comparison_junit

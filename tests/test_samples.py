@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import qvtrace
 from qvtrace import UsageError
 from qvtrace.cli import app
-from qvtrace.metrics.differences import PAIR_METRICS, compare_all
+from qvtrace.metrics.comparing import compare_all
+from qvtrace.metrics.names import PAIR_METRICS
 from qvtrace.metrics.pooling import pool_samples
 from qvtrace.models import ModelRequest, prepare
 

@@ -24,7 +24,7 @@ from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import DamagedArchiveError, RecordingError, UsageError
 from qvtrace.judging.judge import judge
 from qvtrace.merging import merge
-from qvtrace.metrics.differences import compare
+from qvtrace.metrics.comparing import compare
 from qvtrace.recording.budget import parse_size
 from qvtrace.recording.recorder import record
 from qvtrace.replayer import replay

@@ -11,7 +11,7 @@ from typing import Literal
 from qvtrace.comparison.noise import CallKey, decibels, differs_in_kind, noise
 from qvtrace.comparison.noise_steps import Edit, Step, argument, breaks
 from qvtrace.comparison.rows import Row
-from qvtrace.metrics.differences import Undefined
+from qvtrace.metrics.names import Undefined
 
 _NAMED = 3
 

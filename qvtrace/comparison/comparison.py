@@ -14,8 +14,8 @@ from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.tokens import Tokens
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.regression import Changes
-from qvtrace.metrics.differences import METRICS
 from qvtrace.metrics.elements import ElementsJson
+from qvtrace.metrics.names import METRICS
 from qvtrace.qparams.findings import Finding
 from qvtrace.qparams.parameters import Parameters
 from qvtrace.trees import Json

@@ -35,10 +35,10 @@ from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.streams import State
 from qvtrace.comparison.surroundings import Output
 from qvtrace.manifest import has_several_samples
-from qvtrace.metrics import differences as metrics
 from qvtrace.metrics.additions import Parts, parts_of
+from qvtrace.metrics.comparing import compare_all
 from qvtrace.metrics.details import Details
-from qvtrace.metrics.differences import Difference
+from qvtrace.metrics.differences import Difference, identical
 from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, reader
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
@@ -137,7 +137,7 @@ class ContentPairs:
         if not self.reference.has_elements(leaf):
             return None
         array = self.reference.array(leaf)
-        return metrics.compare_all([(array, array)], tokens=True)[0]
+        return compare_all([(array, array)], tokens=True)[0]
 
     def details(self, reference: TensorLeaf, candidate: TensorLeaf) -> Details | None:
         """The details of two leaves that are shown."""
@@ -241,7 +241,7 @@ class ContentPairs:
         parts = parts_of(reference, before)
         if parts is None:
             return None
-        compared = metrics.compare_all(
+        compared = compare_all(
             [
                 (reference, parts.on_top(candidate, its_before, before)),
                 (reference, parts.whole(before)),
@@ -388,7 +388,7 @@ class ContentPairs:
             if rotation and may_be_turned(self._outcomes[contents], *leaves):
                 layout = self._outcomes[contents].layout
                 back[contents] = rotation, self._readable(*leaves, layout, rotation)
-        rests = metrics.compare_all(sides for _, sides in back.values())
+        rests = compare_all(sides for _, sides in back.values())
         for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
             explained = turned_back(self._outcomes[contents], rotation, sides, rest)
             if explained is not None:
@@ -409,9 +409,7 @@ class ContentPairs:
         pairs = dict(zip(sides, readable, strict=True))
         differences = self.detailed.compare(pairs, tokens=self._keeps_tokens)
         others = [contents for contents in pairs if contents not in differences]
-        compared = metrics.compare_all(
-            (pairs[contents] for contents in others), tokens=self._keeps_tokens
-        )
+        compared = compare_all((pairs[contents] for contents in others), tokens=self._keeps_tokens)
         differences.update(zip(others, compared, strict=True))
         return [differences[contents] for contents in pairs]
 
@@ -430,7 +428,7 @@ class ContentPairs:
         """The same for every tensor of one dtype."""
         outcome = self._identical_outcomes.get(leaf.dtype)
         if outcome is None:
-            outcome = measured(metrics.identical(self.reference.form(leaf)[0], leaf.shape))
+            outcome = measured(identical(self.reference.form(leaf)[0], leaf.shape))
             self._identical_outcomes[leaf.dtype] = outcome
         return outcome
 

@@ -39,7 +39,7 @@ from qvtrace.errors import UsageError
 from qvtrace.failures import failure_warnings
 from qvtrace.manifest import CallEntry
 from qvtrace.manifest_json import head_to_json
-from qvtrace.metrics.differences import LOCAL_METRICS
+from qvtrace.metrics.names import LOCAL_METRICS
 from qvtrace.patterns import require_matches, select
 from qvtrace.qparams.findings import Finding, parameters_of, suspect
 from qvtrace.qparams.parameters import ModuleParameters, Parameters

@@ -12,7 +12,7 @@ from qvtrace.comparison.origin_search import Floor
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.errors import UsageError
-from qvtrace.metrics.differences import Metrics
+from qvtrace.metrics.names import Metrics
 from qvtrace.metrics.rotations import Rotation
 
 _MEASURED = ("ok", "identical")

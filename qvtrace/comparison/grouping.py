@@ -10,7 +10,9 @@ from typing import Any
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.ordering import most_telling, row_badness
 from qvtrace.comparison.rows import COMPARED, Place, Row
-from qvtrace.metrics.differences import METRICS, Difference, Metrics, Sums, badness, pool
+from qvtrace.metrics.differences import Difference, Sums
+from qvtrace.metrics.names import METRICS, Metrics, badness
+from qvtrace.metrics.pooling import pool
 from qvtrace.patterns import shown
 
 _LARGEST = ("noise_in", "noise_out", "gain", "local_peir")  # of a group

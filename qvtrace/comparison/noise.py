@@ -14,7 +14,7 @@ from typing import Any
 from qvtrace.comparison.call_leaves import has_arguments
 from qvtrace.comparison.rows import COMPARED, Row
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics.differences import LOCAL_METRICS, NOISE_METRICS, Metrics, Undefined
+from qvtrace.metrics.names import LOCAL_METRICS, NOISE_METRICS, Metrics, Undefined
 
 CallKey = tuple[str, int]  # module and index, of the reference
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}

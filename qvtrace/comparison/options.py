@@ -11,8 +11,8 @@ from qvtrace.comparison.alignment import NameMap
 from qvtrace.comparison.rows import PARTS
 from qvtrace.errors import UsageError
 from qvtrace.judging.gates import Gate, check_patterns, parse_gates
-from qvtrace.metrics.differences import METRICS
 from qvtrace.metrics.elements import ELEMENTS_LIMIT
+from qvtrace.metrics.names import METRICS
 
 ORDERS = ("order", "name")
 GROUPINGS = ("block", "kind")

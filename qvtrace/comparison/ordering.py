@@ -11,7 +11,7 @@ from qvtrace.comparison.rows import (
     TYPES_DIFFER,
     Row,
 )
-from qvtrace.metrics.differences import NOT_APPLICABLE, Undefined, badness
+from qvtrace.metrics.names import NOT_APPLICABLE, Undefined, badness
 
 # Findings of which no metric says how bad they are: no more are they the worst by one.
 _WITHOUT_NUMBERS = frozenset({STRUCTURE_DIFFERS, TYPES_DIFFER, ROUTING_DIFFERS})
@@ -58,7 +58,7 @@ def is_ranked(row: Row, metric: str) -> bool:
 
 
 def row_badness(row: Row, metric: str) -> tuple[int, float]:
-    """`metrics.badness` of a row: a key that sorts the worst last."""
+    """`badness` of a row: a key that sorts the worst last."""
     reason = row.undefined.get(metric)
     if reason in (PLAIN_VALUE, NOT_STORED):
         reason = Undefined.INTEGER  # no more part of the ranking than an integer is

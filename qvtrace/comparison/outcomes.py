@@ -17,9 +17,11 @@ from qvtrace.comparison.rows import (
     TYPES_DIFFER,
     Status,
 )
-from qvtrace.metrics.differences import METRICS, Difference, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Difference, Peak
 from qvtrace.metrics.elements import Array
 from qvtrace.metrics.layouts import Layout
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.privacy import same_key

@@ -16,8 +16,10 @@ from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.outcomes import Outcome
 from qvtrace.comparison.rows import NOT_STORED, PRIVATE, STATISTICS_ONLY, Row
 from qvtrace.errors import DamagedArchiveError
-from qvtrace.metrics.differences import METRICS, PAIR_METRICS, Nonfinite, Peak, Undefined
+from qvtrace.metrics.differences import Peak
 from qvtrace.metrics.elements import Array, format_of
+from qvtrace.metrics.names import METRICS, PAIR_METRICS, Undefined
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.metrics.statistics import Statistics, statistics
 from qvtrace.privacy import same_key
 from qvtrace.sampling import Places, count_vectors, every_place

@@ -22,8 +22,10 @@ from qvtrace.comparison.verdict import Verdict
 from qvtrace.errors import ResultError
 from qvtrace.json_fields import Fields
 from qvtrace.judging.decision import DONE, NOTHING_COMPARABLE
-from qvtrace.metrics.differences import METRICS, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Peak
 from qvtrace.metrics.factors import ListedFactors
+from qvtrace.metrics.names import METRICS, Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 
 _LARGEST = 512 * 2**20  # bytes
 _LONGEST_INTEGER = 300  # digits: no float is longer

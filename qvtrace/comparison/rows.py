@@ -7,9 +7,11 @@ from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.surroundings import Judgement
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.details import Details
-from qvtrace.metrics.differences import Difference, Metrics, Nonfinite, Peak
+from qvtrace.metrics.differences import Difference, Peak
 from qvtrace.metrics.elements import format_of
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor
+from qvtrace.metrics.names import Metrics
+from qvtrace.metrics.nonfinite import Nonfinite
 
 Status = Literal[
     "ok",

@@ -16,7 +16,8 @@ from qvtrace.comparison.rows import (
     is_weight,
 )
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics.differences import PAIR_METRICS, Difference, Metrics, Undefined, badness
+from qvtrace.metrics.differences import Difference
+from qvtrace.metrics.names import PAIR_METRICS, Metrics, Undefined, badness
 from qvtrace.metrics.pooling import pool_samples
 
 # What decides for all samples, the most telling first.

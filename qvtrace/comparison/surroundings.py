@@ -16,9 +16,9 @@ import numpy as np
 
 from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics.differences import Metrics
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.layouts import Layout
+from qvtrace.metrics.names import Metrics
 from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.patterns import shown

@@ -7,8 +7,9 @@ from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.rotating import Rotations
 from qvtrace.comparison.rows import Row
 from qvtrace.judging.noise_floor import is_noise
-from qvtrace.metrics.differences import Difference, Metrics, Undefined
+from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import format_of
+from qvtrace.metrics.names import Metrics, Undefined
 
 _MARGIN = 15.0  # dB, by which what a model sums up may be worse than the rounding of one element
 _ENOUGH = 80.0  # dB

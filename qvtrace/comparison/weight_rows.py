@@ -13,7 +13,7 @@ from qvtrace.comparison.rows import WEIGHTS, Groups, Place, Row, is_weight
 from qvtrace.comparison.weight_pairs import WeightPair, WeightPairs
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.manifest import CallEntry, WeightEntry
-from qvtrace.metrics.differences import NOISE_METRICS
+from qvtrace.metrics.names import NOISE_METRICS
 from qvtrace.patterns import shown
 from qvtrace.qparams.findings import parameters_of
 from qvtrace.trees import Node, TensorLeaf, join_path

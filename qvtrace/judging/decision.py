@@ -7,7 +7,7 @@ from qvtrace.comparison.row_names import RowNames
 from qvtrace.judging.gates import Finding, Gate, GateResult, Scope, judge_gates
 from qvtrace.judging.measures import number_text
 from qvtrace.judging.regression import Baseline, changes, have_common_rows, regress
-from qvtrace.metrics.differences import DECIBELS
+from qvtrace.metrics.names import DECIBELS
 from qvtrace.patterns import shown
 
 DONE = 0

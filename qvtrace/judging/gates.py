@@ -14,7 +14,7 @@ from qvtrace.comparison.rows import COMPARED, Place, Row, Status
 from qvtrace.errors import UsageError
 from qvtrace.judging.end_to_end import END_TO_END, HIGHER_END_TO_END, doubt, end_to_end
 from qvtrace.judging.measures import is_unjudged, measure, not_finite, size
-from qvtrace.metrics.differences import HIGHER_IS_BETTER, METRICS
+from qvtrace.metrics.names import HIGHER_IS_BETTER, METRICS
 from qvtrace.patterns import match
 
 Operator = Literal[">", ">=", "<", "<="]

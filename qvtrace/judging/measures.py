@@ -12,7 +12,7 @@ from qvtrace.comparison.rows import (
     Row,
     Samples,
 )
-from qvtrace.metrics.differences import AS_GOOD_AS_CAN_BE, Undefined
+from qvtrace.metrics.names import AS_GOOD_AS_CAN_BE, Undefined
 
 Number: TypeAlias = float | int
 

@@ -4,7 +4,7 @@ import math
 
 from qvtrace.comparison.rows import Row
 from qvtrace.judging.measures import Number, size
-from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, NOISE_METRICS
+from qvtrace.metrics.names import DECIBELS, HIGHER_IS_BETTER, NOISE_METRICS
 
 # What sums of float32 in another order differ by, relative to the size of a tensor.
 ROUNDING = 1e-6

@@ -19,7 +19,7 @@ from qvtrace.judging.gates import (
 )
 from qvtrace.judging.measures import Measure, Number, is_not_to_be_had, measure, number_text, size
 from qvtrace.judging.noise_floor import is_noise
-from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
+from qvtrace.metrics.names import DECIBELS, HIGHER_IS_BETTER, METRICS
 
 _LIMIT = re.compile(r"(?P<metric>[A-Za-z]\w*)\s+(?P<amount>[^\sA-Za-z]\S*?)\s*(?P<unit>x|dB)?")
 

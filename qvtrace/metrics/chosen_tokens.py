@@ -5,14 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from qvtrace.metrics.differences import (
-    TOKEN_METRICS,
-    Difference,
-    TokenSqnr,
-    Undefined,
-    position,
-)
+from qvtrace.metrics.definitions import TokenSqnr
+from qvtrace.metrics.differences import Difference, position
 from qvtrace.metrics.elements import Flags
+from qvtrace.metrics.names import TOKEN_METRICS, Undefined
 
 
 def over_tokens(difference: Difference, kept: Flags, shape: tuple[int, ...]) -> Difference:

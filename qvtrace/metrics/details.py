@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any, TypeAlias, TypeVar
 
 from qvtrace.metrics.blocks import Block, run
-from qvtrace.metrics.differences import Difference, comparison_job
+from qvtrace.metrics.comparing import comparison_job
+from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Readable, format_of
 from qvtrace.metrics.histograms import Histograms, SomeElements, histograms, some_elements
 from qvtrace.metrics.norms import CANCELLED

@@ -1,28 +1,23 @@
-"""The same place in several samples: their numbers as if all were one pair."""
+"""Several pairs -> their numbers as if all were one: calls of a module, samples of a place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import TypeAlias
 
 import numpy as np
 
-from qvtrace.metrics.differences import (
-    NO_TOKENS,
-    PAIR_METRICS,
-    Difference,
-    Outcome,
-    Status,
-    Sums,
-    TokenSqnr,
-    Undefined,
-    difference_of,
-    peir,
-    pooled_means,
-    pooled_norms,
-)
+from qvtrace.metrics.definitions import NO_TOKENS, TokenSqnr, cosine, peir, relative_l2, sqnr
+from qvtrace.metrics.differences import Difference, Status, Sums, difference_of
+from qvtrace.metrics.names import PAIR_METRICS, Metrics, Outcome, Undefined
 from qvtrace.metrics.nonfinite import NOTHING_FOUND
+from qvtrace.metrics.norms import pooled_cosine, pooled_deviation_norm, pooled_mean
+
+_WORST_PEIR = frozenset({Undefined.CONSTANT_REFERENCE, Undefined.TOO_LARGE})
+
+_Pairs: TypeAlias = list[tuple[Metrics, Sums]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,8 @@ def pool_samples(differences: Sequence[Difference]) -> Pooled:
         "min_abs_error": min(smallest),
         "peir": peir(errors[peak], high - low),
         "mismatches": Undefined.FLOATING_POINT,
-        **pooled_means(pairs),
-        **pooled_norms(pairs),
+        **_pooled_means(pairs),
+        **_pooled_norms(pairs),
         **tokens.outcomes,
     }
     for metric in PAIR_METRICS:
@@ -105,3 +100,77 @@ def _tokens(differences: Sequence[Difference]) -> tuple[TokenSqnr, int | None]:
         return found, None
     ends = np.cumsum([norms.reference.size for _, norms in known])
     return found, known[int(np.searchsorted(ends, found.worst, side="right"))][0]
+
+
+def pool(differences: Iterable[Difference]) -> Metrics:
+    """The figures of several pairs as one, such as all calls of a module.
+
+    The maximum of `max_abs_error` and `peir`, the minimum of `min_abs_error` and `token_sqnr_min`,
+    the sum of `mismatches`; everything else as if the pairs were one, but for the percentiles,
+    which cannot be pooled. Identical pairs were not read: they count in means, but not in `sqnr`,
+    `cosine` and `relative_l2`, which without them are never better than the truth. A PEIR that is
+    undefined in one pair is undefined for all, so that no finding hides.
+    """
+    together = tuple(differences)
+    outcomes = _pooled_extremes(together)
+    pairs = [
+        (difference.metrics, difference.sums)
+        for difference in together
+        if difference.sums is not None and difference.sums.count
+    ]
+    if pairs:
+        outcomes |= _pooled_means(pairs) | _pooled_norms(pairs)
+    return difference_of("ok", outcomes, Undefined.EMPTY).metrics
+
+
+def _pooled_extremes(differences: tuple[Difference, ...]) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    for metric, choose in (
+        ("max_abs_error", max),
+        ("peir", max),
+        ("min_abs_error", min),
+        ("token_sqnr_min", min),
+        ("mismatches", sum),
+    ):
+        found = [getattr(difference.metrics, metric) for difference in differences]
+        values = [value for value in found if value is not None]
+        if values:
+            outcomes[metric] = choose(values)
+    if any(difference.undefined.get("peir") in _WORST_PEIR for difference in differences):
+        outcomes["peir"] = Undefined.CONSTANT_REFERENCE
+    return outcomes
+
+
+def _pooled_means(pairs: _Pairs) -> dict[str, Outcome]:
+    """The means and the deviation of absolute errors over all pairs."""
+    counts = [sums.count for _, sums in pairs]
+    means = [metrics.mean_abs_error or 0.0 for metrics, _ in pairs]
+    deviations = [
+        (metrics.stddev_abs_error or 0.0) * math.sqrt(sums.count) for metrics, sums in pairs
+    ]
+    deviation = pooled_deviation_norm(deviations, means, counts)
+    return {
+        "mean_abs_error": pooled_mean(means, counts),
+        "stddev_abs_error": deviation / math.sqrt(sum(counts)),
+        "mean_error": pooled_mean([metrics.mean_error or 0.0 for metrics, _ in pairs], counts),
+    }
+
+
+def _pooled_norms(pairs: _Pairs) -> dict[str, Outcome]:
+    """What is made of norms, over all pairs of which they are known."""
+    parts = [
+        (metrics.cosine or 0.0, sums.reference_norm, sums.candidate_norm)
+        for metrics, sums in pairs
+        if sums.reference_norm is not None and sums.candidate_norm is not None
+    ]
+    error_norm = math.hypot(*(sums.error_norm for _, sums in pairs))
+    reference_norm = math.hypot(*(part[1] for part in parts))
+    candidate_norm = math.hypot(*(part[2] for part in parts))
+    if not parts:
+        return {}
+    product = pooled_cosine(parts, (reference_norm, candidate_norm))
+    return {
+        "sqnr": sqnr(reference_norm, error_norm),
+        "cosine": cosine(product, reference_norm, candidate_norm),
+        "relative_l2": relative_l2(reference_norm, error_norm),
+    }

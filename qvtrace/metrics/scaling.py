@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from qvtrace.metrics.differences import Difference, compare
+from qvtrace.metrics.comparing import compare
+from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Readable, format_of
 from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits, nearest_factor
 

@@ -9,8 +9,8 @@ from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Row, is_weight
 from qvtrace.judging.noise_floor import times_floor
-from qvtrace.metrics.differences import DECIBELS, METRICS, Metrics, Undefined
 from qvtrace.metrics.factors import ListedFactors, ScaleFactor, factor_text
+from qvtrace.metrics.names import DECIBELS, METRICS, Metrics, Undefined
 from qvtrace.metrics.nonfinite import NOTHING_FOUND
 from qvtrace.patterns import shown
 from qvtrace.reports.formatting import counted, number, printable

@@ -11,7 +11,9 @@ from typing import Any
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.rows import Row
 from qvtrace.judging.noise_floor import times_floor
-from qvtrace.metrics.differences import METRICS, Nonfinite, Peak
+from qvtrace.metrics.differences import Peak
+from qvtrace.metrics.names import METRICS
+from qvtrace.metrics.nonfinite import Nonfinite
 from qvtrace.reports.formatting import printable
 from qvtrace.reports.groups import groups_csv
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.grouping import Group
 from qvtrace.comparison.row_names import RowNames
-from qvtrace.metrics.differences import METRICS
+from qvtrace.metrics.names import METRICS
 from qvtrace.reports.columns import TITLES, Bar, metric_cell
 from qvtrace.reports.formatting import counted, number, printable
 from qvtrace.reports.layout import Entry, Table

@@ -16,9 +16,9 @@ from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.verdict import Verdict
 from qvtrace.judging.gates import Finding, GateResult
 from qvtrace.judging.noise_floor import times_floor
-from qvtrace.metrics.differences import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
 from qvtrace.metrics.elements import number_json
 from qvtrace.metrics.factors import ChannelFactors, ListedFactors, ScaleFactor
+from qvtrace.metrics.names import METRICS, NOISE_METRICS, PAIR_METRICS, Metrics
 from qvtrace.reports.explanations import explanation_json
 from qvtrace.reports.quantization import calibration_text
 from qvtrace.trees import Json

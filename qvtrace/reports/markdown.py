@@ -11,7 +11,7 @@ from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Row
 from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
 from qvtrace.judging.gates import GateResult
-from qvtrace.metrics.differences import METRICS
+from qvtrace.metrics.names import METRICS
 from qvtrace.reports.columns import asked_columns, message, notes, row_name
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.groups import group_columns, group_name, group_notes, rows_beyond

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qvtrace.errors import UsageError
 from qvtrace.judging.end_to_end import END_TO_END, HIGHER_END_TO_END
 from qvtrace.judging.gates import Gate, finite_number
-from qvtrace.metrics.differences import HIGHER_IS_BETTER, LOCAL_METRICS, METRICS
+from qvtrace.metrics.names import HIGHER_IS_BETTER, LOCAL_METRICS, METRICS
 from qvtrace.patterns import ROOT, match, shown
 
 # What is measured of outputs alone: of inputs nothing is recorded while searching.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qvtrace.metrics.differences import compare, compare_all
+from qvtrace.metrics.comparing import compare, compare_all
 
 LAYERS = 12
 HIDDEN, INTERMEDIATE, VOCABULARY = (1, 512, 768), (1, 512, 2048), (1, 512, 32000)

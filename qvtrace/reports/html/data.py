@@ -14,9 +14,9 @@ from qvtrace.comparison.row_names import RowNames
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.judging.noise_floor import times_floor
 from qvtrace.metrics.details import Details
-from qvtrace.metrics.differences import DECIBELS, HIGHER_IS_BETTER, METRICS
 from qvtrace.metrics.factors import factor_text
 from qvtrace.metrics.histograms import Histogram, Histograms
+from qvtrace.metrics.names import DECIBELS, HIGHER_IS_BETTER, METRICS
 from qvtrace.metrics.spreads import Spread
 from qvtrace.metrics.statistics import Statistics
 from qvtrace.reports.columns import NOISES, TITLES, message, notes, row_name, worst_at
