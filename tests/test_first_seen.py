@@ -582,3 +582,101 @@ def test_what_makes_little_noise_much_comes_behind_what_made_it(against):
     comparison = against(chain, faulty, torch.randn(24, 32))
 
     assert places(comparison)[0] == ("1.0", "output")
+
+
+class Sandwich(nn.Module):
+    """One layer, others of another class that are not quantized, and one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.between = nn.GRU(32, 32)
+        self.last = nn.LayerNorm(32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.last(self.between(self.first(hidden))[0])
+
+
+class RoundedLinear(nn.Linear):
+    """Weights by channel and inputs by token, both in eight bits."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, hidden = (
+            (part / (steps := part.abs().amax(-1, keepdim=True) / 127)).round() * steps
+            for part in (self.weight, hidden)
+        )
+        return nn.functional.linear(hidden, weight, self.bias)
+
+
+def round_to_8_bits(weight: Tensor) -> None:
+    step = weight.abs().amax(-1, keepdim=True) / 127
+    weight.copy_((weight / step).round() * step)
+
+
+def replaced(model: nn.Module, name: str) -> nn.Module:
+    model = copy.deepcopy(model)
+    model.get_submodule(name).__class__ = RoundedLinear
+    return model
+
+
+@pytest.mark.parametrize(
+    "by_hand", [replaced, lambda model, name: changed(model, name, round_to_8_bits)]
+)
+def test_a_lone_first_layer_that_errs_no_more_than_eight_bits_do_is_not_blamed(against, by_hand):
+    torch.manual_seed(0)
+    model = Sandwich()
+    comparison = against(model, by_hand(model, "first"), torch.randn(24, 32))
+
+    (row,) = (row for row in comparison.rows if row.module == "first")
+    assert row.metrics.noise_out > 1e-6
+    assert places(comparison) == []
+
+
+@pytest.mark.parametrize("fault", [round_to_4_bits, swap_channels, lambda weight: weight.mul_(1.1)])
+@pytest.mark.parametrize(
+    "by_hand", [replaced, lambda model, name: changed(model, name, round_to_8_bits)]
+)
+def test_a_fault_in_a_lone_first_layer_is_told_whether_it_is_quantized_by_hand_or_not(
+    against, by_hand, fault
+):
+    torch.manual_seed(0)
+    model = Sandwich()
+    faulty = changed(by_hand(model, "first"), "first", fault)
+
+    assert places(against(model, faulty, torch.randn(24, 32)))[0] == ("first", "output")
+
+
+class Shown(nn.Module):
+    """Some numbers of a stream that is far from zero in each token, of which the weights may show
+    no more than what tokens differ by."""
+
+    def __init__(self, numbers: int, *, hides: bool) -> None:
+        super().__init__()
+        self.dense, self.shown = nn.Linear(64, 64), nn.Linear(64, numbers, bias=False)
+        self.far = nn.Parameter(torch.zeros(64))
+        with torch.no_grad():
+            self.far[0] = 13.0
+            self.shown.weight[:, 0] = 0.0 if hides else 0.15
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.shown(self.dense(hidden) + self.far)
+
+
+class SideBySide(nn.ModuleList):
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        return [module(hidden) for module in self]
+
+
+@pytest.mark.parametrize(("numbers", "told"), [(3, []), (64, [("2.shown", "output")])])
+def test_few_numbers_may_show_more_of_what_came_in_than_many_before_they_are_blamed(
+    against, numbers, told
+):
+    torch.manual_seed(0)
+    model = SideBySide(Shown(numbers, hides=number == 2) for number in range(5))
+    rounded = copy.deepcopy(model)
+    for block in rounded:
+        block.dense.register_forward_hook(
+            lambda module, inputs, output: output + 0.01 * torch.randn(output.shape)
+        )
+
+    assert places(against(model, rounded, torch.randn(48, 64))) == told

@@ -46,14 +46,15 @@ class LocalLevels:
         self.typical = noises[len(noises) * 3 // 4] if noises else 0.0
         self._rounded = min(_ROUNDED, key=self._unlikeness)
 
-    def usual(self, step: Step) -> float:
-        """The noise that its like would make there. Nothing was handed on, so that a class tells as
-        much as a kind of few."""
+    def usual(self, step: Step, *, without_like: float) -> float:
+        """The noise that its like would make there, `without_like` at least where it has none.
+        Nothing was handed on, so that a class tells as much as a kind of few."""
         kind, same_class = self._by_kind[step.kind], self._by_class[step.class_name]
         groups = [kind] if len(kind) >= _ENOUGH_ALIKE else [kind, same_class]
         levels = [self._of_like(step, group) for group in groups if len(group) > 1]
         # What comes in within a call adds up.
-        return max(max(levels, default=self.typical), self._within.get(step.call.key, 0.0))
+        level = max(levels, default=max(self.typical, without_like))
+        return max(level, self._within.get(step.call.key, 0.0))
 
     def _of_like(self, step: Step, group: Sequence[Step]) -> float:
         """By what they are given, or by what they give: rounding explains the larger of the two."""

@@ -29,7 +29,9 @@ _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized be
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
 _MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _NOTHING_COMPUTED = 10.0
-_ROUNDED_WEIGHTS = 10.0**-5.2  # what rounding them to bfloat16 makes: 2^-8 at most, of each
+_EIGHT_BITS = 1e-4  # what rounding weights and inputs to these makes of most modules
+_WITH_WEIGHTS = "Linear", "Conv", "Embedding"  # in the names of classes that are quantized
+_FEW_CHANNELS = 6.0  # of which it hangs on the weights how much of what came in they show
 _ENOUGH_TOKENS = 8  # whose median is told from that of other calls
 _VARIES = 10.0**0.8  # a ratio of powers, by which the noise of a single token is nothing special
 _ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
@@ -127,11 +129,17 @@ class OwnLevels:
         """The noise of a few tokens varies widely: where a module is called again and again, as
         each step of a generation calls it with one, most calls tell, or one by far more."""
         calls = self._calls[step.kind_of_call]
-        least = _LEAST_OF_MODULE if step.is_local else LEAST_EXCESS
+        least = _LEAST_OF_MODULE if step.is_local else LEAST_EXCESS * self._amplifying(step)
         if ratio < least or len(calls) < 2 or step.tokens >= _ENOUGH_TOKENS:
             return ratio >= least
         typical = median_low([self._ratio(call) for call in calls])
         return max(typical, ratio / _VARIES) >= least
+
+    def _amplifying(self, step: Step) -> float:
+        """By how much more few numbers may show of what came in than many do."""
+        if step.after or not step.channels or self._is_exact(step.noise_in or 0.0):
+            return 1.0
+        return 1.0 + (_FEW_CHANNELS / step.channels) ** 2
 
     def is_usual(self, call: CallNoise) -> bool:
         """Whether what a call gives is no noisier than is usual for its kind."""
@@ -155,15 +163,23 @@ class OwnLevels:
             return 0.0
         alike = self._by_kind[step.kind]
         if step.is_local:
-            level = max(self._local.usual(step), self.rounding, _TINY)
+            least = _EIGHT_BITS if self._is_quantized(step.call) else 0.0
+            level = max(self._local.usual(step, without_like=least), self.rounding, _TINY)
             return (step.noise_out + self.rounding) / level
         if len(alike) < (2 if step.after else _ENOUGH_ALIKE):
             alike = self._by_class[step.class_name]
-        level = max(self.rounding, _usual(alike) if len(alike) > 1 else 0.0, _TINY)
+        level = max(self.rounding, self._of_alike(step, alike), _TINY)
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
             level = self._exact_level(step, level)
         ratio = (step.noise_out + level) / (step.noise_in + level)
         return max(ratio, self._ratio_to_class(step, step.noise_in, step.noise_out))
+
+    def _of_alike(self, step: Step, alike: Sequence[float]) -> float:
+        """What is usual by places of one kind or class; a call of which there is no other is taken
+        to be as noisy as others are, up to what eight bits explain."""
+        if len(alike) > 1:
+            return _usual(alike)
+        return 0.0 if step.after else min(_EIGHT_BITS, self.usual)
 
     def _ratio_to_class(self, step: Step, noise_in: float, noise_out: float) -> float:
         """By those of its class that received so little that they would show as much: behind an
@@ -197,6 +213,13 @@ class OwnLevels:
     def _is_exact(self, noise: float) -> bool:
         return noise <= LEAST_EXCESS * self.rounding
 
+    def _is_quantized(self, call: CallNoise) -> bool:
+        """Whether a module is known to be, or may be by its class, which somebody has replaced."""
+        if call.module in self._quantized:
+            return True
+        replaced = (row.type[0] for row in call.outputs if row.type[0] != row.type[1])
+        return any(part in name for name in replaced for part in _WITH_WEIGHTS)
+
     def _form(self, step: Step) -> tuple[str, bool]:
         """Places that are quantized alike."""
         return step.class_name, step.call.module in self._quantized
@@ -213,8 +236,10 @@ class OwnLevels:
             typical = max(self.rounding, median_high(peers), _TINY)
             return typical if self._is_exact(typical) else max(level, typical)
         if step.call.module in self._quantized:
-            return max(level, self.usual)
-        if (step.noise_out or 0.0) <= min(_ROUNDED_WEIGHTS, self.usual):
+            return min(max(level, self.usual, _EIGHT_BITS), _MOST_OF_QUANTIZATION / LEAST_EXCESS)
+        if self._is_quantized(step.call):
+            return _EIGHT_BITS  # others are as noisy as this hands on to them
+        if (step.noise_out or 0.0) <= min(_EIGHT_BITS, LEAST_EXCESS * self.usual):
             return self.usual  # as all others are, by all that can be told
         return min(level, max(_ROUNDED_OFTEN * self.rounding, _TINY))
 

@@ -21,6 +21,7 @@ from qvtrace.patterns import kind_of, shown
 
 Dtypes: TypeAlias = tuple[str | None, str | None]
 
+_MOST_OF_TOKENS = 3  # dimensions
 _REPLAYED = " replayed"  # are of a kind of their own
 _NOTHING_KNOWN: Mapping[Place, Addition] = {}
 _WITHOUT_NOISE = frozenset({"identical", "exact", "opaque"})
@@ -83,6 +84,15 @@ class Step:
         """How many vectors a call gives, by the shortest of its outputs."""
         shapes = [row.shape[0] for row in self.call.outputs]
         return min((math.prod(shape[:-1]) for shape in shapes if shape), default=0)
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a token has that a call gives, in the smallest of its outputs; 0: not
+        known, as of an image."""
+        shapes = [row.shape[0] for row in self.call.outputs if row.shape[0]]
+        if any(len(shape) > _MOST_OF_TOKENS for shape in shapes):
+            return 0
+        return min((shape[-1] for shape in shapes), default=0)
 
     @property
     def added(self) -> float | None:
