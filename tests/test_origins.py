@@ -420,6 +420,28 @@ def test_what_was_replayed_is_told_above_a_floor_that_is_no_replay(
     assert "dB above the floor, what came in 0 dB" in verdict.lines[0]
 
 
+def test_behind_a_fault_that_a_floor_shows_a_replay_shows_the_next(
+    original, reference, healthy, tmp_path
+):
+    model = quantized(copy.deepcopy(original))
+    first, second = "model.layers.0.mlp.down_proj", "model.layers.2.self_attn.v_proj"
+    for name, share in ((first, 0.5), (second, 0.02)):
+        slightly_noisy(model, name, share)
+    candidate, local = recorded(model, tmp_path / "candidate.st"), tmp_path / "local.st"
+    replay(model, reference, local, variant="quant")
+
+    alone, both = (
+        diff(reference, candidate, floor=healthy, **replays).verdict.origins
+        for replays in ({}, {"local": local})
+    )
+
+    assert [origin.module for origin in alone] == [first]
+    assert [(origin.module, origin.evidence) for origin in both] == [
+        (first, "local"),
+        (second, "local"),
+    ]
+
+
 def test_another_order_of_calls_blames_nobody(original, reference, tmp_path):
     model = copy.deepcopy(original)
     for layer in model.model.layers:

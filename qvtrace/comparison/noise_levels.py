@@ -17,7 +17,7 @@ from types import MappingProxyType
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import cause_of
 from qvtrace.comparison.local_levels import LocalLevels
-from qvtrace.comparison.noise import CallKey, CallNoise, decibels
+from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels
 from qvtrace.comparison.noise_steps import Step
 from qvtrace.comparison.replayed_sizes import CallSizes
 from qvtrace.patterns import kind_of
@@ -273,19 +273,44 @@ class FloorLevels:
         )
 
     def excess(self, step: Step) -> Excess:
-        """How many times the floor's noise comes out, over how many times that came in."""
-        own, step = step, self._as_in_floor(step)
-        ratios = self._ratios(step)
+        """How many times the floor's noise comes out, over how many times that came in; where more
+        came in than in the floor, what is known of the place alone."""
+        whole = self._as_in_floor(step)
+        ratios = self._ratios(whole)
         if ratios is None:
-            return self._own.excess(own)
-        came_in, came_out = ratios
+            return self._own.excess(step)
+        excess = self._above(whole, *ratios)
+        is_known = step.is_all_on_top or (step.is_local and not whole.is_local)
+        # Where no more than the floor's came in, nothing hides what a place adds.
+        return (
+            self._alone(step, *self._noises[whole.place])
+            if is_known and not excess.rank
+            else excess
+        )
+
+    def _above(self, step: Step, came_in: float, came_out: float) -> Excess:
         ratio = came_out / max(came_in, 1.0)
         clean = self._least * max(self._noises[step.place][0], self._rounding)
         above = 10.0 * math.log10(came_in), 10.0 * math.log10(came_out)
         if step.noise_in and abs(came_in - 1.0) <= _REPEATED:
             return Excess(ratio, ratio, ratio >= _LEAST_AFTER_REPEATED, clean, 2, above)
         agrees = came_in <= self._least
-        return Excess(ratio, ratio, ratio >= self._least, clean, int(agrees), above)
+        # Between calls, less may come out of all that was there than before, and nothing in.
+        may_add = above[0] <= _LEAST_DECIBELS or not step.after or bool(step.added)
+        is_told = may_add and ratio >= self._least
+        return Excess(ratio, ratio, is_told, clean, int(agrees), above)
+
+    def _alone(self, step: Step, came_in: float, came_out: float) -> Excess:
+        """What a place has of its own: what it adds in the floor is usual there; all that it gives
+        there is more than it adds."""
+        excess = self._own.excess(step)
+        if step.after:
+            is_told = excess.is_told
+        else:
+            noise, level = step.noise_out or 0.0, max(came_out, self._rounding)
+            is_above = self._least < LEAST_EXCESS and noise >= _LEAST_OF_MODULE * level
+            is_told = is_above or (excess.is_told and noise > added(came_in, came_out))
+        return replace(excess, importance=excess.ratio, is_told=is_told, rank=int(is_told))
 
     def is_usual(self, call: CallNoise) -> bool:
         """Whether what a call gives is no noisier than in the floor."""
