@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_lines import invoke
 from torch import nn
-from typer.testing import CliRunner
 
 import qvtrace.recording.recorder
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 from qvtrace.cli.terminal import print_next
 from qvtrace.errors import ArchiveError
 
@@ -155,12 +154,8 @@ def folder(archives, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-
-
 def record(*arguments):
-    return run("record", "--model", "functions.py:sequential", *arguments)
+    return invoke("record", "--model", "functions.py:sequential", *arguments)
 
 
 def assert_one_line_error(result, *wanted):
@@ -204,17 +199,17 @@ def assert_one_line_error(result, *wanted):
     ],
 )
 def test_wrong_usage_is_one_line_on_standard_error(folder, arguments, wanted):
-    assert_one_line_error(run(*arguments), *wanted)
+    assert_one_line_error(invoke(*arguments), *wanted)
 
 
 def test_no_command_shows_the_help_and_counts_as_wrong_usage():
-    result = run()
+    result = invoke()
     assert result.exit_code == 2
     assert "record" in result.stdout
 
 
 def test_help_has_a_line_for_each_command():
-    result = run("--help")
+    result = invoke("--help")
     assert result.exit_code == 0
     for command in ("run", "record", "diff", "gate", "show", "verify", "recover"):
         lines = [line for line in result.stdout.splitlines() if f"│ {command} " in line]
@@ -224,39 +219,39 @@ def test_help_has_a_line_for_each_command():
 def test_version_is_that_of_the_package():
     from importlib.metadata import version
 
-    result = run("--version")
+    result = invoke("--version")
     assert result.stdout == f"qvtrace {version('qvtrace')}\n"
 
 
 def test_diff_prints_a_table_and_nothing_on_standard_error(folder):
-    result = run("diff", "fp.st", "quant.st", "--sort-by", "peir")
+    result = invoke("diff", "fp.st", "quant.st", "--sort-by", "peir")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "blocks.1.up" in result.stdout
     assert any(line.startswith("verdict") for line in result.stdout.splitlines()[-6:])
 
 
 def test_names_of_a_file_reach_the_terminal_escaped(folder):
-    result = run("diff", "fp.st", "quant.st", "--all")
+    result = invoke("diff", "fp.st", "quant.st", "--all")
     assert r"x\x1b[31m[red]" in result.stdout
     assert "\x1b" not in result.stdout
 
 
 def test_diff_as_json_is_one_object(folder):
-    result = run("diff", "fp.st", "quant.st", "--format", "json")
+    result = invoke("diff", "fp.st", "quant.st", "--format", "json")
     report = json.loads(result.stdout)
     assert report["reference"]["file"] == "fp.st"
     assert {row["status"] for row in report["rows"]} == {"ok", "identical", "exact"}
 
 
 def test_top_and_metrics_make_json_incomplete(folder):
-    whole = json.loads(run("diff", "fp.st", "quant.st", "--format", "json").stdout)
+    whole = json.loads(invoke("diff", "fp.st", "quant.st", "--format", "json").stdout)
     for cut in (["--top", "1"], ["--metrics", "peir"]):
-        report = json.loads(run("diff", "fp.st", "quant.st", "--format", "json", *cut).stdout)
+        report = json.loads(invoke("diff", "fp.st", "quant.st", "--format", "json", *cut).stdout)
         assert (whole["complete"], report["complete"]) == (True, False)
 
 
 def test_elements_of_the_difference_are_shown_of_the_modules_that_are_asked_for(folder):
-    text = run("diff", "fp.st", "quant.st", "--values", "blocks.1.up").stdout.splitlines()
+    text = invoke("diff", "fp.st", "quant.st", "--values", "blocks.1.up").stdout.splitlines()
     place = next(i for i, line in enumerate(text) if "blocks.1.up" in line.split())
     assert text[place + 1].split()[0] == "difference"
     assert text[place + 1].endswith("] and 320 more")
@@ -264,16 +259,16 @@ def test_elements_of_the_difference_are_shown_of_the_modules_that_are_asked_for(
 
 
 def test_a_row_that_is_asked_for_is_neither_folded_nor_hidden(folder):
-    asked = run("diff", "fp.st", "quant.st", "--values", "embed", "--values", "(root)").stdout
+    asked = invoke("diff", "fp.st", "quant.st", "--values", "embed", "--values", "(root)").stdout
     assert "identical" in line_of(asked, "embed")
     assert "difference " in asked[asked.index("(root) output.hidden") :]
-    hidden = run("diff", "fp.st", "quant.st").stdout
+    hidden = invoke("diff", "fp.st", "quant.st").stdout
     assert not any("embed" in line.split() for line in hidden.splitlines())
 
 
 def test_elements_of_the_difference_are_in_json_where_they_are_asked_for(folder):
     arguments = ["diff", "fp.st", "quant.st", "--format", "json", "--path", "all"]
-    report = json.loads(run(*arguments, "--values", "blocks.1.up").stdout)
+    report = json.loads(invoke(*arguments, "--values", "blocks.1.up").stdout)
     rows = {(row["module"], row["path"]): row["difference"] for row in report["rows"]}
     with Archive.open("fp.st") as reference, Archive.open("quant.st") as candidate:
         sides = [_output(archive, "blocks.1.up") for archive in (reference, candidate)]
@@ -281,7 +276,7 @@ def test_elements_of_the_difference_are_in_json_where_they_are_asked_for(folder)
     assert rows["blocks.1.up", "output"] == {"values": wanted.tolist()}
     assert rows["blocks.1.up", "inputs.0"] == {"values": [[[0.0] * 16] * 12]}
     assert rows["blocks.1.down", "output"] is None
-    assert all("difference" not in row for row in json.loads(run(*arguments).stdout)["rows"])
+    assert all("difference" not in row for row in json.loads(invoke(*arguments).stdout)["rows"])
 
 
 def _output(archive, module):
@@ -301,7 +296,7 @@ def test_the_elements_of_a_difference_fit_into_the_terminal(folder):
 
 
 def test_a_report_goes_to_a_file_in_a_new_folder(folder):
-    result = run("diff", "fp.st", "quant.st", "-o", "reports/today.txt")
+    result = invoke("diff", "fp.st", "quant.st", "-o", "reports/today.txt")
     assert result.stdout == ""
     assert "reports/today.txt" in result.stderr
     assert "verdict" in Path("reports/today.txt").read_text(encoding="utf-8")
@@ -309,26 +304,26 @@ def test_a_report_goes_to_a_file_in_a_new_folder(folder):
 
 def test_maps_of_a_file_are_applied(folder):
     Path("maps.txt").write_text("# the wrapper\n^inner[.]=\n")
-    result = run("diff", "fp.st", "wrapped.st", "--map-file", "maps.txt")
+    result = invoke("diff", "fp.st", "wrapped.st", "--map-file", "maps.txt")
     assert "8 of 9 modules" in result.stdout
     assert "^inner[.]=" in next(x for x in result.stdout.splitlines() if x.startswith("matched"))
 
 
 def test_nothing_in_common_is_exit_code_3(folder):
-    result = run("diff", "fp.st", "wrapped.st")
+    result = invoke("diff", "fp.st", "wrapped.st")
     assert result.exit_code == 3
     assert "nothing was comparable" in result.stdout
 
 
 def test_equal_archives_have_nothing_to_list(folder):
-    result = run("diff", "fp.st", "fp.st")
+    result = invoke("diff", "fp.st", "fp.st")
     assert result.exit_code == 0
     assert "no difference" in result.stdout
     assert "identical" in next(x for x in result.stdout.splitlines() if x.startswith("not listed"))
 
 
 def test_show_has_the_modules_as_a_tree_and_a_line_a_call(folder):
-    result = run("show", "fp.st")
+    result = invoke("show", "fp.st")
     lines = result.stdout.splitlines()
     root = next(index for index, line in enumerate(lines) if line.startswith("(root) Net"))
     assert lines[root + 1].startswith("│ embed Embedding  (int64[1,12]) -> float32[1,12,16]")
@@ -338,13 +333,13 @@ def test_show_has_the_modules_as_a_tree_and_a_line_a_call(folder):
 
 
 def test_show_tells_what_ran_and_what_was_recorded(folder):
-    text = run("show", "fp.st").stdout
+    text = invoke("show", "fp.st").stdout
     for wanted in ("fp.st", "Net · fp · float32", "torch 2.", "1 root call", "9 recorded"):
         assert wanted in text
 
 
 def test_show_with_a_pattern_has_these_modules_and_those_above(folder):
-    text = run("show", "fp.st", "blocks.1.up").stdout
+    text = invoke("show", "fp.st", "blocks.1.up").stdout
     assert text.split("\n\n")[1].splitlines() == [
         "(root) Net",
         "│ blocks ModuleList",
@@ -354,7 +349,7 @@ def test_show_with_a_pattern_has_these_modules_and_those_above(folder):
 
 
 def test_show_json_is_one_strict_object_a_line(folder):
-    lines = run("show", "fp.st", "--json").stdout.splitlines()
+    lines = invoke("show", "fp.st", "--json").stdout.splitlines()
     calls = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     with Archive.open("fp.st") as archive:
         assert len(calls) == len(archive.manifest.calls)
@@ -369,7 +364,7 @@ def test_show_json_is_one_strict_object_a_line(folder):
 
 
 def test_show_json_has_plain_values_and_structure(folder):
-    lines = run("show", "fp.st", "--json", "(root)", "blocks.1").stdout.splitlines()
+    lines = invoke("show", "fp.st", "--json", "(root)", "blocks.1").stdout.splitlines()
     block, root = map(json.loads, lines)
     assert block["kwargs"] == {"mask": None, "scale": 2}
     assert root["output"]["count"] == 12
@@ -377,22 +372,22 @@ def test_show_json_has_plain_values_and_structure(folder):
 
 
 def test_elements_are_shown_of_the_modules_that_are_asked_for(folder):
-    lines = run("show", "fp.st", "--json", "embed", "blocks.1.up", "--values", "embed").stdout
+    lines = invoke("show", "fp.st", "--json", "embed", "blocks.1.up", "--values", "embed").stdout
     embed, up = map(json.loads, lines.splitlines())
     assert embed["inputs"]["0"]["values"] == [list(range(12))]
     assert "values" not in up["output"]
-    text = run("show", "fp.st", "embed", "--values", "embed").stdout
+    text = invoke("show", "fp.st", "embed", "--values", "embed").stdout
     assert "inputs.0  [[0, 1, 2," in text
     assert "and 128 more" in text
 
 
 def test_statistics_are_shown_on_request(folder):
-    text = run("show", "fp.st", "embed", "--stats").stdout
+    text = invoke("show", "fp.st", "embed", "--stats").stdout
     assert "inputs.0  mean 5.50, min 0, max 11, stddev 3.45" in text
 
 
 def test_verify_counts_what_it_checked(folder):
-    result = run("verify", "fp.st")
+    result = invoke("verify", "fp.st")
     assert result.exit_code == 0
     assert result.stdout.startswith("fp.st: ")
     assert "every digest matches" in result.stdout
@@ -405,7 +400,7 @@ def test_verify_names_the_damaged_tensor(folder):
     begin = 8 + int.from_bytes(data[:8], "little")
     data[begin] ^= 1
     Path("fp.st").write_bytes(data)
-    result = run("verify", "fp.st")
+    result = invoke("verify", "fp.st")
     assert result.exit_code == 2
     assert result.stdout == f"{tensor.key}\n"
     assert f"the first is {tensor.key}" in result.stderr
@@ -419,7 +414,7 @@ def test_record_says_where_the_archive_is_and_what_comes_next(folder):
     assert "4 registered, 4 called, 4 recorded" in result.stderr
     follow_up = result.stderr.splitlines()[-1].split()
     assert follow_up[:2] == ["next", "qvtrace"]
-    assert run(*follow_up[2:]).exit_code == 0
+    assert invoke(*follow_up[2:]).exit_code == 0
     assert Path("traces/quant.st").exists()
 
 
@@ -428,7 +423,7 @@ def test_the_command_after_a_quantized_recording_compares(folder):
     result = record("--variant", "quant", "--like", "new/fp.st", "-o", "new/quant.st")
     assert result.stderr.endswith("qvtrace diff new/fp.st new/quant.st --sort-by peir\n")
     assert "torchao:int8-dynamic: 2 modules" in result.stderr
-    compared = run("diff", "new/fp.st", "new/quant.st")
+    compared = invoke("diff", "new/fp.st", "new/quant.st")
     assert compared.exit_code == 0
     assert "comparable  yes" in compared.stdout
 
@@ -461,7 +456,7 @@ def test_filters_of_the_archive_that_is_followed_are_taken_over(folder):
 
 
 def test_what_a_model_prints_is_kept_out_of_standard_output(folder):
-    result = run("run", "-m", "functions.py:printing", "--format", "json")
+    result = invoke("run", "-m", "functions.py:printing", "--format", "json")
     assert json.loads(result.stdout)["complete"] is True
     assert "from the model" in result.stderr
 
@@ -478,23 +473,23 @@ def test_a_dry_run_writes_nothing_and_ends_with_the_size(folder):
 
 
 def test_a_model_that_raised_is_one_line_and_its_trace_is_kept(folder):
-    result = run("record", "-m", "functions.py:raising", "-o", "t/fp.st")
+    result = invoke("record", "-m", "functions.py:raising", "-o", "t/fp.st")
     wanted = ("RuntimeError: no such luck", "t/fp.st.partial", "--traceback")
     assert_one_line_error(result, *wanted)
-    shown = run("show", "t/fp.st.partial")
+    shown = invoke("show", "t/fp.st.partial")
     assert "incomplete" in shown.stdout
     assert "linear Linear" in shown.stdout
 
 
 def test_traceback_shows_where_a_model_raised(folder):
-    result = run("record", "-m", "functions.py:raising", "-o", "t/fp.st", "--traceback")
+    result = invoke("record", "-m", "functions.py:raising", "-o", "t/fp.st", "--traceback")
     assert result.exit_code == 2
     assert "raise self.error" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("qvtrace: ")
 
 
 def test_a_model_that_raises_when_it_is_asked_for_anything_is_quantized(folder):
-    result = run(
+    result = invoke(
         *("record", "--model", "functions.py:secretive", "--variant", "quant", "-o", "new.st")
     )
 
@@ -503,17 +498,17 @@ def test_a_model_that_raises_when_it_is_asked_for_anything_is_quantized(folder):
 
 
 def test_an_interrupted_recording_is_named_and_kept(folder):
-    result = run("record", "-m", "functions.py:interrupted", "-o", "t/fp.st")
+    result = invoke("record", "-m", "functions.py:interrupted", "-o", "t/fp.st")
     assert result.exit_code == 130
     assert result.stderr.startswith("qvtrace: interrupted; ")
     assert "t/fp.st.partial" in result.stderr
-    assert run("verify", "t/fp.st.partial").exit_code == 0
+    assert invoke("verify", "t/fp.st.partial").exit_code == 0
 
 
 def test_an_interrupted_replay_is_named_and_kept(folder):
-    run("record", "-m", "functions.py:interrupted", "-o", "half.st")
+    invoke("record", "-m", "functions.py:interrupted", "-o", "half.st")
 
-    result = run(
+    result = invoke(
         *("replay", "half.st.partial", "-m", "functions.py:interrupted", "--variant", "fp"),
         *("--include", "(root)", "--include", "linear", "-o", "local.st"),
     )
@@ -531,12 +526,12 @@ def test_the_token_reaches_neither_a_message_nor_a_file(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
     result = record("-o", "a.st", "--hf-token", token)
     assert result.exit_code == 0
-    assert token not in result.output + run("record", "--help").output
+    assert token not in result.output + invoke("record", "--help").output
     assert token.encode() not in Path("a.st").read_bytes()
 
 
 def test_run_records_both_variants_and_compares_them(folder):
-    result = run("run", "-m", "functions.py:sequential", "--sort-by", "peir")
+    result = invoke("run", "-m", "functions.py:sequential", "--sort-by", "peir")
     assert result.exit_code == 0
     assert "comparable  yes" in result.stdout
     assert "torchao:int8-dynamic" in result.stdout
@@ -545,12 +540,12 @@ def test_run_records_both_variants_and_compares_them(folder):
 
 def test_run_replaces_what_it_wrote_but_not_what_record_wrote(folder):
     arguments = ["run", "-m", "functions.py:sequential", "--traces", "mine"]
-    assert run(*arguments).exit_code == 0
-    assert run(*arguments, "-o", "report.json", "--format", "json").exit_code == 0
+    assert invoke(*arguments).exit_code == 0
+    assert invoke(*arguments, "-o", "report.json", "--format", "json").exit_code == 0
     assert json.loads(Path("report.json").read_text())["complete"] is True
     record("-o", "mine/quant.st", "--force")
-    assert_one_line_error(run(*arguments), "mine/quant.st", "--force", "--traces")
-    assert run(*arguments, "--force").exit_code == 0
+    assert_one_line_error(invoke(*arguments), "mine/quant.st", "--force", "--traces")
+    assert invoke(*arguments, "--force").exit_code == 0
 
 
 def command(*arguments, **settings):
@@ -565,16 +560,16 @@ def test_a_killed_recording_can_be_recovered(folder):
         assert process.stderr is not None
         assert process.stderr.readline() == b"sleeping\n"
         process.send_signal(signal.SIGKILL)
-    assert "recover" in run("show", "t/fp.st.partial").stderr
-    result = run("recover", "t/fp.st.partial")
+    assert "recover" in invoke("show", "t/fp.st.partial").stderr
+    result = invoke("recover", "t/fp.st.partial")
     assert result.exit_code == 0
     assert "is readable again: " in result.stdout
-    assert "0 Linear" in run("show", "t/fp.st.partial").stdout
+    assert "0 Linear" in invoke("show", "t/fp.st.partial").stdout
 
 
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_recovery_of_a_folder_is_one_line(folder, name):
-    assert_one_line_error(run("recover", name), "is a folder; name the .partial file")
+    assert_one_line_error(invoke("recover", name), "is a folder; name the .partial file")
 
 
 def test_recovery_says_that_the_journal_is_damaged(folder):
@@ -589,12 +584,14 @@ def test_recovery_says_that_the_journal_is_damaged(folder):
     lines[-2] = lines[-2].replace(b"tensor", b"sensor").replace(b"dtype", b"dtypo")
     journal.write_bytes(b"".join(lines))
 
-    result = run("recover", "fp.st.killed.partial")
+    result = invoke("recover", "fp.st.killed.partial")
 
     assert result.exit_code == 0
     number = len(lines) - 1
     assert f"line {number} of its journal is damaged: 2 lines of it could not" in result.stderr
-    assert f"line {number} of its journal was damaged" in run("show", "fp.st.killed.partial").stdout
+    assert (
+        f"line {number} of its journal was damaged" in invoke("show", "fp.st.killed.partial").stdout
+    )
 
 
 @pytest.mark.parametrize("name", [".", "..", "there", "there/", ""])
@@ -602,7 +599,7 @@ def test_recovery_says_that_the_journal_is_damaged(folder):
 def test_record_refuses_a_folder_before_it_loads_a_model(folder, name, force):
     Path("there").mkdir()
 
-    result = run("record", "--model", "nothing.py:nowhere", "-o", name, *force)
+    result = invoke("record", "--model", "nothing.py:nowhere", "-o", name, *force)
 
     assert_one_line_error(result, "--output ", "is a folder; name a file in it")
     assert not list(Path("there").iterdir())
@@ -624,7 +621,7 @@ def test_an_archive_never_takes_the_place_of_a_pipe_or_a_device(folder, argument
         Path("link").symlink_to("pipe")
     output = "link" if linked else "pipe"
 
-    result = run(*arguments, "-o", output, "--force")
+    result = invoke(*arguments, "-o", output, "--force")
 
     assert_one_line_error(result, f"--output {output}: is a device or a pipe", "name a file")
     assert Path(output).is_fifo()
@@ -659,7 +656,7 @@ def test_an_archive_never_takes_the_place_of_a_pipe_or_a_device(folder, argument
 def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, arguments, output, fault):
     before = {path.name for path in Path().iterdir()}
 
-    result = run(*arguments, "-o", output)
+    result = invoke(*arguments, "-o", output)
 
     assert_one_line_error(result, f"--output {output}: ", fault)
     assert {path.name for path in Path().iterdir()} == before
@@ -679,14 +676,14 @@ def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, argumen
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_run_says_what_cannot_be_compared_before_it_records(folder, arguments, fault):
-    result = run("run", *NEVER_LOADED, *arguments)
+    result = invoke("run", *NEVER_LOADED, *arguments)
 
     assert_one_line_error(result, fault)
     assert not Path("traces").exists()
 
 
 def test_run_says_that_there_is_no_module_to_show_before_it_quantizes(folder):
-    result = run("run", *MODEL, "--values", "nowhere")
+    result = invoke("run", *MODEL, "--values", "nowhere")
 
     assert result.exit_code == 2
     assert "--values 'nowhere': matches none of 4 modules" in result.stderr
@@ -716,7 +713,7 @@ def test_run_says_that_there_is_no_module_to_show_before_it_quantizes(folder):
     ids=lambda arguments: f"{arguments[0]} {arguments[-2]}",
 )
 def test_an_empty_value_is_refused_and_never_taken_for_none(folder, arguments):
-    result = run(*arguments)
+    result = invoke(*arguments)
 
     assert_one_line_error(result, f"{arguments[-2]}: is empty; give a value")
 
@@ -740,7 +737,7 @@ def test_an_empty_value_is_refused_and_never_taken_for_none(folder, arguments):
 def test_an_option_that_would_change_nothing_is_refused(folder, arguments, fault):
     before = {path.name for path in Path().iterdir()}
 
-    assert_one_line_error(run(*arguments), fault, "; ")
+    assert_one_line_error(invoke(*arguments), fault, "; ")
     assert {path.name for path in Path().iterdir()} - before <= {"__pycache__"}
 
 
@@ -749,7 +746,7 @@ def test_an_option_that_would_change_nothing_is_refused(folder, arguments, fault
 def test_a_folder_in_place_of_a_file_is_one_line(folder, option, name):
     variant = ("--variant", "quant", "--quantizer", "tico") if option == "--calibration" else ()
 
-    result = run("record", option, name, *variant, "-o", "new.st")
+    result = invoke("record", option, name, *variant, "-o", "new.st")
 
     assert_one_line_error(result, name)
     assert not Path("new.st").exists()
@@ -768,7 +765,7 @@ def test_diff_refuses_to_write_its_report_over_what_it_compares(folder, side, li
     sides = [side, "quant.st"] if side != "quant.st" else ["fp.st", side]
     before = Path(side).read_bytes()
 
-    result = run("diff", *sides, "-o", output)
+    result = invoke("diff", *sides, "-o", output)
 
     assert_one_line_error(result, f"--output {output}: is ", "choose another name")
     assert Path(side).read_bytes() == before
@@ -796,7 +793,7 @@ def test_run_does_not_overwrite_what_it_is_to_be_like(folder, variant):
     assert record("-o", like).exit_code == 0
     before = Path(like).read_bytes()
 
-    result = run("run", "-m", "functions.py:sequential", "--like", like, "--force")
+    result = invoke("run", "-m", "functions.py:sequential", "--like", like, "--force")
 
     assert_one_line_error(result, f"--output {like}: is {like}, which --like names")
     assert Path(like).read_bytes() == before
@@ -896,7 +893,7 @@ def test_help_and_version_answer_at_once(option):
 
 
 def test_a_report_that_cannot_be_written_names_its_file(folder):
-    result = run("diff", "fp.st", "quant.st", "-o", "/dev/full")
+    result = invoke("diff", "fp.st", "quant.st", "-o", "/dev/full")
 
     assert_one_line_error(result, "--output /dev/full: cannot be written: No space left")
 
@@ -922,7 +919,7 @@ def test_run_takes_patterns_from_a_pipe(folder):
 
     writer = threading.Thread(target=Path("patterns").write_text, args=("2\n",))
     writer.start()
-    result = run("run", *MODEL, "--keep-float-file", "patterns")
+    result = invoke("run", *MODEL, "--keep-float-file", "patterns")
     writer.join()
 
     assert result.exit_code == 0, result.stderr
@@ -939,20 +936,20 @@ def test_a_pipe_of_inputs_is_named_as_one(folder):
 def test_a_replay_of_nothing_that_was_asked_for_is_refused(folder):
     record("-o", "new.st")
 
-    result = run("replay", "new.st", *MODEL, "--exclude", "*", "-o", "local.st")
+    result = invoke("replay", "new.st", *MODEL, "--exclude", "*", "-o", "local.st")
 
     assert_one_line_error(result, "--include and --exclude: leave no recorded module")
     assert not Path("local.st").exists()
 
 
 def test_archives_of_a_run_need_a_folder(folder):
-    result = run("run", "-m", "functions.py:sequential", "--traces", "fp.st")
+    result = invoke("run", "-m", "functions.py:sequential", "--traces", "fp.st")
 
     assert_one_line_error(result, "--traces fp.st: is no folder")
 
 
 def test_a_missing_candidate_is_not_to_be_recorded_as_a_float_one(folder):
-    result = run("diff", "fp.st", "missing.st")
+    result = invoke("diff", "fp.st", "missing.st")
 
     assert_one_line_error(result, "missing.st: there is no such file")
     assert "-o missing.st" not in result.stderr

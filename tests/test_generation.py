@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from command_lines import invoke
 from model_fixtures import Saved, change_config, save
 from recordings import Adding, calls_of, only, tensors_of
 from small_archives import edit_manifest, write_small
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 from qvtrace.errors import DamagedArchiveError, UsageError
 from qvtrace.models.chatter import quiet
 
@@ -57,10 +56,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def llama(saved: Saved) -> str:
     """A directory that generates; not to be changed."""
     return str(saved("llama"))
-
-
-def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
 
 
 def run(*arguments: str) -> Any:

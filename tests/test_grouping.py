@@ -9,11 +9,10 @@ from io import StringIO
 import pytest
 import tiny_models
 import torch
+from command_lines import invoke
 from torch import nn
-from typer.testing import CliRunner
 
 import qvtrace
-from qvtrace.cli import app
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.errors import UsageError
 
@@ -52,10 +51,6 @@ def grouped(files, by, **options):
 
 def named(comparison):
     return {group.name: group for group in comparison.groups}
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_blocks_are_the_numbered_layers_and_what_is_in_none(files):
@@ -262,7 +257,7 @@ def test_gates_are_judged_by_rows_whatever_is_rolled_up(files):
 
 
 def test_the_table_has_groups_in_place_of_rows(files):
-    shown = run("diff", *files, "--group-by", "block", "--top", 3).stdout
+    shown = invoke("diff", *files, "--group-by", "block", "--top", 3).stdout
 
     lines = [line.split() for line in shown.splitlines()]
     assert next(line for line in lines if line[:1] == ["rows"])[:3] == ["rows", "block", "PEIR"]
@@ -273,7 +268,7 @@ def test_the_table_has_groups_in_place_of_rows(files):
 
 
 def test_json_has_all_rows_and_the_groups(files):
-    report = json.loads(run("diff", *files, "--group-by", "kind", "--format", "json").stdout)
+    report = json.loads(invoke("diff", *files, "--group-by", "kind", "--format", "json").stdout)
 
     assert report["complete"] is True
     assert len(report["rows"]) == len(qvtrace.diff(*files).rows)
@@ -288,7 +283,7 @@ def test_json_has_all_rows_and_the_groups(files):
 
 def test_a_result_with_groups_is_judged_anew(files, tmp_path):
     result = tmp_path / "result.json"
-    run("diff", *files, "--group-by", "block", "--top", 1, "--format", "json", "-o", result)
+    invoke("diff", *files, "--group-by", "block", "--top", 1, "--format", "json", "-o", result)
 
     judged = qvtrace.judge(qvtrace.load_result(result), fail_on=["peir>0.01"])
 
@@ -297,7 +292,7 @@ def test_a_result_with_groups_is_judged_anew(files, tmp_path):
 
 
 def test_csv_has_a_line_for_each_group(files):
-    text = run("diff", *files, "--group-by", "kind", "--format", "csv").stdout
+    text = invoke("diff", *files, "--group-by", "kind", "--format", "csv").stdout
 
     lines = list(csv.DictReader(StringIO(text)))
     assert [line["name"] for line in lines] == [g.name for g in grouped(files, "kind").groups]
@@ -307,7 +302,7 @@ def test_csv_has_a_line_for_each_group(files):
 
 
 def test_markdown_has_a_table_of_groups(files):
-    text = run("diff", *files, "--group-by", "kind", "--format", "markdown").stdout
+    text = invoke("diff", *files, "--group-by", "kind", "--format", "markdown").stdout
 
     assert "| kind | rows | PEIR |" in text
     assert "| `model.layers.(0-3).mlp.up_proj` | 8 |" in text
@@ -318,7 +313,7 @@ def test_markdown_has_a_table_of_groups(files):
 )
 def test_the_page_has_a_table_of_groups(files, tmp_path):
     page = tmp_path / "report.html"
-    run("diff", *files, "--group-by", "kind", "--format", "html", "-o", page)
+    invoke("diff", *files, "--group-by", "kind", "--format", "html", "-o", page)
 
     text = page.read_text()
     assert '<h2 id="groups-title">By kind</h2>' in text

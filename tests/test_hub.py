@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from command_lines import invoke
 from processes import run_apart
 
 from qvtrace.archive import Archive
@@ -45,12 +46,8 @@ def models(tmp_path_factory):
 def record(endpoint: str, folder: Path, name: str) -> None:
     """In a process of its own, since the hub's address is read when its library is imported."""
     os.environ |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder)}
-    from typer.testing import CliRunner
-
-    from qvtrace.cli import app
-
     time.sleep = refuse_to_wait
-    result = CliRunner().invoke(app, ["record", "-m", name, "-o", str(folder / "fp.st")])
+    result = invoke("record", "-m", name, "-o", folder / "fp.st")
     (folder / "said").write_text(result.stderr)
     raise SystemExit(result.exit_code)
 

@@ -11,14 +11,13 @@ import pytest
 import test_routing
 import tiny_models
 import torch
+from command_lines import invoke
 from model_fixtures import Saved
 from recordings import Raising
 from torch import Tensor, nn
-from typer.testing import CliRunner, Result
 
 import qvtrace
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
 from qvtrace.reports.json import comparison_text
@@ -393,10 +392,6 @@ def test_what_cannot_be_asked_for_is_refused_before_the_model_runs(tmp_path: Pat
         qvtrace.diff_in_flight(tmp_path / "fp.st", model, path="weights")
     with pytest.raises(UsageError, match="--local"):
         qvtrace.diff_in_flight(tmp_path / "fp.st", model, sort_by="local_noise")
-
-
-def invoke(*words: str) -> Result:
-    return CliRunner().invoke(app, words, prog_name="qvtrace")
 
 
 def run(*words: str, code: int = 0) -> str:

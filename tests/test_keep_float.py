@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_lines import invoke
 from model_fixtures import Saved
 from test_quantizer_packages import PACKAGES
 from test_quantizer_plugins import ENTRY_POINTS
 from torch import nn
-from typer.testing import CliRunner, Result
 
 import qvtrace
-from qvtrace.cli import app
 from qvtrace.errors import UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 
@@ -69,10 +68,6 @@ def quantize(model: object, quantizer: str | None, *patterns: str) -> PreparedMo
     )
 
 
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 def local_errors(prepared: PreparedModel, reference: Path, file: Path) -> dict[str, float]:
     qvtrace.replay(prepared.model, reference, file, overwrite=True)
     rows = qvtrace.diff(reference, file).rows
@@ -84,7 +79,7 @@ def test_what_is_kept_float_has_no_error_of_its_own_and_the_rest_has(
     quantizer: str, saved: Saved, file: Path
 ) -> None:
     prepared = quantize(saved("llama"), quantizer, DOWN, f"{ATTENTION}*")
-    assert run("record", "-m", saved("llama"), "-o", file).exit_code == 0
+    assert invoke("record", "-m", saved("llama"), "-o", file).exit_code == 0
 
     errors = local_errors(prepared, file, file.with_name("local.st"))
 
@@ -187,7 +182,7 @@ def test_a_plugin_says_whether_it_heeds_them(
 
 
 def test_a_float_variant_keeps_nothing(user: str) -> None:
-    result = run("record", "-m", user, "--keep-float", "0")
+    result = invoke("record", "-m", user, "--keep-float", "0")
 
     assert result.exit_code == 2
     assert "--keep-float: the variant fp is not quantized; add --variant quant" in result.stderr
@@ -221,8 +216,8 @@ def test_a_quantized_checkpoint_is_refused(saved: Saved, tmp_path: Path) -> None
 def test_a_file_names_them_too_and_run_and_replay_take_both(user: str, text: str) -> None:
     Path("keep").write_text(text)
 
-    ran = run("run", "-m", user, "--keep-float-file", "keep", "--format", "json", "-o", "r.json")
-    again = run(
+    ran = invoke("run", "-m", user, "--keep-float-file", "keep", "--format", "json", "-o", "r.json")
+    again = invoke(
         *("replay", "traces/fp.st", "-m", user, "-o", "local.st"),
         *("--keep-float", "0", "--keep-float", "2"),
     )
@@ -237,7 +232,7 @@ def test_a_file_names_them_too_and_run_and_replay_take_both(user: str, text: str
         "1": "ok",
         "2": "identical",
     }
-    assert "2 kept float" in run("diff", "traces/fp.st", "traces/quant.st").stdout
+    assert "2 kept float" in invoke("diff", "traces/fp.st", "traces/quant.st").stdout
 
 
 @pytest.mark.parametrize(
@@ -254,7 +249,7 @@ def test_a_file_that_names_none_is_an_error(user: str, text: str | None, fault: 
     if text is not None:
         Path("keep").write_text(text)
 
-    result = run("record", "-m", user, "--variant", "quant", "--keep-float-file", "keep")
+    result = invoke("record", "-m", user, "--variant", "quant", "--keep-float-file", "keep")
 
     assert result.exit_code == 2
     assert result.stderr.startswith("qvtrace: --keep-float-file keep: ")
@@ -263,7 +258,7 @@ def test_a_file_that_names_none_is_an_error(user: str, text: str | None, fault: 
 
 
 def test_what_cannot_keep_modules_is_told_before_the_first_recording_of_a_run(user: str) -> None:
-    result = run("run", "-m", user, "--quantizer", "user.py:deaf", "--keep-float", "0")
+    result = invoke("run", "-m", user, "--quantizer", "user.py:deaf", "--keep-float", "0")
 
     assert result.exit_code == 2
     assert "user.py:deaf does not say that it can" in result.stderr

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import invoke
 from PIL import Image
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
-
-from qvtrace.cli import app
 
 MODEL = """
 import torch
@@ -35,8 +33,8 @@ def recorded(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     for name in ("fp.st", "quant.st"):
-        assert run("record", "-m", "model.py:model", "-o", name).exit_code == 0
-    assert run("diff", "fp.st", "quant.st", "-o", "result.json").exit_code == 0
+        assert invoke("record", "-m", "model.py:model", "-o", name).exit_code == 0
+    assert invoke("diff", "fp.st", "quant.st", "-o", "result.json").exit_code == 0
     os.chdir(before)
     return folder
 
@@ -57,15 +55,11 @@ def folder(recorded, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-
-
 def assert_kept(file, arguments, output):
     before = Path(file).read_bytes()
     names = {path.name for path in Path().iterdir()}
 
-    result = run(*arguments, "-o", output)
+    result = invoke(*arguments, "-o", output)
 
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
@@ -150,7 +144,7 @@ def test_an_archive_does_not_take_an_input_by_what_is_beside_it(folder):
 
 
 def test_run_does_not_write_its_report_over_what_it_has_just_recorded(folder):
-    result = run(
+    result = invoke(
         "run", "-m", "model.py:model", "--traces", ".", "--force", "-o", "fp.manifest.json"
     )
 
@@ -169,15 +163,15 @@ def test_a_checkpoint_is_not_written_over_by_what_is_recorded_of_it(folder, save
     shutil.copytree(saved("llama"), "llama")
 
     assert_kept(f"llama/{name}", ("record", "-m", "llama", "--force"), f"llama/{name}")
-    assert run("record", "-m", "llama", "-o", "llama/fp.st").exit_code == 0
-    assert run("record", "-m", "llama", "-o", "llama/fp.st", "--force").exit_code == 0
+    assert invoke("record", "-m", "llama", "-o", "llama/fp.st").exit_code == 0
+    assert invoke("record", "-m", "llama", "-o", "llama/fp.st", "--force").exit_code == 0
 
 
 def test_an_extract_does_not_replace_a_folder_with_an_archive_of_it(folder):
-    assert run("extract", "fp.st", "quant.st", "0", "-o", "report").exit_code == 0
+    assert invoke("extract", "fp.st", "quant.st", "0", "-o", "report").exit_code == 0
     moved = Path("quant.st").rename("report/quant.st")
 
-    result = run("extract", "fp.st", str(moved), "0", "-o", "report", "--force")
+    result = invoke("extract", "fp.st", str(moved), "0", "-o", "report", "--force")
 
     assert result.exit_code == 2
     assert "--output report: holds report/quant.st" in result.stderr
@@ -185,7 +179,7 @@ def test_an_extract_does_not_replace_a_folder_with_an_archive_of_it(folder):
 
 
 def test_a_report_replaces_an_older_report(folder):
-    assert run(*DIFF, "-o", "result.json").exit_code == 0
-    assert run(*DIFF, "-o", "report.txt").exit_code == 0
-    assert run(*DIFF, "-o", "report.txt", "--format", "json").exit_code == 0
+    assert invoke(*DIFF, "-o", "result.json").exit_code == 0
+    assert invoke(*DIFF, "-o", "report.txt").exit_code == 0
+    assert invoke(*DIFF, "-o", "report.txt", "--format", "json").exit_code == 0
     assert Path("report.txt").read_text().startswith("{")

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_lines import invoke
 from recordings import Raising, Returning, calls_of, tree_of
 from torch import Tensor, nn
-from typer.testing import CliRunner, Result
 
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 from qvtrace.comparison.diffing import diff
 from qvtrace.privacy import KEY_VARIABLE, Privacy, load_privacy
 from qvtrace.recording.recorder import record
@@ -81,10 +80,6 @@ def files_with(folder: Path, *wanted: str | bytes) -> list[str]:
     needles = [text.encode() if isinstance(text, str) else text for text in wanted]
     contents = bytes_below(folder)
     return [name for name, data in contents.items() if any(n in data for n in needles)]
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_neither_text_nor_ids_nor_picture_are_anywhere_in_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf_models import write_llama
 from model_fixtures import Saved, change_config, prepare_like, record, save
+from prepared_models import logits, sqnr
 from typer.testing import CliRunner
 
 import qvtrace
@@ -34,16 +35,6 @@ def run(*words: object) -> str:
     result = CliRunner().invoke(app, [*map(str, words)])
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
-
-
-def logits(prepared: PreparedModel) -> torch.Tensor:
-    with torch.no_grad():
-        output: Any = prepared.model(*prepared.args, **prepared.kwargs)
-    return output.logits
-
-
-def sqnr(reference: torch.Tensor, candidate: torch.Tensor) -> float:
-    return float(20 * torch.log10(reference.norm() / (reference - candidate).norm()))
 
 
 def compress(prepared: PreparedModel, directory: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from model_fixtures import Saved, record
+from prepared_models import logits, sqnr
 from torch import nn
 
 import qvtrace
@@ -62,16 +63,6 @@ def quantize(model: str | Path | None, quantizer: str, **request: Any) -> Prepar
     needs(quantizer)
     model = None if model is None else str(model)
     return prepare(ModelRequest(model=model, variant="quant", quantizer=quantizer, **request))
-
-
-def logits(prepared: PreparedModel) -> torch.Tensor:
-    with torch.no_grad():
-        output: Any = prepared.model(*prepared.args, **prepared.kwargs)
-    return output.logits
-
-
-def sqnr(reference: torch.Tensor, candidate: torch.Tensor) -> float:
-    return float(20 * torch.log10(reference.norm() / (reference - candidate).norm()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from command_lines import invoke
 from model_fixtures import Saved, record
-from typer.testing import CliRunner, Result
 
 import qvtrace
-from qvtrace.cli import app
 from qvtrace.errors import ModelError, UsageError
 from qvtrace.models import ModelRequest, PreparedModel, prepare
 
@@ -160,10 +159,6 @@ def quantize(saved: Saved, quantizer: str, **request: Any) -> PreparedModel:
     )
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, words)], prog_name="qvtrace")
-
-
 @pytest.mark.parametrize(
     ("quantizer", "label"),
     [("rounding", "rounding:tenths"), ("rounding:halves", "rounding:halves")],
@@ -221,7 +216,7 @@ def test_what_goes_wrong_in_a_quantizer_is_told_by_its_name(
 def test_an_entry_point_that_cannot_be_used_is_one_line_and_a_marked_row(
     quantizer: str, distribution: str, saved: Saved
 ) -> None:
-    recorded = run(
+    recorded = invoke(
         "record", "--model", saved("llama"), "--variant", "quant", "--quantizer", quantizer
     )
     listed = {one.name: one for one in qvtrace.quantizers() if one.origin == distribution}
@@ -238,7 +233,7 @@ def test_an_entry_point_that_cannot_be_used_is_one_line_and_a_marked_row(
 
 
 def test_an_import_that_prints_or_exits_leaves_the_list_as_json(distribution: str) -> None:
-    result = run("quantizers", "--json")
+    result = invoke("quantizers", "--json")
 
     listed = {one["name"]: one for one in json.loads(result.stdout)}
     assert result.exit_code == 0
@@ -291,7 +286,7 @@ def test_a_name_of_ones_own_is_not_taken_over(distribution: str, saved: Saved) -
 
 
 def test_quantizers_lists_name_schemes_installation_and_calibration(distribution: str) -> None:
-    result = run("quantizers")
+    result = invoke("quantizers")
 
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert result.exit_code == 0
@@ -306,7 +301,7 @@ def test_quantizers_lists_name_schemes_installation_and_calibration(distribution
 
 
 def test_quantizers_as_json_is_what_the_library_lists(distribution: str) -> None:
-    result = run("quantizers", "--json")
+    result = invoke("quantizers", "--json")
 
     listed = json.loads(result.stdout)
     assert [(q["name"], tuple(q["schemes"]), q["installed"]) for q in listed] == [
@@ -338,7 +333,9 @@ def calibrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def head(archive: Path, reference: Path) -> str:
-    return run("diff", str(reference), str(archive)).stdout.split("verdict")[0].replace("\n", " ")
+    return (
+        invoke("diff", str(reference), str(archive)).stdout.split("verdict")[0].replace("\n", " ")
+    )
 
 
 @pytest.fixture
@@ -355,7 +352,7 @@ def test_the_recorded_sample_calibrates_by_default_and_every_diff_says_so(
     model: Any = prepared.model
     assert model.seen == [prepared.kwargs["input_ids"].tolist()]
     assert "calibrated on the test input" in head(archive, reference)
-    report = json.loads(run("diff", str(reference), str(archive), "--format", "json").stdout)
+    report = json.loads(invoke("diff", str(reference), str(archive), "--format", "json").stdout)
     assert report["candidate"]["calibration"] == "calibrated on the test input"
     assert "calibration" not in report["reference"]
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_lines import invoke
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import qvtrace
 from qvtrace import UsageError
-from qvtrace.cli import app
 from qvtrace.metrics.comparing import compare_all
 from qvtrace.metrics.names import PAIR_METRICS
 from qvtrace.metrics.pooling import pool_samples
@@ -36,10 +35,6 @@ class Net(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Any:
         return self.head(self.fc(hidden).relu())
-
-
-def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], prog_name="qvtrace")
 
 
 def samples(sizes: Sequence[int] = SIZES) -> list[Tensor]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import invoke
 from model_fixtures import Saved
 from test_quantizer_packages import PACKAGES
-from typer.testing import CliRunner, Result
 
 import qvtrace
 from qvtrace import UsageError
-from qvtrace.cli import app
 from qvtrace.models import ModelRequest
 from qvtrace.suggesting.search import Order, Search, outermost, within
 from qvtrace.suggesting.suggestion import Figure, Step, Suggestion
@@ -108,7 +107,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "toys.py").write_text(MODEL)
     for name in ("model", "three_weak"):
         words = ["record", "-m", f"{folder}/toys.py:{name}", "-o", f"{folder}/{name}.st"]
-        assert CliRunner().invoke(app, words).exit_code == 0
+        assert invoke(*words).exit_code == 0
     return folder
 
 
@@ -123,10 +122,6 @@ def suggested(
         quantizer = f"{toys}/{quantizer}"
     request = ModelRequest(model=f"{toys}/toys.py:{name}", variant="quant", quantizer=quantizer)
     return qvtrace.suggest(toys / f"{name}.st", target, request, **more)
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def sets(suggestion: Suggestion) -> list[frozenset[str]]:
@@ -167,7 +162,7 @@ def test_each_figure_is_that_of_a_real_recording_with_these_modules_kept(
     for step in found.steps:
         file = tmp_path / f"{step.run}.st"
         kept = [word for name in step.kept for word in ("--keep-float", name)]
-        recorded = run(
+        recorded = invoke(
             *("record", "--variant", "quant", "-m", f"{toys}/toys.py:model"),
             *("--quantizer", "torchao:int8-weight", "--like", toys / "model.st", *kept, "-o", file),
         )
@@ -301,7 +296,7 @@ def test_a_large_module_gives_way_where_it_eats_the_budget(tmp_path: Path) -> No
     )
     (tmp_path / "wide.py").write_text(wide)
     place = f"{tmp_path}/wide.py:model"
-    assert run("record", "-m", place, "-o", tmp_path / "fp.st").exit_code == 0
+    assert invoke("record", "-m", place, "-o", tmp_path / "fp.st").exit_code == 0
     request = ModelRequest(model=place, variant="quant", quantizer="torchao:int8-weight")
 
     found = qvtrace.suggest(
@@ -324,7 +319,7 @@ def test_patterns_narrow_what_may_be_kept(toys: Path) -> None:
 
 def test_modules_without_a_local_error_come_last_and_say_why(toys: Path, tmp_path: Path) -> None:
     file = tmp_path / "fp.st"
-    recorded = run("record", "-m", f"{toys}/toys.py:model", "--no-inputs", "-o", file)
+    recorded = invoke("record", "-m", f"{toys}/toys.py:model", "--no-inputs", "-o", file)
     assert recorded.exit_code == 0
     request = ModelRequest(
         model=f"{toys}/toys.py:model", variant="quant", quantizer="torchao:int8-weight"
@@ -377,7 +372,9 @@ def test_nothing_is_left_behind(
     ],
 )
 def test_a_target_that_says_nothing_is_an_error(toys: Path, target: str, fault: str) -> None:
-    result = run(*("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model"), "--target", target)
+    result = invoke(
+        *("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model"), "--target", target
+    )
 
     assert (result.exit_code, result.stdout) == (2, "")
     error = result.stderr.splitlines()[-1]
@@ -402,7 +399,7 @@ def test_a_target_that_says_nothing_is_an_error(toys: Path, target: str, fault: 
 def test_options_that_make_no_sense_are_errors(toys: Path, words: list[str], fault: str) -> None:
     given = ("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model", "--target", "sqnr 30")
 
-    result = run(*given, *words)
+    result = invoke(*given, *words)
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert fault in result.stderr
@@ -425,9 +422,9 @@ def test_an_archive_that_holds_too_little_is_an_error(
     toys: Path, tmp_path: Path, stored: str, fault: str
 ) -> None:
     words = ("-m", f"{toys}/toys.py:model")
-    assert run("record", *words, stored, "-o", tmp_path / "fp.st").exit_code == 0
+    assert invoke("record", *words, stored, "-o", tmp_path / "fp.st").exit_code == 0
 
-    result = run("suggest", tmp_path / "fp.st", *words, "--target", "sqnr 30")
+    result = invoke("suggest", tmp_path / "fp.st", *words, "--target", "sqnr 30")
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith(f"qvtrace: {tmp_path / 'fp.st'}: {fault}")
@@ -435,10 +432,10 @@ def test_an_archive_that_holds_too_little_is_an_error(
 
 def test_a_recording_of_a_quantized_model_is_no_reference(toys: Path, tmp_path: Path) -> None:
     words = ("-m", f"{toys}/toys.py:model")
-    quantized = run("record", *words, "--variant", "quant", "-o", tmp_path / "quant.st")
+    quantized = invoke("record", *words, "--variant", "quant", "-o", tmp_path / "quant.st")
     assert quantized.exit_code == 0
 
-    result = run("suggest", tmp_path / "quant.st", *words, "--target", "peir 1")
+    result = invoke("suggest", tmp_path / "quant.st", *words, "--target", "peir 1")
 
     assert result.exit_code == 2
     assert "quant.st: is of a model that torchao:int8-dynamic quantized" in result.stderr
@@ -446,9 +443,9 @@ def test_a_recording_of_a_quantized_model_is_no_reference(toys: Path, tmp_path: 
 
 def test_a_model_that_gives_no_tensor_has_no_target_of_its_own(toys: Path, tmp_path: Path) -> None:
     words = ("-m", f"{toys}/toys.py:silent")
-    assert run("record", *words, "-o", tmp_path / "fp.st").exit_code == 0
+    assert invoke("record", *words, "-o", tmp_path / "fp.st").exit_code == 0
 
-    result = run("suggest", tmp_path / "fp.st", *words, "--target", "peir 1")
+    result = invoke("suggest", tmp_path / "fp.st", *words, "--target", "peir 1")
 
     assert result.exit_code == 2
     assert result.stderr == (
@@ -472,9 +469,9 @@ def test_a_quantized_checkpoint_is_an_error(saved: Saved, tmp_path: Path) -> Non
         saved("llama"), quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig())
     )
     model.save_pretrained(tmp_path / "quantized")
-    assert run("record", "-m", saved("llama"), "-o", tmp_path / "fp.st").exit_code == 0
+    assert invoke("record", "-m", saved("llama"), "-o", tmp_path / "fp.st").exit_code == 0
 
-    result = run(
+    result = invoke(
         *("suggest", tmp_path / "fp.st", "-m", tmp_path / "quantized", "--target", "kl 0.001")
     )
 
@@ -488,7 +485,7 @@ def test_what_a_language_model_says_may_be_the_target(
     saved: Saved, tmp_path: Path, target: str
 ) -> None:
     file = tmp_path / "fp.st"
-    assert run("record", "-m", saved("llama"), "-o", file).exit_code == 0
+    assert invoke("record", "-m", saved("llama"), "-o", file).exit_code == 0
     request = ModelRequest(variant="quant", quantizer="torchao:int4-weight")
 
     found = qvtrace.suggest(file, target, request, max_runs=6)
@@ -501,7 +498,7 @@ def test_what_a_language_model_says_may_be_the_target(
 def test_tico_switches_wrappers_off(saved: Saved, tmp_path: Path) -> None:
     pytest.importorskip("tico")
     file = tmp_path / "fp.st"
-    assert run("record", "-m", saved("llama"), "-o", file).exit_code == 0
+    assert invoke("record", "-m", saved("llama"), "-o", file).exit_code == 0
     request = ModelRequest(variant="quant", quantizer="tico:uint8")
 
     found = qvtrace.suggest(file, "sqnr 60 @ lm_head", request, max_runs=3)
@@ -517,7 +514,7 @@ def test_the_report_has_a_row_for_each_run_and_says_what_to_type(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    result = run(
+    result = invoke(
         *("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model", "--target", "sqnr 30"),
         *("--quantizer", "torchao:int8-weight"),
     )
@@ -533,7 +530,7 @@ def test_the_report_has_a_row_for_each_run_and_says_what_to_type(
     assert progress[1].startswith("run 1 of at most 16: nothing kept (0 float): sqnr ")
     program, *words = shlex.split(progress[-1].removeprefix("next"))
     assert program == "qvtrace"
-    again = run(*words)
+    again = invoke(*words)
     assert again.exit_code == 0, again.stderr
     (row,) = qvtrace.diff(toys / "model.st", "traces/kept.st", include=["(root)"]).rows
     assert row.metrics.sqnr is not None
@@ -545,7 +542,7 @@ def test_the_result_as_json_is_a_file_of_modules_to_keep(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    result = run(
+    result = invoke(
         *("suggest", toys / "three_weak.st", "-m", f"{toys}/toys.py:three_weak"),
         *("--target", "sqnr 30", "--quantizer", "torchao:int8-weight", "--budget", "20MB"),
         *("--format", "json", "-o", "result.json"),
@@ -559,7 +556,7 @@ def test_the_result_as_json_is_a_file_of_modules_to_keep(
     assert found["target"]["metric"] == "sqnr"
     assert found["steps"][0]["keep_float"] == []
     assert set(found["skip_lists"]) == {"torchao", *PACKAGES}
-    again = run(*shlex.split(found["command"])[1:])
+    again = invoke(*shlex.split(found["command"])[1:])
     assert again.exit_code == 0, again.stderr
     with qvtrace.load("traces/kept.st") as archive:
         assert sorted(archive.manifest.variant.left_float) == sorted(found["keep_float"])
@@ -575,18 +572,18 @@ def test_the_list_is_written_to_a_file_that_record_takes(
     )
 
     for _ in range(2):  # an older list gives way
-        result = run(*given, "--target", "sqnr 30", "-o", "report.txt")
+        result = invoke(*given, "--target", "sqnr 30", "-o", "report.txt")
 
         assert result.exit_code == 0, result.stderr
         _, *names = Path("keep.txt").read_text().splitlines()
         command = result.stderr.splitlines()[-1].removeprefix("next").split()
         assert command[command.index("--keep-float-file") + 1] == "keep.txt"
         assert "--keep-float" not in command
-        assert run(*command[1:], "--force").exit_code == 0
+        assert invoke(*command[1:], "--force").exit_code == 0
         with qvtrace.load("traces/kept.st") as kept:
             assert kept.manifest.variant.settings["keep_float"] == names
     Path("keep.txt").unlink()
-    assert "keep.txt is not written" in run(*given, "--target", "sqnr 1").stderr
+    assert "keep.txt is not written" in invoke(*given, "--target", "sqnr 1").stderr
     assert not Path("keep.txt").exists()
 
 
@@ -597,7 +594,7 @@ def test_a_list_that_somebody_wrote_is_not_replaced(
     Path("mine.txt").write_text("out\n")
     given = ("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model", "--target", "sqnr 30")
 
-    result = run(*given, "--keep-float-file", "mine.txt")
+    result = invoke(*given, "--keep-float-file", "mine.txt")
 
     assert result.exit_code == 2
     assert result.stderr.startswith("qvtrace: --keep-float-file mine.txt: is there, and ")
@@ -605,7 +602,7 @@ def test_a_list_that_somebody_wrote_is_not_replaced(
 
 
 def test_a_target_that_is_missed_has_an_exit_code_of_its_own(toys: Path) -> None:
-    result = run(
+    result = invoke(
         *("suggest", toys / "model.st", "-m", f"{toys}/toys.py:model", "--target", "sqnr 30"),
         *("--max-runs", "1", "--format", "json"),
     )

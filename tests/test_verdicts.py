@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_lines import invoke
 from torch import nn
-from typer.testing import CliRunner
 
 import qvtrace
-from qvtrace.cli import app
 
 GATE = ("--fail-on", "peir>0.9")
 
@@ -79,17 +78,17 @@ def folder(archives, tmp_path, monkeypatch):
     return work
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-
-
 def verdict(result):
     return json.loads(result.stdout)["verdict"]
 
 
 def diff(*arguments):
     """The verdict of `diff`, which agrees with the exit code."""
-    result = run("diff", *arguments, "--format", "json")
+    return judged("diff", *arguments)
+
+
+def judged(*arguments):
+    result = invoke(*arguments, "--format", "json")
     found = verdict(result)
     assert result.exit_code == found["exit_code"]
     return found
@@ -132,7 +131,7 @@ def test_exit_codes(folder, arguments, code):
     ids=" ".join,
 )
 def test_trouble_comes_before_every_other_exit_code(folder, arguments):
-    result = run("diff", *arguments)
+    result = invoke("diff", *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
 
 
@@ -259,7 +258,7 @@ def test_another_file_takes_the_place_of_the_project(folder, text):
 )
 def test_trouble_with_the_configuration_names_the_file(folder, text, wanted):
     Path("pyproject.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    result = run("diff", "fp.st", "quant.st")
+    result = invoke("diff", "fp.st", "quant.st")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith("qvtrace: pyproject.toml: ")
     assert wanted in result.stderr
@@ -281,7 +280,7 @@ def test_a_configuration_that_is_asked_for_has_to_be_there(folder, name, wanted)
     configure("", "empty.toml")
     configure("[tool.qvtrace]\nfail-on = []\n", "none.toml")
     configure("[tool.other]\n", "deep/pyproject.toml")
-    result = run("diff", "fp.st", "quant.st", "--config", name)
+    result = invoke("diff", "fp.st", "quant.st", "--config", name)
     assert result.exit_code == 2
     assert f"{name}: {wanted}" in result.stderr
 
@@ -299,44 +298,41 @@ def model():
 @pytest.mark.parametrize("table", ["[tool.qvtrace]\n", "[tool.qvtrace]\nfail-on = []\n"])
 def test_a_project_that_sets_no_gate_is_said_to(folder, table):
     configure(table)
-    result = run("diff", "fp.st", "quant.st")
+    result = invoke("diff", "fp.st", "quant.st")
     assert result.exit_code == 0
     assert result.stderr == "qvtrace: pyproject.toml: sets no gate, nothing is judged\n"
-    assert run("diff", "fp.st", "quant.st", "--fail-on", "peir>0.9").stderr == ""
+    assert invoke("diff", "fp.st", "quant.st", "--fail-on", "peir>0.9").stderr == ""
 
 
 def test_run_does_not_go_on_with_a_gate_that_can_match_nothing(folder):
     configure(MODEL, "model.py")
     gates = ["--fail-on", "unmatched @ new", "--fail-on", "peir>0.9 @ nosuch"]
-    result = run("run", "-m", "model.py:model", "--traces", "traces", *gates)
+    result = invoke("run", "-m", "model.py:model", "--traces", "traces", *gates)
     assert result.exit_code == 2
     assert "'nosuch' matches none of the 1 modules" in result.stderr
     assert [file.name for file in Path("traces").glob("*.st")] == ["fp.st"]
-    result = run("run", "--in-flight", "traces/fp.st", "-m", "model.py:model", *gates)
+    result = invoke("run", "--in-flight", "traces/fp.st", "-m", "model.py:model", *gates)
     assert (result.exit_code, result.stdout) == (2, "")
 
 
 def test_run_is_judged_as_well(folder):
     configure(MODEL, "model.py")
-    result = run("run", "-m", "model.py:model", "--format", "json", "--fail-on", "peir>0")
+    result = invoke("run", "-m", "model.py:model", "--format", "json", "--fail-on", "peir>0")
     assert result.exit_code == 1
     assert verdict(result)["gates"][0]["gate"] == "peir>0"
-    refused = run("run", "-m", "model.py:model", "--traces", "new", "--fail-on", "peir>x")
+    refused = invoke("run", "-m", "model.py:model", "--traces", "new", "--fail-on", "peir>x")
     assert refused.exit_code == 2
     assert not Path("new").exists()
 
 
 def written(*arguments, file="result.json"):
-    assert run("diff", *arguments, "--format", "json", "-o", file).exit_code == 0
+    assert invoke("diff", *arguments, "--format", "json", "-o", file).exit_code == 0
     return file
 
 
 def gate(*arguments):
     """The verdict of `gate`, which agrees with the exit code."""
-    result = run("gate", *arguments, "--format", "json")
-    found = verdict(result)
-    assert result.exit_code == found["exit_code"]
-    return found
+    return judged("gate", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +359,7 @@ def test_a_result_is_judged_without_the_archives(folder, candidate, gates, code)
 
 
 def test_a_result_of_nothing_is_not_comparable_by_any_gate(folder):
-    result = run("diff", "fp.st", "first_only.st", "--include", "second", "--format", "json")
+    result = invoke("diff", "fp.st", "first_only.st", "--include", "second", "--format", "json")
     Path("result.json").write_text(result.stdout)
     assert gate("result.json", "--fail-on", "peir>1")["exit_code"] == 3
 
@@ -375,7 +371,7 @@ def test_a_judged_result_still_says_what_narrowed_it(folder):
 
 def test_gate_lists_the_rows_that_failed_and_no_others(folder):
     written("fp.st", "quant.st")
-    result = run("gate", "result.json", "--fail-on", "peir>0.001", "--fail-on", "nonfinite")
+    result = invoke("gate", "result.json", "--fail-on", "peir>0.001", "--fail-on", "nonfinite")
     assert result.exit_code == 1
     lines = [line.strip() for line in result.stdout.splitlines()]
     failed = lines.index("gate        FAILED peir>0.001: 2 of 3 rows")
@@ -414,11 +410,11 @@ def test_new_and_vanished_modules_are_listed(folder):
     written("fp.st", "fp.st", file="earlier.json")
     written("first_only.st", "first_only.st", file="other.json")
     options = ["--baseline", "earlier.json", "--max-regression", "peir 1.2x"]
-    result = run("gate", "other.json", *options)
+    result = invoke("gate", "other.json", *options)
     assert result.exit_code == 0
     assert "vanished    2 modules: second, (root)" in result.stdout
     assert "held in 1 row (2 rows not judged: vanished since)" in result.stdout
-    report = json.loads(run("gate", "other.json", *options, "--format", "json").stdout)
+    report = json.loads(invoke("gate", "other.json", *options, "--format", "json").stdout)
     assert report["changes"]["vanished"] == ["second", ""]
     assert report["verdict"]["gates"][0]["asides"] == ["2 rows not judged: vanished since"]
 
@@ -492,7 +488,7 @@ def test_a_baseline_of_other_weights_is_said_to_be(folder):
 def test_trouble_with_a_result_is_one_line(folder, arguments, wanted):
     written("fp.st", "quant.st")
     written("fp.st", "quant.st", "--top", "1", file="cut.json")
-    result = run("gate", *arguments)
+    result = invoke("gate", *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert wanted in result.stderr
 
@@ -501,13 +497,13 @@ def test_a_floor_makes_rows_multiples_of_it(folder):
     comparison = qvtrace.diff("fp.st", "nan.st", floor="quant.st")
     assert [row.floor is None for row in comparison.rows] == [False, False, False]
     report = json.loads(
-        run("diff", "fp.st", "quant.st", "--floor", "quant.st", "--format", "json").stdout
+        invoke("diff", "fp.st", "quant.st", "--floor", "quant.st", "--format", "json").stdout
     )
     rows = {row["module"]: row for row in report["rows"]}
     assert rows["second"]["times_floor"] == 1
     assert rows["second"]["floor"]["sqnr"] == rows["second"]["metrics"]["sqnr"]
     assert rows["first"]["times_floor"] is None
-    text = run("diff", "fp.st", "quant.st", "--floor", "quant.st").stdout
+    text = invoke("diff", "fp.st", "quant.st", "--floor", "quant.st").stdout
     assert "floor       quant.st (quant float32): 2 of 2 rows" in text
     assert "x floor" in text
 
@@ -529,15 +525,15 @@ def test_a_floor_in_another_dtype_is_one_with_the_same_inputs(folder, tmp_path):
 
 
 def test_a_floor_of_another_model_measures_nothing(folder):
-    result = run("diff", "fp.st", "quant.st", "--floor", "unrelated.st")
+    result = invoke("diff", "fp.st", "quant.st", "--floor", "unrelated.st")
     assert result.exit_code == 2
     assert "--floor unrelated.st: measures no noise: nothing of it can be comp" in result.stderr
-    few = run("diff", "fp.st", "quant.st", "--floor", "renamed.st").stdout
+    few = invoke("diff", "fp.st", "quant.st", "--floor", "renamed.st").stdout
     assert "which has ONLY 1 of 3 modules" in " ".join(few.split())
 
 
 def test_a_floor_of_other_inputs_measures_nothing(folder):
-    result = run("diff", "fp.st", "quant.st", "--floor", "other_inputs.st")
+    result = invoke("diff", "fp.st", "quant.st", "--floor", "other_inputs.st")
     assert result.exit_code == 2
     assert "--floor other_inputs.st: measures no noise" in result.stderr
 
@@ -545,8 +541,8 @@ def test_a_floor_of_other_inputs_measures_nothing(folder):
 @pytest.mark.parametrize("kind", ["csv", "markdown", "junit", "json", "table"])
 def test_every_format_goes_to_standard_output_and_to_a_file(folder, kind):
     arguments = ["diff", "fp.st", "quant.st", "--fail-on", "peir>0.001", "--format", kind]
-    printed = run(*arguments)
-    saved = run(*arguments, "-o", "report")
+    printed = invoke(*arguments)
+    saved = invoke(*arguments, "-o", "report")
     assert (printed.exit_code, saved.exit_code) == (1, 1)
     assert (printed.stderr, saved.stdout) == ("", "")
     assert Path("report").read_text(encoding="utf-8") == printed.stdout
@@ -557,7 +553,7 @@ def test_github_gets_a_summary_and_annotations(folder, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder / "summary.md"))
     Path("summary.md").write_text("before\n")
     options = ["fp.st", "quant.st", "--fail-on", "peir>0.001", "--fail-on", "nonfinite", "--github"]
-    result = run("diff", *options)
+    result = invoke("diff", *options)
     assert result.exit_code == 1
     summary = Path("summary.md").read_text(encoding="utf-8")
     assert summary.startswith("before\n### qvtrace: 1 of 2 gates failed\n")
@@ -569,7 +565,7 @@ def test_github_gets_a_summary_and_annotations(folder, monkeypatch):
 def test_annotations_stay_out_of_what_programs_read(folder, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     options = ["fp.st", "quant.st", "--fail-on", "peir>0.001", "--github", "--format", "json"]
-    result = run("diff", *options)
+    result = invoke("diff", *options)
     assert verdict(result)["exit_code"] == 1
     assert "GITHUB_STEP_SUMMARY is not set" in result.stderr
     assert "\n::error title=" in result.stderr

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_lines import invoke
 from terminals import terminal
-from typer.testing import CliRunner
 
 from qvtrace.archive import Archive
-from qvtrace.cli import app
 
 FUNCTIONS = """
 import sys
@@ -53,12 +52,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, list(arguments), prog_name="qvtrace")
-
-
 def record(*arguments, model="sequential"):
-    return run("record", "-m", f"functions.py:{model}", *arguments)
+    return invoke("record", "-m", f"functions.py:{model}", *arguments)
 
 
 def lines_of(text):
@@ -70,7 +65,7 @@ def test_standard_output_has_the_calls_and_nothing_else():
 
     assert result.exit_code == 0
     assert [call["module"] for call in lines_of(result.stdout)] == ["0", "1", "2", ""]
-    assert result.stdout == run("show", "traces/fp.st", "--json", "--values", "0").stdout
+    assert result.stdout == invoke("show", "traces/fp.st", "--json", "--values", "0").stdout
     for said in ("from the model", "traces/fp.st", "next "):
         assert said in result.stderr
 
@@ -90,13 +85,13 @@ def test_a_limit_is_lifted_on_request():
     assert (len(cut[0]["kwargs"]["x"]["values"]), cut[0]["output"]["values_cut"]) == (1000, 1000)
     assert lines_of(whole.stdout)[0]["kwargs"]["x"]["values"] == list(range(2000))
     for arguments in (["--json"], []):
-        shown = run("show", "traces/fp.st", "--values", "(root)", "--all-values", *arguments)
+        shown = invoke("show", "traces/fp.st", "--values", "(root)", "--all-values", *arguments)
         assert "1998" in shown.stdout
-        assert "1998" not in run("show", "traces/fp.st", "--values", "(root)", *arguments).stdout
+        assert "1998" not in invoke("show", "traces/fp.st", "--values", "(root)", *arguments).stdout
 
 
 def test_run_prints_the_calls_of_both_variants_and_the_report_on_standard_error():
-    result = run("run", "-m", "functions.py:sequential", "--print", "--values", "0")
+    result = invoke("run", "-m", "functions.py:sequential", "--print", "--values", "0")
 
     assert result.exit_code == 0
     calls = lines_of(result.stdout)
@@ -108,8 +103,8 @@ def test_run_prints_the_calls_of_both_variants_and_the_report_on_standard_error(
 def test_run_writes_other_reports_to_a_file_when_it_prints_calls():
     arguments = ["run", "-m", "functions.py:sequential", "--print", "--format", "json"]
 
-    refused = run(*arguments)
-    result = run(*arguments, "-o", "report.json")
+    refused = invoke(*arguments)
+    result = invoke(*arguments, "-o", "report.json")
 
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--output FILE" in refused.stderr
@@ -138,7 +133,7 @@ def test_what_cannot_be_watched_is_refused_in_one_line(arguments, wanted):
 
 def test_without_a_terminal_the_model_is_not_even_loaded():
     for command in ("record", "run"):
-        result = run(command, "-m", "nowhere.py:model", "--break", "0")
+        result = invoke(command, "-m", "nowhere.py:model", "--break", "0")
         assert "--break: standard input is no terminal" in result.stderr
 
 
@@ -180,7 +175,7 @@ def test_inputs_are_printed_as_torch_prints_them():
 def test_inputs_give_way_to_calls_and_reports_on_standard_output():
     result = record("--print-inputs", "--print", model="keywords")
     model = ["-m", "functions.py:sequential", "--traces", "both"]
-    report = run("run", *model, "--print-inputs", "--format", "json")
+    report = invoke("run", *model, "--print-inputs", "--format", "json")
 
     assert len(lines_of(result.stdout)) == 1
     assert "x  torch.int64 [2000]\ntensor([   0,    1,    2,  ..., 1997," in result.stderr
@@ -253,8 +248,8 @@ def test_quitting_the_debugger_ends_as_ctrl_c_does(steps):
     said = [line for line in screen.shown[shown:].splitlines() if line and line != "quit"]
     assert said == ["qvtrace: interrupted; what was recorded until then is in traces/fp.st.partial"]
     assert code == 130
-    assert run("verify", "traces/fp.st.partial").exit_code == 0
-    assert "0 Linear" in run("show", "traces/fp.st.partial").stdout
+    assert invoke("verify", "traces/fp.st.partial").exit_code == 0
+    assert "0 Linear" in invoke("show", "traces/fp.st.partial").stdout
 
 
 def test_ctrl_c_ends_the_recording_also_after_a_stop():
@@ -286,7 +281,7 @@ def test_modules_that_never_stop_are_a_warning(monkeypatch):
 def test_a_debugger_that_is_not_there_is_refused_before_a_model_runs(folder, monkeypatch, name):
     monkeypatch.setenv("PYTHONBREAKPOINT", name)
 
-    result = run("record", "-m", "nothing.py:nowhere", "--break", "0", "-o", "new.st")
+    result = invoke("record", "-m", "nothing.py:nowhere", "--break", "0", "-o", "new.st")
 
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith(f"qvtrace: PYTHONBREAKPOINT {name!r}: cannot be imported")
