@@ -7,6 +7,7 @@ from qvtrace.comparison.outcomes import equal_values
 from qvtrace.trees import Node, TensorLeaf, ValueLeaf
 
 Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
+# The digests, the dtypes and the shapes of both.
 Contents: TypeAlias = tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]]
 
 
