@@ -3,7 +3,9 @@
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -26,6 +28,12 @@ from qvtrace import diff, diff_in_flight, load_result, record
 from qvtrace.cli import app
 from qvtrace.comparison.comparison import Comparison
 from qvtrace.errors import UsageError
+from qvtrace.metrics.inner_rotations import (
+    InnerRotation,
+    hadamard,
+    head_rotations,
+    taken_rotations,
+)
 from qvtrace.metrics.rotations import Rotation, TooFewTokens, find_rotation, is_turned
 from qvtrace.reports.json import comparison_text
 
@@ -195,18 +203,188 @@ def test_a_rotated_and_quantized_model_is_compared_after_the_rotation(original, 
     assert "equal after transform" not in verdict.text
 
 
-def test_value_heads_that_are_rotated_in_each_layer_are_not_blamed(original, folder, tmp_path):
+def sylvester(channels: int) -> Tensor:
+    return torch.from_numpy(hadamard(np.eye(channels)))
+
+
+def one_for_all(heads: int, layer: int) -> Tensor:
+    return orthogonal(8, seed=layer).expand(heads, 8, 8)
+
+
+def one_for_each(heads: int, layer: int) -> Tensor:
+    return torch.stack([orthogonal(8, seed=10 * layer + head) for head in range(heads)])
+
+
+def a_hadamard_matrix(heads: int, layer: int) -> Tensor:
+    return sylvester(8).expand(heads, 8, 8)
+
+
+Values: TypeAlias = Callable[[int, int], Tensor]
+
+
+def with_turned_values(original: nn.Module, values: Values = one_for_all) -> nn.Module:
+    """The same function: the values of each head are turned, and turned back by what takes them."""
     model = copy.deepcopy(original)
     for number, layer in enumerate(model.model.layers):
         value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
-        rotation = orthogonal(8, seed=number)
-        heads = rotation.T @ value.data.double().reshape(-1, 8, CHANNELS)
+        rotations = values(len(value) // 8, number)
+        heads = rotations.mT @ value.data.double().reshape(-1, 8, CHANNELS)
         value.data = heads.reshape(value.shape).float()
-        turn_back = output.data.double().reshape(CHANNELS, -1, 8) @ rotation
-        output.data = turn_back.reshape(output.shape).float()
+        each = rotations.repeat_interleave(CHANNELS // len(value), 0)
+        turned = torch.einsum("chd,hde->che", output.data.double().reshape(CHANNELS, -1, 8), each)
+        output.data = turned.reshape(output.shape).float()
+    return model
+
+
+def with_online_transform(original: nn.Module, rotation: Tensor) -> nn.Module:
+    """The same function: what the last projection of each MLP takes is turned as it runs."""
+    model = copy.deepcopy(original)
+    for layer in model.model.layers:
+        mlp = layer.mlp
+        turn(mlp.down_proj.weight, rotation)
+        mlp.forward = partial(turned_mlp, mlp, rotation.float())
+    return model
+
+
+def turned_mlp(mlp: nn.Module, rotation: Tensor, hidden: Tensor) -> Tensor:
+    return mlp.down_proj((mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden)) @ rotation)
+
+
+def within_layers(comparison: Comparison) -> set[str]:
+    return {row.module for row in comparison.rows if row.transform == "rotation within the layer"}
+
+
+def with_one_value_head(original: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        type(original.config)(**{**original.config.to_dict(), "num_key_value_heads": 1})
+    ).eval()
+
+
+@pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
+@pytest.mark.parametrize("stream", [lambda model, _: model, rotated], ids=["", "stream too"])
+@pytest.mark.parametrize("values", [one_for_all, one_for_each, a_hadamard_matrix])
+def test_values_that_are_turned_in_each_head_are_made_up_for(
+    original, folder, tmp_path, values, stream, quantize
+):
+    model = quantize(stream(with_turned_values(original, values), orthogonal()))
     file = recorded(model, tmp_path / "turned.st", tokens())
 
-    assert diff(folder / "fp.st", file).verdict.origins == ()
+    comparison = diff(folder / "fp.st", file)
+
+    assert comparison.verdict.origins == ()
+    turned = within_layers(comparison) | in_stream(comparison)
+    assert {f"model.layers.{number}.self_attn.v_proj" for number in range(4)} <= turned
+    assert ("equal after transform: " in comparison.verdict.text) == (quantize is not quantized)
+
+
+@pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
+def test_the_values_of_one_head_are_made_up_for(original, tmp_path, quantize):
+    model = with_one_value_head(original)
+    files = (
+        recorded(model, tmp_path / "fp.st", tokens()),
+        recorded(quantize(with_turned_values(model)), tmp_path / "turned.st", tokens()),
+    )
+
+    comparison = diff(*files)
+
+    assert comparison.verdict.origins == ()
+    assert len(within_layers(comparison)) == 4
+
+
+@pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
+@pytest.mark.parametrize(
+    "fault",
+    [channels_swapped, scale_doubled, int4_where_int8_was_meant],
+    ids=lambda one: one.__name__,
+)
+@pytest.mark.parametrize("values", [one_for_all, one_for_each])
+def test_a_fault_in_turned_values_comes_first(original, folder, tmp_path, values, fault, quantize):
+    model = with_turned_values(original, values)
+    fault(model, "model.layers.1.self_attn.v_proj")
+    file = recorded(quantize(model), tmp_path / "faulty.st", tokens())
+
+    verdict = diff(folder / "fp.st", file).verdict
+
+    assert verdict.origins[0].module == "model.layers.1.self_attn.v_proj"
+    assert "equal after transform" not in verdict.text
+
+
+@pytest.mark.parametrize("fault", [slightly_noisy, int4_where_int8_was_meant])
+def test_a_fault_in_what_takes_turned_values_comes_first(original, folder, tmp_path, fault):
+    model = with_turned_values(original)
+    fault(model, "model.layers.1.self_attn.o_proj")
+    file = recorded(model, tmp_path / "faulty.st", tokens())
+    origins = diff(folder / "fp.st", file).verdict.origins
+    assert origins[0].module == "model.layers.1.self_attn.o_proj"
+
+
+def test_channels_of_values_swapped_in_a_whole_model_are_no_rotation(original, folder, tmp_path):
+    model = copy.deepcopy(original)
+    for layer in model.model.layers:
+        value = layer.self_attn.v_proj.weight
+        value.data = value.data.flip(0)
+    file = recorded(model, tmp_path / "faulty.st", tokens())
+
+    comparison = diff(folder / "fp.st", file)
+
+    assert within_layers(comparison) == set()
+    assert comparison.verdict.origins[0].module == "model.layers.0.self_attn.v_proj"
+
+
+@pytest.mark.parametrize("quantize", [lambda model: model, quantized], ids=["float", "int8"])
+@pytest.mark.parametrize(
+    "rotation", [sylvester(64), orthogonal(64)], ids=["hadamard", "orthogonal"]
+)
+def test_what_is_turned_as_the_model_runs_is_made_up_for(
+    original, folder, tmp_path, rotation, quantize
+):
+    model = quantize(with_online_transform(original, rotation))
+    file = recorded(model, tmp_path / "turned.st", tokens())
+
+    comparison = diff(folder / "fp.st", file, path="all")
+
+    assert comparison.verdict.origins == ()
+    given = [row for row in comparison.rows if row.path == "inputs.0" and row.transform]
+    assert {row.module for row in given} == {f"model.layers.{n}.mlp.down_proj" for n in range(4)}
+    assert ("equal after transform: " in comparison.verdict.text) == (quantize is not quantized)
+
+
+def test_all_rotations_at_once_are_made_up_for(original, folder, tmp_path):
+    model = rotated(with_turned_values(original), orthogonal())
+    model = with_online_transform(model, sylvester(64))
+    comparison = diff(folder / "fp.st", recorded(model, tmp_path / "turned.st", tokens()))
+    assert comparison.verdict.origins == ()
+    assert (
+        "equal after transform: 31 rows equal after a rotation of 32 channels (found), 4 rows"
+        in (comparison.verdict.text)
+    )
+
+
+def test_values_of_few_tokens_take_a_rotation_that_is_declared(original, tmp_path):
+    model = with_turned_values(original)
+    names = [f"model.layers.{number}.self_attn.R2" for number in range(4)]
+    rotations = {name: orthogonal(8, seed=n).contiguous() for n, name in enumerate(names)}
+    save_file(rotations, tmp_path / "R.safetensors")
+    files = (
+        recorded(original, tmp_path / "fp.st", tokens(6)),
+        recorded(model, tmp_path / "turned.st", tokens(6)),
+    )
+
+    found, declared = diff(*files), diff(*files, transform=tmp_path / "R.safetensors")
+
+    assert within_layers(found) == set()
+    assert len(within_layers(declared)) == 4
+    assert "equal after transform" in declared.verdict.text
+
+
+def test_a_declared_rotation_of_heads_of_another_size_serves_none(original, folder, tmp_path):
+    model = with_turned_values(original)
+    names = [f"model.layers.{number}.self_attn.R2" for number in range(4)]
+    save_file({name: torch.eye(12) for name in names}, tmp_path / "R.safetensors")
+    file = recorded(model, tmp_path / "turned.st", tokens())
+    comparison = diff(folder / "fp.st", file, transform=tmp_path / "R.safetensors")
+    assert len(within_layers(comparison)) == 4  # found all the same
 
 
 def test_a_smoothed_model_is_equal_after_transform(original, folder, tmp_path):
@@ -545,6 +723,51 @@ def test_a_rotation_that_is_known_in_some_directions_only_takes_more_tokens():
     assert isinstance(few, TooFewTokens)
     assert 0 < few.tokens < few.channels == 48
     assert find_rotation(list(zip(layers, others, strict=True))) is None
+
+
+def test_the_first_array_alone_tells_a_rotation_that_all_others_have_a_fault_behind(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(36, 32))
+    matrix = orthogonal(32).numpy()
+    noise = np.random.default_rng(1).normal(size=(12, 36, 32))
+    arrays = [(vectors, vectors @ matrix), *((vectors + n, (vectors + n) @ matrix) for n in noise)]
+    shift = 0.5 * np.random.default_rng(2).normal(size=32)
+    faulty = [arrays[0], *((one, other + shift) for one, other in arrays[1:])]
+
+    found = find_rotation(faulty)
+
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-9
+
+
+def test_heads_that_are_mixed_of_one_are_turned_alike(vectors):
+    blocks = torch.stack([orthogonal(12, seed=1), orthogonal(12, seed=2)]).numpy()
+    values = np.concatenate([vectors, vectors[::-1]], axis=1)
+    mixed = np.concatenate([vectors, 2 * vectors, vectors[::-1], vectors[::-1]], axis=1)
+    rotation = InnerRotation(blocks.swapaxes(1, 2), 24)
+    wide = rotation.for_channels(48)
+
+    (found, *_) = head_rotations([(values, rotation.back(values))], [(mixed, wide.back(mixed))])
+
+    assert found.size == 12
+    assert not found.is_sure
+    assert np.abs(found.blocks - blocks).max() < 1e-9
+
+
+def test_few_tokens_tell_a_hadamard_matrix_times_a_small_one():
+    vectors = np.random.default_rng(0).normal(size=(10, 96))
+    small = orthogonal(3).numpy()
+    turned = vectors @ np.kron(small, sylvester(32).numpy())
+
+    (found,) = taken_rotations([(vectors, turned)])
+
+    assert found.is_hadamard
+    assert np.abs(found.of(turned).read(0, 960).reshape(10, 96) - vectors).max() < 1e-9
+
+
+def test_vectors_that_nothing_turns_have_no_inner_rotation(vectors):
+    others = np.random.default_rng(1).normal(size=vectors.shape)
+    assert head_rotations([(vectors, others)], [(vectors, others)]) == []
+    assert taken_rotations([(vectors, others)]) == []
 
 
 def test_folded_norms_behind_noise_are_scaled_and_not_blamed(original, tmp_path):

@@ -104,7 +104,8 @@ class RowFlags:
         str | None,
         option(
             ROWS,
-            "The rotation of the candidate's residual stream, an orthogonal matrix. "
+            "The rotation of the candidate's residual stream, an orthogonal matrix, and those of "
+            "heads (MODULE.R2). "
             "(default: found)",
             metavar="SAFETENSORS",
         ),

@@ -1,12 +1,22 @@
 """Pairs of contents, each looked at once, whatever the places where they stand."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
 from qvtrace.archive import Archive
 from qvtrace.comparison.detailed_pairs import AxesOf, DetailedPairs
+from qvtrace.comparison.inner_rotating import Standing, find_inner_rotations
 from qvtrace.comparison.leaf_pairs import (
     Contents,
     Leaves,
@@ -24,6 +34,7 @@ from qvtrace.comparison.outcomes import (
 from qvtrace.comparison.padding import Padding
 from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import (
+    FEWEST_ALIKE,
     Rotations,
     find_rotations,
     is_like_a_turned_one,
@@ -39,8 +50,9 @@ from qvtrace.metrics.additions import Parts, parts_of
 from qvtrace.metrics.comparing import compare_all
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference, identical
-from qvtrace.metrics.elements import Array, ElementsJson, Readable, format_of, reader
+from qvtrace.metrics.elements import Array, ElementsJson, Floats, Readable, format_of, reader
 from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
 from qvtrace.metrics.rotations import Rotation
@@ -75,6 +87,7 @@ class ContentPairs:
         self._outcomes: dict[Contents, Outcome] = {}
         self._identical_outcomes: dict[str, Outcome] = {}
         self.rotations = Rotations()
+        self.has_unexplained = False  # whether vectors look turned, and no rotation explains them
 
     def want(self, reference: Node | None, candidate: Node | None) -> None:
         """Compare two leaves with all others, if they are tensors that differ."""
@@ -115,7 +128,23 @@ class ContentPairs:
         doubted = doubt() if turned else ()
         undoubted = [leaves for key, leaves in turned.items() if key not in doubted]
         self.rotations = find_rotations(undoubted, self._untouched, declared)
+        before = dict(outcomes)
         self._turn(wanted)
+        self._drop_rare_rotations(before)
+        self.has_unexplained = any(outcomes[key].rotation is None for key in turned)
+
+    def turn_back_within_layers(
+        self, standing: Iterable[Standing], declared: Mapping[str, Floats]
+    ) -> None:
+        """Explain what looks turned still by what takes it and undoes that."""
+        rotations = {
+            contents_of(*leaves): (leaves, rotation)
+            for leaves, rotation in find_inner_rotations(standing, self._untouched, declared)
+        }
+        self._turn_by(rotations)
+        told = {leaves[0].shape[-1] for leaves, _ in rotations.values()}
+        too_few = tuple(few for few in self.rotations.too_few if few.channels not in told)
+        self.rotations = replace(self.rotations, too_few=too_few)
 
     def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
         """What was found between two leaves; None where nothing was to be."""
@@ -325,7 +354,7 @@ class ContentPairs:
         reference: TensorLeaf,
         candidate: TensorLeaf,
         layout: Layout | None,
-        rotation: Rotation | None = None,
+        rotation: AnyRotation | None = None,
     ) -> tuple[Readable, Readable]:
         one, other = _in_layout(self._arrays(reference, candidate), layout)
         return one, other if rotation is None else rotation.of(other)
@@ -382,12 +411,36 @@ class ContentPairs:
 
     def _turn(self, wanted: dict[Contents, Leaves]) -> None:
         """Set the outcomes of pairs that a known rotation explains."""
-        back = {}
+        rotations: dict[Contents, tuple[Leaves, AnyRotation]] = {}
         for contents, leaves in wanted.items() if self.rotations.known else ():
             rotation = self.rotations.of(leaves[1].shape)
             if rotation and may_be_turned(self._outcomes[contents], *leaves):
-                layout = self._outcomes[contents].layout
-                back[contents] = rotation, self._readable(*leaves, layout, rotation)
+                rotations[contents] = leaves, rotation
+        self._turn_by(rotations)
+
+    def _drop_rare_rotations(self, before: Mapping[Contents, Outcome]) -> None:
+        """Undo those found that explain no more than one or two arrays: that is no stream."""
+        explained = Counter(outcome.rotation for outcome in self._outcomes.values())
+        rare = [
+            known
+            for known in self.rotations.known
+            if known.tokens and explained[known] < FEWEST_ALIKE
+        ]
+        if rare:
+            known = tuple(one for one in self.rotations.known if one not in rare)
+            self.rotations = replace(self.rotations, known=known)
+            for contents, outcome in self._outcomes.items():
+                if outcome.rotation in rare:
+                    self._outcomes[contents] = before[contents]
+
+    def _turn_by(self, rotations: Mapping[Contents, tuple[Leaves, AnyRotation]]) -> None:
+        back = {
+            contents: (
+                rotation,
+                self._readable(*leaves, self._outcomes[contents].layout, rotation),
+            )
+            for contents, (leaves, rotation) in rotations.items()
+        }
         rests = compare_all(sides for _, sides in back.values())
         for (contents, (rotation, sides)), rest in zip(back.items(), rests, strict=True):
             explained = turned_back(self._outcomes[contents], rotation, sides, rest)

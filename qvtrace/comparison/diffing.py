@@ -88,7 +88,7 @@ def compare_archives(
         options = replace(options, sort_by="local_noise")
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
-    rotations = () if options.transform is None else load_rotations(options.transform)
+    rotations = None if options.transform is None else load_rotations(options.transform)
     chosen = _choose(reference, candidate, options)
     built = RowBuilder(
         reference,

@@ -9,11 +9,11 @@ from qvtrace.comparison.comparability import inputs_agree
 from qvtrace.comparison.noise import CallNoise, call_noises
 from qvtrace.comparison.options import DiffOptions
 from qvtrace.comparison.origin_search import Floor
+from qvtrace.comparison.rotating import Declared
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.errors import UsageError
 from qvtrace.metrics.names import Metrics
-from qvtrace.metrics.rotations import Rotation
 
 _MEASURED = ("ok", "identical")
 
@@ -41,7 +41,7 @@ def measure_floor(
     reference: Archive,
     floor: Archive | None,
     options: DiffOptions,
-    rotations: Sequence[Rotation] = (),
+    rotations: Declared | None = None,
 ) -> Measured | None:
     """What `floor` differs from the reference by in these modules, where that could be compared and
     is finite; None without a floor.

@@ -19,10 +19,10 @@ from qvtrace.comparison.rows import (
 )
 from qvtrace.metrics.differences import Difference, Peak
 from qvtrace.metrics.elements import Array
+from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.names import METRICS, Metrics
 from qvtrace.metrics.nonfinite import Nonfinite
-from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.privacy import same_key
 from qvtrace.trees import Container, Node, OpaqueLeaf, Original, PlainValue, TensorLeaf, ValueLeaf
@@ -44,7 +44,7 @@ class Outcome:
     layout: Layout | None = None
     scaling: Scaling | None = None
     nonfinite: Nonfinite | None = None  # where that is known from more than the difference
-    rotation: Rotation | None = None  # the candidate is turned by it, a factor comes after it
+    rotation: AnyRotation | None = None  # the candidate is turned by it, a factor comes after it
     rest: Difference | None = None  # what is left when it is turned back
 
 

@@ -1,14 +1,15 @@
 """Pairs whose vectors are turned: which rotation explains them, given or found from all of them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.outcomes import Outcome
 from qvtrace.comparison.streams import State
 from qvtrace.metrics.differences import Difference
-from qvtrace.metrics.elements import format_of
+from qvtrace.metrics.elements import Floats, format_of
+from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.rotations import (
     FEWEST_CHANNELS,
     Rotation,
@@ -24,7 +25,7 @@ from qvtrace.trees import TensorLeaf
 
 _LEFT = 0.5  # of the error's energy, that a rotation leaves at most
 LITTLE = 20.0  # dB, from which on a difference is none that a rotation makes
-_UNLIKE = 3.0  # dB, below which most vectors are when all are turned
+UNLIKE = 3.0  # dB, below which most vectors are when all are turned
 _ALIKE = 6.0  # dB, from which on vectors are alike that any rotation would turn
 _SAME_NORM = 0.8, 1.25
 FEWEST_ALIKE = 3  # pairs that look turned: what is turned is a stream
@@ -47,6 +48,14 @@ class Rotations:
         """The one for vectors along the last dimension."""
         channels = shape[-1] if shape else 0
         return next((known for known in self.known if known.channels == channels), None)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Rotations that the candidate is said to have."""
+
+    stream: tuple[Rotation, ...] = ()
+    heads: Mapping[str, Floats] = field(default_factory=dict)  # by the names of attention modules
 
 
 def find_rotations(
@@ -83,8 +92,7 @@ def state_of(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> 
         return "turned"
     if outcome.status == "identical":
         return "identical"
-    sqnr = _sqnr(outcome)
-    return "agrees" if sqnr is not None and sqnr >= _ALIKE else "differs"
+    return "agrees" if agrees(outcome) else "differs"
 
 
 def is_like_a_turned_one(outcome: Outcome, reference: TensorLeaf, candidate: TensorLeaf) -> bool:
@@ -93,7 +101,7 @@ def is_like_a_turned_one(outcome: Outcome, reference: TensorLeaf, candidate: Ten
     if sums is None or not sums.reference_norm or sums.candidate_norm is None:
         return False
     has_same_norm = _SAME_NORM[0] <= sums.candidate_norm / sums.reference_norm <= _SAME_NORM[1]
-    is_unlike = may_be_turned(outcome, reference, candidate, limit=_UNLIKE)
+    is_unlike = may_be_turned(outcome, reference, candidate, limit=UNLIKE)
     return has_same_norm and is_unlike and outcome.scaling is None
 
 
@@ -112,7 +120,7 @@ def may_be_turned(
 
 
 def turned_back(
-    outcome: Outcome, rotation: Rotation, sides: Sides, rest: Difference
+    outcome: Outcome, rotation: AnyRotation, sides: Sides, rest: Difference
 ) -> Outcome | None:
     """The outcome of a pair whose candidate a rotation turns back, which leaves `rest`; None where
     it does not explain the pair."""
@@ -122,14 +130,22 @@ def turned_back(
     return replace(outcome, rotation=rotation, rest=rest, scaling=scaling)
 
 
+def agrees(outcome: Outcome) -> bool:
+    """Whether vectors are alike as they are, or by what explains their difference."""
+    sqnr = _sqnr(outcome)
+    return sqnr is not None and sqnr >= _ALIKE
+
+
+def what_is_left(outcome: Outcome) -> Difference | None:
+    """The difference, after a factor or a rotation where there is one."""
+    if outcome.scaling is not None:
+        return outcome.scaling.residual
+    return outcome.difference if outcome.rest is None else outcome.rest
+
+
 def _sqnr(outcome: Outcome) -> float | None:
-    left = _left(outcome)
+    left = what_is_left(outcome)
     return None if left is None else left.metrics.sqnr
-
-
-def _left(outcome: Outcome) -> Difference | None:
-    """What a factor leaves, where there is one."""
-    return outcome.difference if outcome.scaling is None else outcome.scaling.residual
 
 
 def _may_be_of_a_stream(reference: TensorLeaf, candidate: TensorLeaf) -> bool:
@@ -155,7 +171,7 @@ def _found(alike: Sequence[Sides]) -> Rotation | TooFewTokens | None:
 def _is_better(rest: Difference, outcome: Outcome) -> bool:
     """Whether a rotation leaves less than half of the energy that is left without: one that is
     known is not to be doubted where a fault is in the same vectors."""
-    left = _left(outcome)
+    left = what_is_left(outcome)
     before, after = None if left is None else _error(left), _error(rest)
     return before is not None and after is not None and after <= _LEFT * before
 
@@ -165,7 +181,7 @@ def _scaling_of_turned(sides: Sides, rest: Difference) -> Scaling | None:
     next ones looks like none, and dividing by it makes noise louder: its nearest is taken there."""
     scaling = find_scaling(*sides, rest)
     left = _error(rest if scaling is None else scaling.residual)
-    if rest.metrics.sqnr is None or rest.metrics.sqnr >= _UNLIKE or left is None:
+    if rest.metrics.sqnr is None or rest.metrics.sqnr >= UNLIKE or left is None:
         return scaling
     nearest = nearest_scaling(*sides) if are_of_one_norm(sides[1]) else None
     other = None if nearest is None else _error(nearest.residual)

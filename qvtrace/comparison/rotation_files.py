@@ -7,23 +7,31 @@ from typing import Any
 import numpy as np
 
 from qvtrace.archive.layout import DTYPES, NAME_OF_CODE
+from qvtrace.comparison.rotating import Declared
 from qvtrace.errors import UsageError
-from qvtrace.metrics.elements import Array, format_of
+from qvtrace.metrics.elements import Array, Floats, format_of
 from qvtrace.metrics.rotations import FEWEST_CHANNELS, Rotation, deviation
 
+_OF_HEADS = ".R2"  # as SpinQuant calls them
 _LARGEST = 4 << 30  # bytes
 _ORTHOGONAL = 0.05  # what rounding to bfloat16 leaves is far less
 
 
-def load_rotations(file: str | os.PathLike[str]) -> tuple[Rotation, ...]:
+def load_rotations(file: str | os.PathLike[str]) -> Declared:
     """The rotations in a file: each tensor is one, square, `candidate = reference @ rotation` or
-    its inverse, and is for vectors of its size.
+    its inverse, and is for vectors of its size. One that is called `MODULE.R2` is that of the heads
+    of values in an attention module, [channels, channels], or [heads, channels, channels] where
+    each has its own.
 
     Raises `UsageError`, which names the file, for one that cannot be read or holds anything else.
     """
     path = Path(file)
     rotations: dict[int, Rotation] = {}
+    heads: dict[str, Floats] = {}
     for name, matrix in _tensors(path).items():
+        if name.endswith(_OF_HEADS):
+            heads[name.removesuffix(_OF_HEADS)] = _of_heads(f"--transform {path}: {name}", matrix)
+            continue
         _check(f"--transform {path}: {name}", matrix)
         if len(matrix) in rotations:
             raise UsageError(
@@ -31,9 +39,17 @@ def load_rotations(file: str | os.PathLike[str]) -> tuple[Rotation, ...]:
                 "of the residual stream"
             )
         rotations[len(matrix)] = Rotation(matrix)
-    if not rotations:
+    if not rotations and not heads:
         raise UsageError(f"--transform {path}: holds no tensor; store the rotation in it")
-    return tuple(rotations.values())
+    return Declared(tuple(rotations.values()), heads)
+
+
+def _of_heads(what: str, matrices: Array) -> Floats:
+    if matrices.ndim != 3:
+        matrices = matrices[None]
+    for matrix in matrices:
+        _check(what, matrix)
+    return matrices
 
 
 def _check(what: str, matrix: Array) -> None:

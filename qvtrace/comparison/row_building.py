@@ -17,6 +17,7 @@ from qvtrace.comparison.call_leaves import (
     tensors_of,
 )
 from qvtrace.comparison.contents import ContentPairs
+from qvtrace.comparison.inner_rotating import Standing
 from qvtrace.comparison.leaf_pairs import contents_of, same_contents
 from qvtrace.comparison.leaves import (
     LeafPair,
@@ -33,8 +34,19 @@ from qvtrace.comparison.outcomes import (
     values,
 )
 from qvtrace.comparison.portions import Sample
+from qvtrace.comparison.rotating import Declared
 from qvtrace.comparison.routing import Routed, Routing, Vectors, is_expert_by_name
-from qvtrace.comparison.rows import COMPARED, PARTS, ROTATION, FailedCall, Place, Row, is_weight
+from qvtrace.comparison.rows import (
+    COMPARED,
+    INNER_ROTATION,
+    PARTS,
+    ROTATION,
+    WEIGHTS,
+    FailedCall,
+    Place,
+    Row,
+    is_weight,
+)
 from qvtrace.comparison.sample_pooling import SamplePool
 from qvtrace.comparison.streams import Seen, of_no_stream
 from qvtrace.comparison.surroundings import Judgement, Output, Surroundings
@@ -45,8 +57,8 @@ from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference, Sums
 from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.inner_rotations import InnerRotation
 from qvtrace.metrics.layouts import reshaped
-from qvtrace.metrics.rotations import Rotation
 from qvtrace.patterns import kind_of
 from qvtrace.trees import (
     Container,
@@ -74,7 +86,7 @@ class RowBuilder:
         details: bool = False,
         per_sample: bool = False,
         contents: ContentPairs | None = None,
-        rotations: Sequence[Rotation] = (),
+        rotations: Declared | None = None,
     ) -> None:
         """`path` is a key of `PARTS`; `pairs` are all that there are, those without rows too; with
         `details`, rows of two tensors have them; `per_sample`: those of several samples stay apart.
@@ -101,7 +113,7 @@ class RowBuilder:
         self._planned_aside: list[tuple[Pair, LeafPair]] = []
         self._with_details = details
         self.contents = contents or ContentPairs(reference, candidate)
-        self._rotations = rotations
+        self._rotations = rotations or Declared()
         self._first: dict[tuple[object, ...], Place] = {}
         self._surroundings = Surroundings(
             reference.manifest.calls,
@@ -151,7 +163,10 @@ class RowBuilder:
         Raises `DamagedArchiveError` for contents that are missing.
         """
         self.contents.compare()
-        self.contents.turn_back(self._rotations, lambda: of_no_stream(list(self._seen())))
+        self.contents.turn_back(self._rotations.stream, lambda: of_no_stream(list(self._seen())))
+        if self.contents.has_unexplained:
+            declared = self._rotations.heads
+            self.contents.turn_back_within_layers(list(self._standing()), declared)
         self._lend_factors()
         self._find_experts()
         self.rows = [
@@ -252,6 +267,18 @@ class RowBuilder:
                 is_leaf = (module, call) not in parents
                 contents, channels = contents_of(*tensors), tensors[0].shape[-1]
                 yield Seen(module, call, leaves.path, is_leaf, contents, channels, state)
+
+    def _standing(self) -> Iterator[Standing]:
+        """What differs of what innermost calls were given and gave, in order of execution."""
+        parents = {call.parent for call in self._reference.manifest.calls}
+        planned = [*self._planned_aside, *self._planned]
+        for pair, leaves in sorted(planned, key=lambda one: one[0].order):
+            module, call = pair.reference.module, pair.reference.index
+            tensors = tensors_of(leaves)
+            outcome = None if tensors is None else self.contents.found(*tensors)
+            is_of_call = not leaves.path.startswith(f"{WEIGHTS}.") and (module, call) not in parents
+            if tensors is not None and outcome is not None and is_of_call:
+                yield Standing(module, call, leaves.path, tensors, outcome)
 
     def _lend_factors(self) -> None:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can.
@@ -376,7 +403,7 @@ class RowBuilder:
             layout=_layout_text(leaves, outcome, sample),
             scale_factor=None if scaling is None else scaling.factor,
             worst_token=worst_token,
-            transform=None if outcome.rotation is None else ROTATION,
+            transform=_transform(outcome),
             residual_peir=None if residual is None else residual.metrics.peir,
             residual_sqnr=None if residual is None else residual.metrics.sqnr,
             zero_tokens=difference.zero_tokens if difference else 0,
@@ -466,6 +493,12 @@ def _layout_text(leaves: LeafPair, outcome: Outcome, sample: Sample | None) -> s
         shapes = _shapes(*tensors)
         return None if shapes[0] == shapes[1] else str(reshaped(*shapes))
     return None if outcome.layout is None else str(outcome.layout)
+
+
+def _transform(outcome: Outcome) -> str | None:
+    if outcome.rotation is None:
+        return None
+    return INNER_ROTATION if isinstance(outcome.rotation, InnerRotation) else ROTATION
 
 
 def _residual(outcome: Outcome, judgement: Judgement | None) -> Difference | None:

@@ -47,6 +47,7 @@ ROUTING_DIFFERS = "routing differs"
 WEIGHTS = "weights"  # the part of a path
 ON_BOTH_SIDES = " on both sides"
 ROTATION = "rotation"  # what gives the candidate the vectors of the reference
+INNER_ROTATION = "rotation within the layer"  # the same, which what takes the vectors undoes
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Row:
     scale_factor: ScaleFactor | ListedFactors | None = (
         None  # the candidate is the reference times this,
     )
-    transform: str | None = None  # `rotation` where its vectors are turned, before any factor
+    transform: str | None = None  # one of the above, before any factor
     residual_peir: float | None = None  # what is left after the transform and the factor
     residual_sqnr: float | None = None
     worst_token: tuple[int, ...] | None = None

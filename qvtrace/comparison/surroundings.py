@@ -17,9 +17,9 @@ import numpy as np
 from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
 from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.names import Metrics
-from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling
 from qvtrace.patterns import shown
 from qvtrace.trees import TensorLeaf
@@ -45,7 +45,7 @@ class Output:
     shape: tuple[int, ...]  # of the reference's elements
     is_complex: bool
     layout: Layout | None = None  # that the candidate is to be read in
-    rotation: Rotation | None = None  # that it is to be turned back by, then
+    rotation: AnyRotation | None = None  # that it is to be turned back by, then
     scaling: Scaling | None = None
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.rotating import Rotations
-from qvtrace.comparison.rows import Row
+from qvtrace.comparison.rows import INNER_ROTATION, ROTATION, Row
 from qvtrace.judging.noise_floor import is_noise
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import format_of
@@ -83,10 +83,14 @@ def _counts(rows: Sequence[Row], rotations: Rotations) -> Iterator[str]:
             yield f"{_rows(len(turned))} {how} after {what} ({source})"
         elif not rotation.tokens:
             yield f"{what} that was declared explains no row"
+    inner = [row for row in rows if row.transform == INNER_ROTATION]
+    if inner:
+        how = "equal" if all(map(is_equal, inner)) else "compared"
+        yield f"{_rows(len(inner))} {how} after rotations within layers (found)"
 
 
 def _is_turned(row: Row, channels: int) -> bool:
-    return row.transform is not None and row.shape[0] is not None and row.shape[0][-1] == channels
+    return row.transform == ROTATION and row.shape[0] is not None and row.shape[0][-1] == channels
 
 
 def _rows(count: int) -> str:

@@ -63,8 +63,8 @@ class Looking:
         self._axes = TensorAxes(manifest)
         self._partners = Partners(manifest, options.maps)
         self._options = options
-        declared = () if options.transform is None else load_rotations(options.transform)
-        self._rotations = Rotations(declared)
+        declared = None if options.transform is None else load_rotations(options.transform)
+        self._rotations = Rotations(declared.stream if declared else ())
         names = {call.module for call in manifest.calls}
         self._valued = select(names, include=options.values) if options.values else set()
         self._factors = _Factors(manifest.calls)

@@ -7,7 +7,7 @@ problem: Schoenemann, Psychometrika 31, 1966).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ _PER_CHANNEL = 8  # tokens that a rotation is found by, where there are so many
 _HELD_OUT = 5  # one token in so many is held out
 _ROUNDS = 4  # of weighting arrays by how well they fit
 _ALIKE = 4.0  # times the noise of the best array: no reason to weight
+_MANY = 8  # arrays, of which some may be others
 _LOOKED_AT_ALONE = 8  # arrays, in order of execution
 _CLEANER = 10.0  # times less noise, for which one array is believed alone
 _UNSURE = 4.0  # times that noise, which other arrays may have by it
@@ -59,7 +60,8 @@ class Rotation:
     def of(self, candidate: Readable) -> "Unrotated":
         """The candidate turned back; it is not copied."""
         fits_float32 = format_of(candidate.dtype).fits_float32
-        return Unrotated(candidate, self._back_in_float32 if fits_float32 else self._back)
+        back = self._back_in_float32 if fits_float32 else self._back
+        return Unrotated(candidate, self.channels, back.dtype, lambda tokens: tokens @ back)
 
     @cached_property
     def _back(self) -> Floats:
@@ -82,20 +84,22 @@ class TooFewTokens:
 class Unrotated(Computed):
     """An array whose vectors are turned back, read without a copy of the whole."""
 
-    back: Floats = field(repr=False)  # the transposed rotation, in the dtype of what is read
+    channels: int
+    read_as: np.dtype[Any]
+    back: Callable[[Floats], Floats]  # of vectors [tokens, channels]
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of what is read."""
-        return self.back.dtype
+        return self.read_as
 
     def read(self, start: int, stop: int) -> Floats:
         """The elements from one flat index to another."""
-        channels = len(self.back)
+        channels = self.channels
         first = start // channels * channels
         last = -(-stop // channels) * channels
         tokens = reader(self.array)(first, last).astype(self.dtype).reshape(-1, channels)
-        turned: Floats = (tokens @ self.back).reshape(-1)[start - first : stop - first]
+        turned: Floats = self.back(tokens).reshape(-1)[start - first : stop - first]
         return turned
 
 
@@ -103,7 +107,7 @@ def is_turned(arrays: Sequence[Sides]) -> bool:
     """Whether the vectors of these arrays have the inner products of the other side's: then an
     orthogonal matrix makes the one of the other, whichever it is. False where they are too few."""
     share = -(-_GLANCE // len(arrays))
-    tokens = [_unit_tokens(sides, share) for sides in arrays]
+    tokens = [unit_tokens(sides, share) for sides in arrays]
     one, other = (np.concatenate(side) for side in zip(*tokens, strict=True))
     if len(one) < _FEWEST_TOKENS:
         return False
@@ -129,32 +133,47 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     if found_by < channels:
         return TooFewTokens(channels, found_by)
     matrix = _nearest(_products(parts))
-    noise = float(np.median([part.noise(matrix) for part in parts]))
-    errors = np.concatenate([part.held_out_errors(matrix) for part in parts])
+    noise, errors = _judged(parts, matrix)
+    if errors.size and (noise > _LEFT or float(np.median(errors)) > _UNEXPLAINED):
+        most = _of_most(parts, matrix)
+        if most is not None:
+            matrix, (noise, errors) = most, _judged(parts, most)
     if noise > _LEFT or not errors.size:
         return None
     if float(np.median(errors)) > _UNEXPLAINED:
         return _known_in_part(parts, matrix)
+    held_out = parts
     parts = [part.whole for part in parts]
     matrix, noise = _refined(parts, _nearest(_products(parts)))
     found = Rotation(matrix, found_by, errors.size, _UNSURE * noise)
     if noise <= _ROUNDING:
         return found
-    alone = filter(None, (_of_one(sides) for sides in arrays[:_LOOKED_AT_ALONE]))
+    looked_at = arrays[:_LOOKED_AT_ALONE]
+    alone = filter(None, (_of_one(sides, held_out) for sides in looked_at))
     cleanest = min(alone, key=lambda one: one.noise, default=found)
     return cleanest if cleanest.noise * _CLEANER <= found.noise else found
 
 
-def _of_one(sides: Sides) -> Rotation | None:
+def _of_one(sides: Sides, others: Sequence["_Part"]) -> Rotation | None:
     """The rotation by one array alone, where that has tokens enough: what comes before a fault
-    knows better than all that comes behind it."""
+    knows better than all that comes behind it. It is verified on tokens that are held out of it, or
+    where all are needed, on those of other arrays."""
     channels = sides[0].shape[-1]
     part = _Part.of(sides, _PER_CHANNEL * channels, 0)
-    if len(part.one) < channels or not len(part.held_out[0]):
+    whole = part.whole
+    matrix = _nearest(_products([whole])) if len(whole.one) >= channels else None
+    if matrix is None or not len(part.held_out[0]):
         return None
-    errors = part.held_out_errors(_nearest(_products([part])))
-    matrix = _nearest(_products([part.whole]))
-    return Rotation(matrix, len(part.one), errors.size, _UNSURE * float(np.median(errors)))
+    if len(part.one) >= channels:
+        errors = part.held_out_errors(_nearest(_products([part])))
+        return Rotation(matrix, len(part.one), errors.size, _UNSURE * float(np.median(errors)))
+    errors = np.concatenate([part.held_out_errors(matrix) for part in others])
+    if float(np.median(errors)) > _UNEXPLAINED:
+        return None
+    # An orthogonal matrix has half as many numbers to choose as it has elements: so much of the
+    # noise it makes up for.
+    noise = whole.noise(matrix) / (1.0 - channels / (2 * len(whole.one)))
+    return Rotation(matrix, len(whole.one), errors.size, _UNSURE * noise)
 
 
 def _known_in_part(parts: Sequence["_Part"], matrix: Floats) -> TooFewTokens | None:
@@ -186,7 +205,7 @@ class _Part:
     def of(cls, sides: Sides, most: int, number: int) -> "_Part":
         """One in five is held out by its position: what a token is in one layer, it is in the
         next. Of shorter arrays, such as those of a generation's steps, it is one array in five."""
-        one, other = _unit_tokens(sides, most)
+        one, other = unit_tokens(sides, most)
         positions = np.arange(len(one)) if len(one) >= _HELD_OUT else np.full(len(one), number)
         is_held_out = positions % _HELD_OUT == _HELD_OUT - 1
         kept = ~is_held_out
@@ -224,6 +243,25 @@ def _refined(parts: Sequence[_Part], matrix: Floats) -> tuple[Floats, float]:
     return matrix, 1.0 / float(np.mean([1.0 / max(noise, _ROUNDING) for noise in noises]))
 
 
+def _judged(parts: Sequence[_Part], matrix: Floats) -> tuple[float, Floats]:
+    """The noise of most arrays, and what is left of each vector held out."""
+    noise = float(np.median([part.noise(matrix) for part in parts]))
+    return noise, np.concatenate([part.held_out_errors(matrix) for part in parts])
+
+
+def _of_most(parts: Sequence[_Part], matrix: Floats) -> Floats | None:
+    """The rotation of two arrays in three, where the others have one of their own; None where
+    these are not as many."""
+    if len(parts) < _MANY:
+        return None
+    for _ in range(_ROUNDS):
+        noises = np.array([part.noise(matrix) for part in parts])
+        weights = 1.0 / np.maximum(noises + np.median(noises), _ROUNDING)
+        matrix = _nearest(_products(parts, weights.tolist()))
+    noises = np.sort([part.noise(matrix) for part in parts])
+    return matrix if noises[2 * len(parts) // 3] <= _LEFT else None
+
+
 def _products(parts: Sequence[_Part], weights: Sequence[float] | None = None) -> Floats:
     channels = parts[0].one.shape[-1]
     products = np.zeros((channels, channels))
@@ -248,7 +286,7 @@ def best_turned(rotation: Rotation, arrays: Sequence[Sides]) -> Rotation:
     """A rotation or its inverse, whichever leaves less of these arrays' differences."""
     left = [0.0, 0.0]
     for sides in arrays:
-        one, other = _unit_tokens(sides, _GLANCE)
+        one, other = unit_tokens(sides, _GLANCE)
         for way, matrix in enumerate((rotation.matrix.T, rotation.matrix)):
             left[way] += float(np.square(other @ matrix - one).sum())
     return rotation if left[0] <= left[1] else rotation.turned
@@ -265,7 +303,7 @@ def are_of_one_norm(array: Readable) -> bool:
     return bool(norms.max() <= _ONE_NORM * norms.min())
 
 
-def _unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
+def unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
     """At most so many vectors from all over two arrays, as float64 of norm 1; those that are zero
     or not finite are left out, and so are repeated ones, which say nothing new."""
     channels = sides[0].shape[-1]
