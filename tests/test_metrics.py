@@ -217,6 +217,17 @@ def test_an_error_beyond_float64_is_undefined_not_infinite() -> None:
     assert_strict(difference)
 
 
+def test_a_cosine_whose_sides_are_out_of_range_is_undefined_not_zero() -> None:
+    reference = np.array([1.0, 2.0, 3.0, 4.0])
+    candidate = np.array([1.0, 2.0, 1.79e308, 1.79e308])
+
+    difference = compare(reference, candidate)
+
+    assert difference.metrics.cosine is None
+    assert difference.undefined["cosine"] == "too large"
+    assert_strict(difference)
+
+
 @given(
     st.sampled_from(FLOATS[:4]).flatmap(
         lambda dtype: pairs_of(

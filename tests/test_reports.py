@@ -284,6 +284,12 @@ def test_the_metric_that_sorts_is_shown():
     assert "rel. L2" in line_with(text, "#  module")
 
 
+@pytest.mark.parametrize("metric", ["sqnr", "cosine"])
+def test_the_metric_that_sorts_is_shown_once(metric):
+    titles = line_with(table(compared(row(), options=DiffOptions(sort_by=metric))), "#  module")
+    assert titles.count("  SQNR ") == titles.count("  cosine ") == 1
+
+
 def test_a_name_that_looks_like_markup_is_shown_as_it_is():
     assert "[red]0[0]" in table(compared(row("[red]0[0]")))
 

@@ -34,11 +34,13 @@ def sqnr(reference_norm: float, error_norm: float) -> Outcome:
 
 def cosine(product: float, reference_norm: float, candidate_norm: float) -> Outcome:
     """The cosine of the angle between both sides, within [-1, 1], from the scalar product of their
-    unit vectors. A side of zeros: undefined."""
+    unit vectors. A side of zeros, or one whose norm is out of range: undefined."""
     if reference_norm == 0.0:
         return Undefined.ZERO_REFERENCE
     if candidate_norm == 0.0:
         return Undefined.ZERO_CANDIDATE
+    if not (math.isfinite(reference_norm) and math.isfinite(candidate_norm)):
+        return Undefined.TOO_LARGE
     return max(-1.0, min(1.0, product))
 
 

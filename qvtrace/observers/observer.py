@@ -1,6 +1,6 @@
 """What an observer is, and what it is told."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ class ObservedCall:
     kwargs: dict[str, Any]
     output: Any = None
     error: str | None = None  # the call raised, or did not return
+    edited: Sequence[str] = ()  # places of what it is known to have edited in place itself
     is_recorded: bool = True
     step: int = 0  # of a generation
     # `inputs` and `kwargs` before the call and `output` after it, as they are recorded; a part that

@@ -70,7 +70,7 @@ class PrintCalls(Observer):
         with self._lock:
             name = CallName(call.name, type(call.module).__name__, call.index, call.step)
             parts = self._begun.pop(call) | self._parts(call, ("output",))
-            self._write(call_line(name, parts, call.error))
+            self._write(call_line(name, parts, call.edited, call.error))
 
     def _parts(self, call: ObservedCall, parts: Sequence[Part]) -> Json:
         self._contents.tensors = call.contents

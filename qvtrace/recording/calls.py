@@ -122,6 +122,7 @@ class CallRecorder:
             self._show_progress()
         if call.observed is not None:
             call.observed.inputs, call.observed.kwargs = args, kwargs
+            call.observed.edited = edited or ()
             self._observed.after(call.observed, output, node, error)
 
     def close(self) -> list[OpenCall]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,10 +88,8 @@ def call_lines(trace: Trace, limit: int | None = ELEMENTS_LIMIT) -> Iterator[str
             part: writer.part(part, trace.tree(call, part), with_elements=with_elements)
             for part in PARTS
         }
-        if call.edited:
-            parts["edited"] = list(call.edited)
         name = CallName(call.module, classes.get(call.module), call.index, call.step)
-        yield call_line(name, parts, call.error)
+        yield call_line(name, parts, call.edited or (), call.error)
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,15 @@ class CallName:
     step: int = 0  # of a generation: the first one has no need to be named
 
 
-def call_line(name: CallName, parts: Json, error: str | None) -> str:
-    """One call as a line of JSON: `parts` by name and in order, then the error that ended it."""
+def call_line(name: CallName, parts: Json, edited: Sequence[str], error: str | None) -> str:
+    """One call as a line of JSON: `parts` by name and in order, then the places that it edited in
+    place, and the error that ended it."""
     report: Json = {"module": name.module, "type": name.class_name, "call": name.index}
     if name.step:
         report["step"] = name.step
     report |= parts
+    if edited:
+        report["edited"] = list(edited)
     if error is not None:
         report["error"] = error
     return json.dumps(report, allow_nan=False, separators=(",", ":"))

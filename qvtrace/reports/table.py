@@ -90,7 +90,9 @@ def _verdict_lines(comparison: Comparison, width: int | None) -> Iterator[Styled
 def _table(comparison: Comparison, rows: ListedRows, options: TableOptions) -> Table:
     bar = peir_bar(rows.listed, blocks=options.blocks)
     columns = asked_columns(bar, comparison)
+    titles = {column.title for column in columns}
     further = [] if comparison.options.metrics else further_columns(bar)
+    further = [column for column in further if column.title not in titles]  # what sorts is in front
     if options.width is None:
         return _filled(comparison, rows, [*columns, *further])
     table = _filled(comparison, rows, columns)
