@@ -1,15 +1,18 @@
 """Pairs that are equal up to a factor, and what is left of their difference after it."""
 
+import math
 from dataclasses import dataclass
 
 from qvtrace.metrics.comparing import compare
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Readable, format_of
 from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits, nearest_factor
+from qvtrace.metrics.names import Undefined
 
 # What makes a search for a factor worth its time: from this PEIR on, or below this SQNR in dB.
 _PEIR = 0.005
 _SQNR = 40.0
+_HALVED = 3.0  # dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,24 @@ def find_scaling(
     if not _is_worth_it(reference, candidate, difference):
         return None
     factor = find_factor(reference, candidate, is_expected=is_expected)
-    return None if factor is None else _scaled_by(factor, reference, candidate)
+    if factor is None:
+        return None
+    scaling = _scaled_by(factor, reference, candidate)
+    return scaling if _serves_most_tokens(difference, scaling.residual) else None
+
+
+def _serves_most_tokens(difference: Difference, residual: Difference) -> bool:
+    """Whether little is left of most tokens' error, not only of that of the few largest tokens: an
+    attention sink has nearly all of it, and its error alone is some factor."""
+    before, after = (_token_sqnr(one) for one in (difference, residual))
+    return before is None or after is None or after == math.inf or after >= before + _HALVED
+
+
+def _token_sqnr(difference: Difference) -> float | None:
+    """The median of all tokens in dB, infinite where these are exact; None where there are none."""
+    if difference.undefined.get("token_sqnr_p50") == Undefined.IDENTICAL:
+        return math.inf
+    return difference.metrics.token_sqnr_p50
 
 
 def nearest_scaling(reference: Readable, candidate: Readable) -> Scaling | None:
