@@ -14,7 +14,9 @@ from qvtrace.comparison.comparison import Comparison
 from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.row_names import RowNames
+from qvtrace.metrics.comparing import compare
 from qvtrace.metrics.factors import ChannelFactors, factor_text, find_factor, fits
+from qvtrace.metrics.scaling import find_scaling
 from qvtrace.metrics.sharing import is_summand
 from qvtrace.recording.recorder import record
 from qvtrace.reports.json import comparison_text
@@ -126,6 +128,19 @@ def test_an_error_that_one_element_has_is_no_factor_of_all():
     candidate = reference + noise(0.2, reference.shape)
     candidate[0, 0, 7] = 940
     assert find_factor(reference, candidate) is None
+
+
+def test_an_error_that_one_token_has_is_no_factor_of_all_tokens():
+    reference = TOKENS[:1, :7].copy()
+    reference[0, 0] *= 8
+    candidate = reference + noise(0.15, reference.shape)
+    candidate[0, 0] *= np.float32(0.75)
+    scaled = np.float32(0.75) * (reference + noise(0.15, reference.shape))
+
+    assert find_scaling(reference, candidate, compare(reference, candidate)) is None
+    found = find_scaling(reference, scaled, compare(reference, scaled))
+    assert found is not None
+    assert found.factor == pytest.approx(0.75, rel=0.05)
 
 
 def test_factors_known_from_elsewhere_are_held_against_one_token():

@@ -74,6 +74,22 @@ def test_what_may_be_quantization_alone_comes_behind_what_is_larger(against):
     assert places(comparison)[0] == ("3.0", "output")
 
 
+@pytest.mark.parametrize(("tokens", "is_named"), [(1, False), (24, True)])
+def test_one_call_of_one_token_has_to_be_noisier_than_one_of_many(against, tokens, is_named):
+    torch.manual_seed(0)
+    chain = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(12)))
+    noisy = copy.deepcopy(chain)
+    with torch.no_grad():
+        for number, (layer, other) in enumerate(zip(chain, noisy, strict=True)):
+            nn.init.orthogonal_(layer.weight)
+            noise = torch.randn(64, 64) / 8
+            other.weight.copy_(layer.weight + noise * (0.2 if number == 6 else 0.03))
+
+    comparison = against(chain, noisy, torch.randn(tokens, 64))
+
+    assert (("6", "output") in places(comparison)) is is_named
+
+
 def test_a_fault_in_the_first_layer_is_named_though_all_of_its_kind_inherit_it(against):
     torch.manual_seed(0)
     chain = nn.Sequential(

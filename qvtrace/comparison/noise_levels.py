@@ -127,11 +127,15 @@ class OwnLevels:
 
     def _is_told(self, step: Step, ratio: float) -> bool:
         """The noise of a few tokens varies widely: where a module is called again and again, as
-        each step of a generation calls it with one, most calls tell, or one by far more."""
+        each step of a generation calls it with one, most calls tell, or one by far more; where it
+        is called once, it has to be more the fewer they are."""
         calls = self._calls[step.kind_of_call]
         least = _LEAST_OF_MODULE if step.is_local else LEAST_EXCESS * self._amplifying(step)
-        if ratio < least or len(calls) < 2 or step.tokens >= _ENOUGH_TOKENS:
+        if ratio < least or step.tokens >= _ENOUGH_TOKENS:
             return ratio >= least
+        if len(calls) < 2:
+            varies = 1.0 if self._is_exact(step.noise_in or 0.0) else _VARIES
+            return ratio >= least * varies ** (1.0 / max(step.tokens, 1))
         typical = median_low([self._ratio(call) for call in calls])
         return max(typical, ratio / _VARIES) >= least
 
