@@ -105,3 +105,35 @@ def record_plainly() -> None:
         model(torch.zeros(1, 4))
     loaded = {"transformers", "torchao", "torch._dynamo"} & sys.modules.keys()
     assert not loaded, loaded
+
+
+class _CompiledLate(nn.Module):
+    """Compiles what it calls when it is first called, as a whole graph or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        run = torch.compile(lambda value: self.block(value), backend="eager", fullgraph=True)
+        return run(hidden)
+
+
+def _record_what_is_compiled_late(file: Path) -> None:
+    assert "torch._dynamo" not in sys.modules
+    finders = list(sys.meta_path)
+    model, hidden = _CompiledLate(), torch.ones(2, 8)
+    with record(model, file), torch.no_grad():
+        recorded = model(hidden)
+    assert sys.meta_path == finders
+    assert torch.equal(recorded, model(hidden))
+
+
+def test_a_model_that_is_compiled_first_while_it_is_recorded_is_recorded_eagerly(tmp_path):
+    file = tmp_path / "fp.st"
+
+    assert run_apart(_record_what_is_compiled_late, file) == 0
+
+    with Archive.open(file) as archive:
+        outputs = {call.module: call.error for call in archive.manifest.calls if call.output}
+    assert outputs == dict.fromkeys(["block.0", "block.1", "block", ""])

@@ -134,8 +134,9 @@ class OwnLevels:
         if ratio < least or step.tokens >= _ENOUGH_TOKENS:
             return ratio >= least
         if len(calls) < 2:
-            varies = 1.0 if self._is_exact(step.noise_in or 0.0) else _VARIES
-            return ratio >= least * varies ** (1.0 / max(step.tokens, 1))
+            if not self._is_exact(step.noise_in or 0.0):
+                least *= math.pow(_VARIES, 1.0 / max(step.tokens, 1))
+            return ratio >= least
         typical = median_low([self._ratio(call) for call in calls])
         return max(typical, ratio / _VARIES) >= least
 

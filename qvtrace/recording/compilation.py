@@ -1,17 +1,65 @@
-"""Models that `torch.compile` has compiled."""
+"""Models that `torch.compile` has compiled, or compiles while they are recorded."""
 
+import importlib.util
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import torch
 
+_COMPILER = "torch._dynamo"
 
-def eager_stance() -> AbstractContextManager[object]:
+
+@contextmanager
+def eager_stance() -> Iterator[None]:
     """What `torch.compile` has compiled runs eagerly, or its modules would never be called.
 
-    Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds.
+    Nothing is compiled in a process that has not loaded the compiler, and loading it takes seconds:
+    where it is not there yet, it is told as soon as somebody else loads it.
     """
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
+    with ExitStack() as stack:
+        if _COMPILER in sys.modules:
+            stack.enter_context(_forced())
+        else:
+            loading = _Loading(lambda: stack.enter_context(_forced()))
+            sys.meta_path.insert(0, loading)
+            stack.callback(loading.close)
+        yield
+
+
+def _forced() -> AbstractContextManager[object]:
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+class _Loading(MetaPathFinder):
+    """Finds the compiler as Python does, and tells when it has been loaded."""
+
+    def __init__(self, loaded: Callable[[], object]) -> None:
+        self._loaded = loaded
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The compiler's own, but for what is told at its end; of anything else, nothing."""
+        if fullname != _COMPILER:
+            return None
+        self.close()
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_tell(module: ModuleType) -> None:
+                load(module)
+                self._loaded()
+
+            spec.loader.exec_module = load_and_tell  # type: ignore[method-assign]
+        return spec
+
+    def close(self) -> None:
+        """Look no more; calling it again does nothing."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
