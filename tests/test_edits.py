@@ -138,6 +138,13 @@ def test_of_a_call_that_a_hook_gives_another_tensor_it_is_not_known(file: Path) 
     assert edits(archive) == {"0": (), "1": None, "": ()}
 
 
+def test_what_a_call_may_have_edited_is_no_known_edit_of_the_call_around_it(file: Path) -> None:
+    model = Around(lambda x: x.mul_(2))
+    model.inner.register_forward_pre_hook(lambda _, given: (given[0].view(2, 1),))
+
+    assert edits(recorded(model, file, torch.ones(2))) == {"inner": None, "": None}
+
+
 def test_a_list_that_holds_itself_is_looked_through_once(file: Path) -> None:
     circle: list[object] = [torch.ones(2)]
     circle.append(circle)

@@ -24,6 +24,7 @@ class OpenCall:
     started: float = 0.0
     overhead: float = 0.0
     versions: list[int] | None = None  # of the tensors that it was given; None: not known
+    holds_unknown_edits: bool = False  # of a recorded call in it
     # By storage, how often recorded calls in it have edited that in place.
     edits: dict[int, int] = field(default_factory=dict)
 

@@ -56,7 +56,8 @@ def edited_by(
 ) -> list[str] | None:
     """The paths of what a call that ends has edited in place; None: not known.
 
-    What a recorded call in it has edited is that one's. `component` names the keys in paths.
+    What a recorded call in it has edited is that one's; where it is not known what that was, it may
+    be what this one seems to have edited. `component` names the keys in paths.
     """
     edited: list[str] | None = None
     if call.number is not None and call.versions is not None:
@@ -66,6 +67,10 @@ def edited_by(
         elif now is not None:
             places = _places(args, kwargs, component)
             edited = _told(call.edits, call.versions, now, places)
+            if edited and call.holds_unknown_edits:
+                edited = None
+    if call.parent is not None and call.number is not None and edited is None:
+        call.parent.holds_unknown_edits = True
     if call.edits and call.parent is not None:
         for storage, count in call.edits.items():
             call.parent.edits[storage] = call.parent.edits.get(storage, 0) + count
