@@ -596,11 +596,13 @@ def test_filters_that_leave_nothing_are_not_taken_for_a_model_that_did_not_run(f
 
 def test_a_module_that_replaces_another_one_goes_on_with_its_count(file: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    with record(model, file):
+    with record(model, file) as recording:
         model(torch.ones(1, 2))
         model[0] = nn.Linear(2, 2)
         model(torch.ones(1, 2))
 
+    assert recording.report is not None
+    assert (recording.report.called, recording.report.recorded) == (2, 2)
     with Archive.open(file) as archive:
         calls = [(call.module, call.index) for call in archive.manifest.calls]
     assert calls == [("0", 0), ("", 0), ("0", 1), ("", 1)]
