@@ -278,6 +278,11 @@ class ShyTuple(tuple[int, ...]):
         raise RuntimeError("no items")
 
 
+class ExitingMapping(dict[str, int]):
+    def items(self) -> Any:
+        raise SystemExit("no items, and no more program")
+
+
 class ShyInt(int):
     def __int__(self) -> int:
         raise RuntimeError("no number")
@@ -348,6 +353,7 @@ SHY = [
     ShyRepr,
     ShyClass,
     ShyMapping,
+    ExitingMapping,
     lambda: ShyTuple((1, 2)),
     lambda: ShyInt(3),
     lambda: ShyText("x"),

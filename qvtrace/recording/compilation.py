@@ -40,6 +40,7 @@ class _Loading(MetaPathFinder):
 
     def __init__(self, loaded: Callable[[], object]) -> None:
         self._loaded = loaded
+        self._is_open = True
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -47,19 +48,24 @@ class _Loading(MetaPathFinder):
         """The compiler's own, but for what is told at its end; of anything else, nothing."""
         if fullname != _COMPILER:
             return None
-        self.close()
+        self._look_no_more()
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_tell(module: ModuleType) -> None:
                 load(module)
-                self._loaded()
+                if self._is_open:
+                    self._loaded()
 
             spec.loader.exec_module = load_and_tell  # type: ignore[method-assign]
         return spec
 
     def close(self) -> None:
-        """Look no more; calling it again does nothing."""
+        """From now on nothing is told; another thread may be loading it still."""
+        self._is_open = False
+        self._look_no_more()
+
+    def _look_no_more(self) -> None:
         if self in sys.meta_path:
             sys.meta_path.remove(self)

@@ -46,7 +46,7 @@ def versions(args: Iterable[object], kwargs: dict[str, Any]) -> list[int] | None
                 if len(values) + len(held) > MAX_VALUES:
                     return None
                 values += held
-    except Exception:  # there is no version, or a class of the user's raises
+    except (Exception, SystemExit):  # there is no version, or a class of the user's raises
         return None
     return found
 
@@ -69,7 +69,8 @@ def edited_by(
             edited = _told(call.edits, call.versions, now, places)
             if edited and call.holds_unknown_edits:
                 edited = None
-    if call.parent is not None and call.number is not None and edited is None:
+    is_unknown = call.number is not None and edited is None
+    if call.parent is not None and (is_unknown or call.holds_unknown_edits):
         call.parent.holds_unknown_edits = True
     if call.edits and call.parent is not None:
         for storage, count in call.edits.items():
@@ -88,7 +89,7 @@ def _told(
         return None
     try:
         all_of_them = list(zip(places, before[1::2], now[1::2], strict=True))
-    except Exception:  # a class of the user's raises
+    except (Exception, SystemExit):  # a class of the user's raises
         return None
     edited = [(path, _storage(tensor), new - old) for (path, tensor), old, new in all_of_them]
     own = [path for path, storage, count in edited if count > edits.get(storage, 0)]

@@ -118,7 +118,7 @@ class Snapshots:
             return self._known(value, taking, path, above)
         except _StoreFailedError:
             raise
-        except Exception as error:  # a class of the user's whose methods raise
+        except (Exception, SystemExit) as error:  # a class of the user's whose methods raise
             return self._opaque(value, _described_error(error))
 
     def _known(self, value: object, taking: "_Taking", path: str, above: tuple[int, ...]) -> Node:
@@ -497,7 +497,7 @@ def _stored_form(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
-def _described_error(error: Exception) -> str:
+def _described_error(error: BaseException) -> str:
     try:
         lines = str(error).splitlines()
     except Exception:  # an exception of the user's
