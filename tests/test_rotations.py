@@ -387,6 +387,20 @@ def test_a_declared_rotation_of_heads_of_another_size_serves_none(original, fold
     assert len(within_layers(comparison)) == 4  # found all the same
 
 
+@pytest.mark.parametrize(
+    ("name", "matrix", "said"),
+    [
+        ("model.layers.0.attention.R2", torch.eye(8), "is of no module of the reference"),
+        ("model.layers.0.self_attn.R2", torch.ones(0, 8, 8), "has no heads"),
+    ],
+)
+def test_a_rotation_of_heads_that_are_not_there_is_refused(folder, tmp_path, name, matrix, said):
+    save_file({name: matrix}, tmp_path / "R.safetensors")
+    files = folder / "fp.st", folder / "fp.st"
+    with pytest.raises(UsageError, match=rf"^--transform .*R\.safetensors: {name} {said}"):
+        diff(*files, transform=tmp_path / "R.safetensors")
+
+
 def test_a_smoothed_model_is_equal_after_transform(original, folder, tmp_path):
     model = copy.deepcopy(original)
     factors = torch.linspace(0.25, 4, CHANNELS)

@@ -55,12 +55,13 @@ class Journal:
 
 def journal_line(tag: str, payload: str) -> bytes:
     """One line as it stands in the file."""
-    text = payload.encode()
-    return f"{tag} {_checksum(tag, text)} ".encode() + text + b"\n"
+    mark, text = tag.encode(), payload.encode()
+    return mark + _checksum(mark, text) + text + b"\n"
 
 
-def _checksum(tag: str, payload: bytes) -> str:
-    return f"{crc32(payload, crc32(tag.encode())):08x}"
+def _checksum(tag: bytes, payload: bytes) -> bytes:
+    """As it stands between the two."""
+    return b" %08x " % crc32(payload, crc32(tag))
 
 
 def _is_whole(line: bytes) -> bool:
@@ -68,8 +69,7 @@ def _is_whole(line: bytes) -> bool:
     return (
         line.endswith(b"\n")
         and line.isascii()
-        and line[1:2] == b" "
-        and line[2:_PAYLOAD] == b"%08x " % crc32(line[_PAYLOAD:-1], crc32(line[:1]))
+        and line[1:_PAYLOAD] == _checksum(line[:1], line[_PAYLOAD:-1])
     )
 
 

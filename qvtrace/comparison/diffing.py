@@ -28,7 +28,8 @@ from qvtrace.comparison.origin_search import find_origins
 from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.portions import portion_texts, told_of_samples
 from qvtrace.comparison.replayed_sizes import find_sizes
-from qvtrace.comparison.rotation_files import load_rotations
+from qvtrace.comparison.rotating import Declared
+from qvtrace.comparison.rotation_files import load_rotations, require_modules
 from qvtrace.comparison.row_building import RowBuilder
 from qvtrace.comparison.rows import WEIGHTS, Row
 from qvtrace.comparison.tokens import compare_tokens
@@ -88,7 +89,7 @@ def compare_archives(
         options = replace(options, sort_by="local_noise")
     _hide_folders([reference, candidate, *filter(None, (floor, local))])
     replayed = _replayed(reference, local, options)
-    rotations = None if options.transform is None else load_rotations(options.transform)
+    rotations = _declared(options, reference)
     chosen = _choose(reference, candidate, options)
     built = RowBuilder(
         reference,
@@ -267,6 +268,17 @@ def _replayed(reference: Archive, local: Archive | None, options: DiffOptions) -
         built.add(pair)
     built.compare()
     return built.rows
+
+
+def _declared(options: DiffOptions, reference: Archive) -> Declared | None:
+    """The rotations that the candidate is said to have."""
+    if options.transform is None:
+        return None
+    declared = load_rotations(options.transform)
+    modules = reference.manifest.modules
+    names = {name for module in modules for name in (module.name, *module.aliases)}
+    require_modules(declared, options.transform, names)
+    return declared
 
 
 def check_local(reference: Archive, local: Archive | None, options: DiffOptions) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
 
+from qvtrace.comparison.leaf_pairs import Leaves
 from qvtrace.comparison.noise import noise_of
 from qvtrace.comparison.outcomes import Outcome
 from qvtrace.comparison.rotating import UNLIKE, agrees, may_be_turned, what_is_left
@@ -25,7 +26,6 @@ from qvtrace.metrics.inner_rotations import (
 from qvtrace.metrics.rotations import Sides
 from qvtrace.trees import TensorLeaf
 
-Leaves: TypeAlias = tuple[TensorLeaf, TensorLeaf]
 Reader: TypeAlias = Callable[[TensorLeaf, TensorLeaf], Sides]
 
 _MUCH_WORSE = 10.0  # times the noise of what is taken, in what is made of it

@@ -18,7 +18,7 @@ from qvtrace.comparison.noise_steps import Step, local_within
 from qvtrace.comparison.replayed_sizes import CallSizes
 from qvtrace.metrics.sizes import Sizes
 
-_ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
+ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 
 _Rounded: TypeAlias = Callable[[Sizes], float]  # to steps of this size
 _ROUNDED: tuple[_Rounded, ...] = (
@@ -50,7 +50,7 @@ class LocalLevels:
         """The noise that its like would make there, `without_like` at least where it has none.
         Nothing was handed on, so that a class tells as much as a kind of few."""
         kind, same_class = self._by_kind[step.kind], self._by_class[step.class_name]
-        groups = [kind] if len(kind) >= _ENOUGH_ALIKE else [kind, same_class]
+        groups = [kind] if len(kind) >= ENOUGH_ALIKE else [kind, same_class]
         levels = [self._of_like(step, group) for group in groups if len(group) > 1]
         # What comes in within a call adds up.
         level = max(levels, default=max(self.typical, without_like))
@@ -82,7 +82,7 @@ class LocalLevels:
         for group in self._by_kind.values():
             known = [one for one in group if one.noise_out and one.call.key in self._sizes]
             noises = [(one.noise_out or 0.0) / self._size(one, rounded) for one in known]
-            if len(noises) >= _ENOUGH_ALIKE:
+            if len(noises) >= ENOUGH_ALIKE:
                 typical = median(noises)
                 distances += [abs(math.log(noise / typical)) for noise in noises]
         return fmean(distances) if distances else 0.0

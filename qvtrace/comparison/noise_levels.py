@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.causes import cause_of
-from qvtrace.comparison.local_levels import LocalLevels
+from qvtrace.comparison.local_levels import ENOUGH_ALIKE, LocalLevels
 from qvtrace.comparison.noise import CallKey, CallNoise, added, decibels
 from qvtrace.comparison.noise_steps import Step
 from qvtrace.comparison.replayed_sizes import CallSizes
@@ -34,7 +34,6 @@ _WITH_WEIGHTS = "Linear", "Conv", "Embedding"  # in the names of classes that ar
 _FEW_CHANNELS = 6.0  # of which it hangs on the weights how much of what came in they show
 _ENOUGH_TOKENS = 8  # whose median is told from that of other calls
 _VARIES = 10.0**0.8  # a ratio of powers, by which the noise of a single token is nothing special
-_ENOUGH_ALIKE = 3  # places of one kind that tell what is usual
 _ROUNDED_OFTEN = 100.0  # times the noise of rounding: what long sums may make of it
 _NO_ERROR = 1e-10  # noise that is no error to anybody
 _TINY = 1e-30  # less noise than that of any dtype: keeps ratios finite
@@ -149,7 +148,7 @@ class OwnLevels:
     def is_usual(self, call: CallNoise) -> bool:
         """Whether what a call gives is no noisier than is usual for its kind."""
         given = list(self._given[kind_of(call.module)].values())
-        level = _usual(given) if len(given) >= _ENOUGH_ALIKE else self.usual
+        level = _usual(given) if len(given) >= ENOUGH_ALIKE else self.usual
         return (call.noise_out or 0.0) <= LEAST_EXCESS * max(level, self.rounding)
 
     def _may_be_first_quantized(self, step: Step) -> bool:
@@ -171,7 +170,7 @@ class OwnLevels:
             least = _EIGHT_BITS if self._is_quantized(step.call) else 0.0
             level = max(self._local.usual(step, without_like=least), self.rounding, _TINY)
             return (step.noise_out + self.rounding) / level
-        if len(alike) < (2 if step.after else _ENOUGH_ALIKE):
+        if len(alike) < (2 if step.after else ENOUGH_ALIKE):
             alike = self._by_class[step.class_name]
         level = max(self.rounding, self._of_alike(step, alike), _TINY)
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
@@ -201,7 +200,7 @@ class OwnLevels:
         level = max(self.rounding, given_out[len(given_out) * 3 // 4], _TINY)
         ratio = (noise_out + level) / (noise_in + level)
         # In a gap, attention makes more of the noise of its scores than a module would.
-        is_sure = len(given_out) >= _ENOUGH_ALIKE and not step.after
+        is_sure = len(given_out) >= ENOUGH_ALIKE and not step.after
         least = _LEAST_OF_CLASS if is_sure else _LEAST_OF_TWO
         return ratio if ratio >= least else 0.0
 

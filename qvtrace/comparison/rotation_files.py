@@ -1,6 +1,7 @@
 """Rotations that are declared: orthogonal matrices in a safetensors file."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,23 @@ def load_rotations(file: str | os.PathLike[str]) -> Declared:
     return Declared(tuple(rotations.values()), heads)
 
 
+def require_modules(
+    declared: Declared, file: str | os.PathLike[str], modules: Collection[str]
+) -> None:
+    """Raise `UsageError` for a rotation of the heads of a module that is not there."""
+    for name in declared.heads:
+        if name not in modules:
+            raise UsageError(
+                f"--transform {os.fspath(file)}: {name}{_OF_HEADS} is of no module of the "
+                f"reference; name an attention module, as in MODULE{_OF_HEADS}"
+            )
+
+
 def _of_heads(what: str, matrices: Array) -> Floats:
     if matrices.ndim != 3:
         matrices = matrices[None]
+    if not len(matrices):
+        raise UsageError(f"{what} has no heads; give [channels, channels] or one for each head")
     for matrix in matrices:
         _check(what, matrix)
     return matrices

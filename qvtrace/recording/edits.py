@@ -22,8 +22,8 @@ from qvtrace.recording.snapshots import (
 )
 from qvtrace.trees import join_path
 
-# Classes of values that hold no others; any that turn out to be such join them.
-_HOLD_NOTHING: set[type] = {type(None), bool, int, float, str, torch.dtype, torch.device}
+# Told at a glance; whether others hold anything has to be looked at.
+_HOLD_NOTHING = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 
 
 def versions(args: Iterable[object], kwargs: dict[str, Any]) -> list[int] | None:
@@ -111,10 +111,9 @@ def _places(
 
 def _held_by(value: object) -> Sequence[object]:
     kind = container_kind(value)
-    if kind is not None:
-        return [held for _, held in islice(container_items(value, kind), MAX_VALUES)]
-    _HOLD_NOTHING.add(type(value))
-    return ()
+    if kind is None:
+        return ()
+    return [held for _, held in islice(container_items(value, kind), MAX_VALUES)]
 
 
 def _named(value: object, path: str, component: Component) -> Iterator[tuple[str, object]]:
