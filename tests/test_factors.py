@@ -590,6 +590,7 @@ def test_noise_of_a_large_residual_stream_is_not_taken_for_a_fold_beside_it(llam
         ("bert", "bert.encoder.layer.1.attention.output.LayerNorm"),
         ("bert", "bert.encoder.layer.0.intermediate.dense"),
         ("gemma3", "model.layers.1.mlp.gate_proj"),
+        ("vit", "vit.embeddings.patch_embeddings.projection"),
         ("qwen3_vl", "model.visual.merger.linear_fc1"),
     ],
 )

@@ -600,6 +600,88 @@ def test_what_makes_little_noise_much_comes_behind_what_made_it(against):
     assert places(comparison)[0] == ("1.0", "output")
 
 
+class Dimming(nn.Module):
+    """Lets little through of what most of its inputs are, if told so."""
+
+    def __init__(self, most: Tensor | None = None) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.RMSNorm(32), nn.Linear(32, 32, bias=False)
+        if most is not None:
+            with torch.no_grad():
+                self.linear.weight -= torch.outer(self.linear.weight @ most, most)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.linear(self.norm(hidden))
+
+
+def make_noisy(module: nn.Module, share: float) -> None:
+    """Add noise of this share of each token's size to what a module gives."""
+
+    def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(5))
+        return output + share * noise * output.square().mean(-1, keepdim=True).sqrt()
+
+    module.register_forward_hook(add)
+
+
+def test_what_amplifies_noise_of_a_place_that_is_told_comes_behind_that(against):
+    torch.manual_seed(0)
+    most = nn.functional.normalize(torch.randn(32), dim=0)
+    stream = nn.Sequential(*(Dimming(most if layer == 3 else None) for layer in range(6)))
+    tokens = 30 * most * torch.randn(24, 1).sign() + 0.5 * torch.randn(24, 32)
+    faulty = copy.deepcopy(stream)
+    for layer in faulty:
+        with torch.no_grad():
+            round_to_8_bits(layer.linear.weight)
+    make_noisy(faulty[0], 0.08)
+    make_noisy(faulty[3].norm, 0.3)
+
+    told = [module for module, _ in places(against(stream, faulty, tokens))]
+
+    assert told.index("3.norm") < told.index("3.linear")
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.value, self.out = (nn.Linear(32, 32) for _ in range(3))
+        self.scale = 8.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weights = (self.scale * self.query(hidden) @ hidden.T / 32**0.5).softmax(-1)
+        return self.out(torch.sin(0.1 * (weights @ self.value(hidden))))
+
+
+class NormedBehind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing, self.norm = Mixing(), nn.LayerNorm(32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.norm(self.mixing(hidden))
+
+
+@pytest.mark.parametrize(("times", "told"), [(4, [("1.mixing", "output")]), (1, [])])
+def test_an_early_gap_is_told_where_it_amplifies_far_more_than_others_of_its_kind(
+    against, times, told
+):
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(NormedBehind() for _ in range(5)))
+    with torch.no_grad():
+        for layer in layers:
+            layer.mixing.query.weight *= 2
+    steeper = copy.deepcopy(layers)
+    steeper[1].mixing.scale *= times
+    for module in [*steeper.modules()]:
+        if type(module) is nn.Linear:
+            module.__class__ = RoundedLinear
+
+    tokens = torch.randn(24, 32, generator=torch.Generator().manual_seed(1))
+    comparison = against(layers, steeper, tokens)
+
+    assert places(comparison) == told
+
+
 class Sandwich(nn.Module):
     """One layer, others of another class that are not quantized, and one more."""
 

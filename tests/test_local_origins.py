@@ -217,6 +217,84 @@ def test_modules_that_err_by_themselves_are_told_by_their_local_noise(
     ]
 
 
+def fold_up(block: Block, factors: Tensor) -> None:
+    block.gated.up.weight *= factors[:, None]
+    block.gated.up.bias *= factors
+    block.gated.down.weight /= factors
+
+
+def fold_norm(block: Block, factors: Tensor) -> None:
+    block.second.weight *= factors
+    block.second.bias *= factors
+    block.gated.gate.weight /= factors
+    block.gated.up.weight /= factors
+
+
+@pytest.mark.parametrize(
+    ("fold", "factors"),
+    [
+        (fold_up, torch.full((2 * CHANNELS,), 2.0)),
+        (fold_up, torch.linspace(0.5, 2.0, 2 * CHANNELS)),
+        (fold_norm, torch.linspace(0.5, 2.0, CHANNELS)),
+    ],
+    ids=["one_factor", "by_channel", "of_a_norm_by_channel"],
+)
+def test_modules_that_are_folded_are_judged_as_they_are_given_what_is_folded(
+    original, reference, tmp_path, fold, factors
+):
+    folded = copy.deepcopy(original)
+    with torch.no_grad():
+        fold(folded[2], factors)
+    faulty = copy.deepcopy(folded)
+    with torch.no_grad():
+        faulty[3].mixing.out.weight.mul_(2)
+
+    equal = beside_replay(quantized(folded), reference, tmp_path / "folded")
+    different = beside_replay(quantized(faulty), reference, tmp_path / "faulty")
+
+    assert equal.verdict.origins == ()
+    assert [origin.module for origin in different.verdict.origins] == ["3.mixing.out"]
+
+
+def test_two_channels_that_are_swapped_are_named_though_most_tokens_hardly_show_it(
+    original, tmp_path
+):
+    closed = copy.deepcopy(original)
+    with torch.no_grad():
+        closed[1].gated.gate.bias[[3, 8]] = -1.0
+    reference = recorded(closed, tmp_path / "fp.st")
+    model = quantized(closed)
+    with torch.no_grad():
+        model[1].gated.gate.weight[[3, 8]] = model[1].gated.gate.weight[[8, 3]].clone()
+
+    origins = beside_replay(model, reference, tmp_path).verdict.origins
+
+    assert [(origin.module, origin.evidence) for origin in origins] == [("1.gated.gate", "local")]
+
+
+class Placed(nn.Module):
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(2 * TOKENS, CHANNELS)
+        self.block, self.shift = Block(), shift
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        places = torch.arange(TOKENS) + self.shift
+        return self.block(hidden + self.positions(places))
+
+
+def test_what_a_module_is_given_wrongly_is_told_beside_a_replay_that_gave_it_the_right(tmp_path):
+    torch.manual_seed(0)
+    model = Placed()
+    reference = recorded(model, tmp_path / "fp.st")
+    shifted = quantized(model)
+    shifted.shift = 5
+
+    origin = first(beside_replay(shifted, reference, tmp_path))
+
+    assert (origin.module, origin.path, origin.evidence) == ("positions", "inputs.0", "in-out")
+
+
 def test_errors_of_leaves_that_add_up_are_no_blocks_fault(original, reference, tmp_path):
     comparison = beside_replay(quantized(original), reference, tmp_path, include=["*"])
 

@@ -4,11 +4,11 @@ They are something else on the two sides, or hold other values where all that ca
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qvtrace.comparison.noise import CallKey, decibels, differs_in_kind, noise
+from qvtrace.comparison.noise import CallKey, decibels, first_in_kind, noise
 from qvtrace.comparison.noise_steps import Edit, Step, argument, breaks
 from qvtrace.comparison.rows import Row
 from qvtrace.metrics.names import Undefined
@@ -70,11 +70,6 @@ def bringing_of(step: Step, agreed: float) -> list[Row]:
     if step.breaks:
         return [row for row in step.taker.inputs if breaks(row)]
     return [row for row in step.taker.inputs if (noise(row) or 0.0) > agreed]
-
-
-def first_in_kind(inputs: Iterable[Row]) -> Row | None:
-    """The first input that no noise can be told of, since it is something else."""
-    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
 
 
 def dtypes_text(recast: Sequence[Row]) -> str:

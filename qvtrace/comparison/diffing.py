@@ -27,6 +27,7 @@ from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origin_search import find_origins
 from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.portions import portion_texts, told_of_samples
+from qvtrace.comparison.replayed_rows import telling
 from qvtrace.comparison.replayed_sizes import find_sizes
 from qvtrace.comparison.rotating import Declared
 from qvtrace.comparison.rotation_files import load_rotations, require_modules
@@ -177,7 +178,7 @@ def _with_noise(
     """The rows with the noise of their calls, and where that comes in. `is_replay`: that of a call
     of the candidate is its own."""
     of_calls = built.of_calls()
-    local = of_calls if is_replay and not replayed else replayed
+    local = of_calls if is_replay and not replayed else telling(of_calls, replayed)
     noises = call_noises(of_calls, built.calls, local, built.without_inputs)
     # Only of a replay or beside one: elements are read again for it.
     tensors = built.tensors() if local else {}
@@ -193,6 +194,10 @@ def _with_noise(
         edits=edits,
         sizes=find_sizes(noises, tensors, built.contents),
     )
+    if origins.refuted:
+        built.refute(origins.refuted)
+        given = built, replayed, floor, options, quantized, edits
+        return _with_noise(*given, is_replay=is_replay)
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins
 

@@ -286,6 +286,11 @@ def differs_in_kind(row: Row) -> bool:
     return row.status in _OTHER_KIND or _is_of_nothing(row)
 
 
+def first_in_kind(inputs: Iterable[Row]) -> Row | None:
+    """The first input that no noise can be told of, since it is something else."""
+    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
+
+
 def _is_of_nothing(row: Row) -> bool:
     """Whether there is no signal in the reference that its error could be held against, as in a
     mask that is added; what a call gave follows from that call."""

@@ -60,6 +60,7 @@ class Excess:
     above_floor: tuple[float, float] | None = None  # dB of what came in, and of what came out
     may_be_usual: bool = False  # nothing tells whether quantization alone gives as much
     on_top: Addition | None = None  # what tells of it, where that was measured by itself
+    may_be_amplified: bool = False  # whether all of it may be made of what came in
 
 
 class OwnLevels:
@@ -77,6 +78,7 @@ class OwnLevels:
         self.rounding = rounding
         self._quantized = quantized
         self._by_kind: dict[str, list[float]] = defaultdict(list)
+        self._between: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._by_class: dict[str, list[float]] = defaultdict(list)
         self._exact: dict[tuple[str, bool], list[Step]] = defaultdict(list)
         self._by_form: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
@@ -92,6 +94,8 @@ class OwnLevels:
                 self._by_class[step.class_name].append(step.noise_out)
                 likes = self._by_form[self._form(step) if not step.after else _IN_BETWEEN]
                 likes.append((step.noise_in, step.noise_out))
+                if step.after:
+                    self._between[step.kind].append((step.noise_in, step.noise_out))
                 if not step.is_local and self._is_exact(step.noise_in):
                     self._exact[self._form(step)].append(step)
             if step.on_top is not None:
@@ -115,13 +119,16 @@ class OwnLevels:
         on_top = self._ratio_on_top(step)
         ratio = on_top if step.is_all_on_top else max(on_top, self._ratio(step))
         is_on_top = 0.0 < on_top == ratio
+        is_measured = step.is_local or is_on_top
+        certain = step.alone({}) if is_measured else _certainly_added(step, self.rounding)
         return Excess(
             ratio,
-            step.alone({}) if step.is_local or is_on_top else _certainly_added(step, self.rounding),
+            max(certain, 0.0 if is_measured else _HARDLY * (step.added or 0.0)),
             self._is_told(step, ratio),
             LEAST_EXCESS * self.usual,
             may_be_usual=self._may_be_first_quantized(step),
             on_top=step.on_top if is_on_top else None,
+            may_be_amplified=not certain,
         )
 
     def _is_told(self, step: Step, ratio: float) -> bool:
@@ -176,7 +183,26 @@ class OwnLevels:
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
             level = self._exact_level(step, level)
         ratio = (step.noise_out + level) / (step.noise_in + level)
-        return max(ratio, self._ratio_to_class(step, step.noise_in, step.noise_out))
+        noises = step.noise_in, step.noise_out
+        return max(ratio, self._ratio_to_class(step, *noises), self._ratio_by_gain(step, *noises))
+
+    def _ratio_by_gain(self, step: Step, noise_in: float, noise_out: float) -> float:
+        """Of a gap that makes far more of what came in than any other of its kind does, and gives
+        far more than one that received about as much: behind an early fault all others are noisy,
+        but amplify no more. 0: nothing that is worth telling."""
+        others = list(self._between.get(step.kind, ()))
+        if self._is_exact(noise_in) or len(others) <= ENOUGH_ALIKE:
+            return 0.0
+        others.remove((noise_in, noise_out))
+        most = noise_out / _LEAST_OF_TWO
+        gains = [gave / came_in for came_in, gave in others if not self._is_exact(came_in)]
+        peers = [
+            gave for came_in, gave in others if LEAST_EXCESS * came_in >= noise_in and gave <= most
+        ]
+        if not peers or len(gains) < ENOUGH_ALIKE:
+            return 0.0
+        ratio = noise_out / noise_in
+        return ratio if ratio >= _LEAST_OF_TWO * max(1.0, *gains) else 0.0
 
     def _of_alike(self, step: Step, alike: Sequence[float]) -> float:
         """What is usual by places of one kind or class; a call of which there is no other is taken
@@ -373,7 +399,7 @@ def _certainly_added(step: Step, rounding: float) -> float:
         gain = _PLAUSIBLE_GAIN_BETWEEN if step.after else _PLAUSIBLE_GAIN
     elif cause.noises[1] is not None:
         gave = cause.noises[1]
-    return max(gave - gain * came_in, _HARDLY * (step.added or 0.0))
+    return max(gave - gain * came_in, 0.0)
 
 
 def _usual(noises: Sequence[float]) -> float:

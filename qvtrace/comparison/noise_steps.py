@@ -13,6 +13,7 @@ from qvtrace.comparison.noise import (
     GivenTokens,
     added,
     calls_around,
+    first_in_kind,
     is_float,
     noise,
 )
@@ -20,6 +21,7 @@ from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import kind_of, shown
 
 Dtypes: TypeAlias = tuple[str | None, str | None]
+StepPlace: TypeAlias = tuple[CallKey, str, CallKey | None, bool]
 
 _MOST_OF_TOKENS = 3  # dimensions
 _REPLAYED = " replayed"  # are of a kind of their own
@@ -69,7 +71,7 @@ class Step:
         return self.is_local and not self.after and self.call.held > 0
 
     @property
-    def place(self) -> tuple[CallKey, str, CallKey | None, bool]:
+    def place(self) -> StepPlace:
         """What tells it from all other places."""
         taker = None if self.taker is None else self.taker.key
         return self.call.key, self.after, taker, self.is_local
@@ -132,8 +134,11 @@ def steps_of(
                     _own_step(call, came_in[call.key]), breaks=""
                 )  # which what lies within tells
             yield from _gaps(call, known, orders, additions, came_in)
-        else:
-            yield _own_step(call, came_in[call.key])
+            continue
+        yield _own_step(call, came_in[call.key])
+        if call.local is not None and first_in_kind(call.inputs) is not None:
+            # A replay gave it the reference's inputs, and says nothing of what these bring.
+            yield replace(_own_step(replace(call, local=None), came_in[call.key]), breaks="")
 
 
 def showing(step: Step) -> tuple[Row, ...]:

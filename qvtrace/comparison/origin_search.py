@@ -9,26 +9,28 @@ residual add, an edit in place, or an input of the parent that differs in kind.
 What is usual is told by a floor, or else by the run's own places of the same kind.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
 from qvtrace.comparison.additions import Addition
-from qvtrace.comparison.causes import first_in_kind
 from qvtrace.comparison.edits import Edits
 from qvtrace.comparison.noise import (
     CallKey,
     CallNoise,
     calls_around,
+    first_in_kind,
     in_few_tokens,
     is_float,
     noise,
     rounding_noise,
 )
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, FloorLevels, OwnLevels, nothing
-from qvtrace.comparison.noise_steps import Dtypes, Step, local_within, showing, steps_of
+from qvtrace.comparison.noise_steps import Dtypes, Step, StepPlace, local_within, showing, steps_of
 from qvtrace.comparison.origins import Origin, Origins, named_once, unrecorded_origin
+from qvtrace.comparison.refuted_factors import refuted_factors
 from qvtrace.comparison.replayed_blocks import ReplayedBlocks, Told
 from qvtrace.comparison.replayed_sizes import CallSizes
 from qvtrace.comparison.rows import Place, Row
@@ -88,7 +90,9 @@ def find_origins(
     broken = [found for found in excesses if found[1].breaks]
     noisy = ReplayedBlocks(excesses, called).settle(_with_few_tokens(whole, few))
     told = named_once(
-        [*broken[:1], *_most_important_first(_each_cast_once(noisy))], called, rounding
+        [*broken[:1], *_most_important_first(_behind_givers(_each_cast_once(noisy)))],
+        called,
+        rounding,
     )
     is_noisy = bool(told) or any(step.noise_out for step in steps)
     within = local_within(steps)
@@ -102,6 +106,7 @@ def find_origins(
         local=sum(step.alone(within) for step in steps) if is_replayed else None,
         quantized=bool(quantized),
         before=_before(whole.unrecorded, rounding),
+        refuted=refuted_factors([step for _, step in noisy], called),
     )
 
 
@@ -113,6 +118,7 @@ class _Judged:
     levels: OwnLevels | FloorLevels
     excesses: Sequence[Told]
     noisy: Sequence[Told]
+    made_up_for: frozenset[StepPlace]
     unrecorded: Sequence[Step]
 
     @property
@@ -153,13 +159,16 @@ def _judged(
         and not found[1].breaks
         and not _follows_a_choice(found[1].call)
         and not _is_undone(found[1], called, nothing(exact))
-        and not _is_made_up_for(found[1], called, takers, levels)
     ]
-    told = [step for _, step in noisy] + [step for step in steps if step.breaks]
+    made_up_for = frozenset(
+        step.place for _, step in noisy if _is_made_up_for(step, called, takers, levels)
+    )
+    told = [step for _, step in noisy if step.place not in made_up_for]
+    told += [step for step in steps if step.breaks]
     if edits.doubt(steps, told):
         again = partial(_judged, edits, rounding=rounding, exact=exact, narrowed=narrowed)
         return again(calls, floor, additions, quantized=quantized, sizes=sizes)
-    return _Judged(called, levels, excesses, noisy, unrecorded)
+    return _Judged(called, levels, excesses, noisy, made_up_for, unrecorded)
 
 
 def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
@@ -167,11 +176,15 @@ def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
 
     What mixes tokens makes all of them noisy where only few were: such a place comes behind.
     """
-    told = {step.place: excess.ratio for excess, step in whole.noisy}
     in_few = {step.place: (excess, step) for excess, step in few.excesses}
+    noisy_in_few = [one for one in few.noisy if one[1].place not in few.made_up_for]
+    made_up_for = whole.made_up_for - {step.place for _, step in noisy_in_few}
+    told = {
+        step.place: excess.ratio for excess, step in whole.noisy if step.place not in made_up_for
+    }
     found = {
         step.place
-        for excess, step in few.noisy
+        for excess, step in noisy_in_few
         if excess.ratio >= _LEAST_IN_FEW * told.get(step.place, 1.0) and _is_own(step)
     }
     merged = []
@@ -239,6 +252,21 @@ def _most_important_first(told: Sequence[Told]) -> list[Told]:
         return is_likely, excess.rank, excess.importance
 
     return sorted(told, key=importance, reverse=True)
+
+
+def _behind_givers(told: Iterable[Told]) -> list[Told]:
+    """What may only amplify the noise of a place that is told as well comes behind that."""
+    found: list[Told] = []
+    given: dict[Place, float] = {}  # by what a place gives, its importance
+    for excess, step in told:
+        givers = [given[row.first_place] for row in step.call.inputs if row.first_place in given]
+        if excess.may_be_amplified and not step.after and givers:
+            most = math.nextafter(min(givers), 0.0)
+            excess = replace(excess, importance=min(excess.importance, most))
+        for row in showing(step):
+            given[row.first_place] = excess.importance
+        found.append((excess, step))
+    return found
 
 
 def _is_undone(step: Step, called: Mapping[CallKey, CallNoise], nothing: float) -> bool:

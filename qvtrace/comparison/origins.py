@@ -2,7 +2,7 @@
 and why, in words."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qvtrace.comparison.additions import Addition
@@ -47,6 +47,9 @@ class Origins:
     local: float | None = None
     quantized: bool = False  # whether of any module it is known that it is
     before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
+    # Factors that were judged to be made up for and are not: by the first place of what is scaled,
+    # the module that shows them. The origins are to be found anew without these judgements.
+    refuted: Mapping[Place, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

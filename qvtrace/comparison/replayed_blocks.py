@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from qvtrace.comparison.causes import first_in_kind
-from qvtrace.comparison.noise import CallKey, CallNoise, calls_around
+from qvtrace.comparison.noise import CallKey, CallNoise, calls_around, first_in_kind
 from qvtrace.comparison.noise_levels import Excess
 from qvtrace.comparison.noise_steps import Step
 

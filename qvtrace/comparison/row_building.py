@@ -1,7 +1,7 @@
 """Paired calls -> rows: one for each place, compared by what stands there on both sides."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -183,6 +183,12 @@ class RowBuilder:
     def of_calls(self) -> list[Row]:
         """The rows of what calls received and gave, those of places that `path` leaves out too."""
         return [row for row in (*self.rows, *self.aside) if not is_weight(row)]
+
+    def refute(self, factors: Mapping[Place, str]) -> None:
+        """Judge factors to be faults: by the first places of what is scaled, the modules that show
+        them."""
+        for rows in (self.rows, self.aside):
+            rows[:] = [_refuted(row, factors.get(row.first_place)) for row in rows]
 
     def tensors(self) -> dict[Place, tuple[TensorLeaf, TensorLeaf]]:
         """Those that rows are of, of the first sample where they are pooled."""
@@ -508,6 +514,14 @@ def _residual(outcome: Outcome, judgement: Judgement | None) -> Difference | Non
         return outcome.rest
     is_fault = judgement is None or not judgement.agrees
     return outcome.rest if outcome.rest and is_fault else outcome.scaling.residual
+
+
+def _refuted(row: Row, module: str | None) -> Row:
+    if module is None or row.judgement is None or not row.judgement.agrees:
+        return row
+    judgement = Judgement(False, module)
+    note = (row.reason or "").removesuffix(row.judgement.text).removesuffix("; ")
+    return replace(row, judgement=judgement, reason=_joined(note, judgement.text))
 
 
 def _shapes(
