@@ -16,7 +16,9 @@ from qvtrace.comparison.rows import Place, Row
 from qvtrace.patterns import kind_of
 
 _SAME_FACTOR = 0.02  # relative
-_AT_MOST = 2.0  # times the power of the error that a factor is
+# Of the power of the error that a factor is: less than the least is what the epsilon of a norm,
+# which takes it out, leaves of it.
+_LEAST, _MOST = 1e-4, 2.0
 
 
 def refuted_factors(told: Iterable[Step], called: Mapping[CallKey, CallNoise]) -> dict[Place, str]:
@@ -33,9 +35,9 @@ def refuted_factors(told: Iterable[Step], called: Mapping[CallKey, CallNoise]) -
             continue
         for row in _taken(step, called):
             factor = _made_up_for(row)
-            if factor is None or step.noise_out > _AT_MOST * (factor - 1.0) ** 2:
+            if factor is None or chosen.are_alike(row):
                 continue
-            if not chosen.are_alike(row):
+            if _LEAST <= step.noise_out / (factor - 1.0) ** 2 <= _MOST:
                 for scaled in _handed_on(row, called):
                     refuted.setdefault(scaled.first_place, step.call.module)
     return refuted
