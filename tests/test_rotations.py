@@ -361,14 +361,27 @@ def test_all_rotations_at_once_are_made_up_for(original, folder, tmp_path):
     )
 
 
+def test_of_few_tokens_all_heads_together_tell_a_rotation(original, tmp_path):
+    """Of fewer than a head has channels."""
+    files = (
+        recorded(original, tmp_path / "fp.st", tokens(6)),
+        recorded(with_turned_values(original), tmp_path / "turned.st", tokens(6)),
+    )
+
+    comparison = diff(*files)
+
+    assert len(within_layers(comparison)) == 4
+    assert "equal after transform" in comparison.verdict.text
+
+
 def test_values_of_few_tokens_take_a_rotation_that_is_declared(original, tmp_path):
     model = with_turned_values(original)
     names = [f"model.layers.{number}.self_attn.R2" for number in range(4)]
     rotations = {name: orthogonal(8, seed=n).contiguous() for n, name in enumerate(names)}
     save_file(rotations, tmp_path / "R.safetensors")
     files = (
-        recorded(original, tmp_path / "fp.st", tokens(6)),
-        recorded(model, tmp_path / "turned.st", tokens(6)),
+        recorded(original, tmp_path / "fp.st", tokens(4)),
+        recorded(model, tmp_path / "turned.st", tokens(4)),
     )
 
     found, declared = diff(*files), diff(*files, transform=tmp_path / "R.safetensors")
@@ -696,6 +709,21 @@ def test_arrays_behind_a_fault_hardly_move_the_rotation(vectors, matrix):
     )
     assert isinstance(found, Rotation)
     assert np.abs(found.matrix - matrix).max() < 1e-6
+
+
+@pytest.mark.parametrize("stream_noise", [0.0, 1e-6, 0.05])
+def test_arrays_with_rotations_of_their_own_do_not_move_that_of_the_others(matrix, stream_noise):
+    """As what projections take of heads that are turned, in layers whose stream is turned too."""
+    generator = np.random.default_rng(0)
+    layers = generator.normal(size=(15, 50, 12))
+    turned = layers @ matrix + stream_noise * generator.normal(size=layers.shape)
+    for number in range(1, 15, 4):
+        turned[number] = layers[number] @ orthogonal(12, seed=number).numpy()
+
+    found = find_rotation(list(zip(layers, turned, strict=True)))
+
+    assert isinstance(found, Rotation)
+    assert np.abs(found.matrix - matrix).max() < 1e-9 + stream_noise / 2
 
 
 def test_fewer_tokens_than_channels_tell_no_rotation(vectors, matrix):

@@ -6,7 +6,7 @@ turns vectors too.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
@@ -90,8 +90,16 @@ def _of(undone: Undone, read: Reader, declared: Mapping[str, Floats]) -> InnerRo
     known = _declared(undone, declared)
     if known is not None and given and fits(known, given):
         return declared_rotation(known, given)
-    found = [*(head_rotations(given, taken) if given else ()), *taken_rotations(taken)]
-    return next((one for one in found if one.is_sure or undone.is_served_by(one)), None)
+    return next(
+        (one for one in _likely(given, taken) if one.is_sure or undone.is_served_by(one)), None
+    )
+
+
+def _likely(given: Sequence[Sides], taken: Sequence[Sides]) -> Iterator[InnerRotation]:
+    """Those of heads first, which are found sooner."""
+    if given:
+        yield from head_rotations(given, taken)
+    yield from taken_rotations(taken)
 
 
 def _declared(undone: Undone, declared: Mapping[str, Floats]) -> Floats | None:

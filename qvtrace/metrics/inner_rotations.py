@@ -86,7 +86,8 @@ def head_rotations(given: Sequence[Sides], taken: Sequence[Sides]) -> list[Inner
 
     They are found by four in five of the vectors given and verified on the others and on all that
     are taken, where several heads in a row may be mixed of one (grouped queries). Of sizes that
-    serve the smallest is a head's. There is none where tokens are too few to tell.
+    serve the smallest is a head's. Of fewer tokens than a head has channels all heads together may
+    tell one matrix; there is none where these are too few as well.
     """
     channels, wide = (arrays[0][0].shape[-1] for arrays in (given, taken))
     for size in _head_sizes(gcd(channels, wide)):
@@ -171,11 +172,14 @@ def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:
 
 def _of_heads(given: Vectors, taken: Vectors, size: int) -> list[InnerRotation]:
     found_by, held_out = _split(given)
-    if len(found_by[0]) < size:
+    tokens, channels = found_by[0].shape
+    if tokens * channels // size < size:
         return []
     products = _products(found_by, size)
-    channels = found_by[0].shape[-1]
-    each = InnerRotation(_nearest(products), channels, tokens=len(found_by[0]))
+    each = InnerRotation(_nearest(products), channels, tokens=tokens)
+    if tokens < size:
+        one = _one_for_all(each, products, found_by)
+        return [one] if _is_explained(one, held_out) and _is_explained(one, taken) else []
     if not (_is_explained(each, held_out) and _is_explained(each, taken)):
         return []
     if channels == size:

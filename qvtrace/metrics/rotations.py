@@ -30,7 +30,6 @@ _PER_CHANNEL = 8  # tokens that a rotation is found by, where there are so many
 _HELD_OUT = 5  # one token in so many is held out
 _ROUNDS = 4  # of weighting arrays by how well they fit
 _ALIKE = 4.0  # times the noise of the best array: no reason to weight
-_MANY = 8  # arrays, of which some may be others
 _LOOKED_AT_ALONE = 8  # arrays, in order of execution
 _CLEANER = 10.0  # times less noise, for which one array is believed alone
 _UNSURE = 4.0  # times that noise, which other arrays may have by it
@@ -121,8 +120,9 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     """The one rotation of all these arrays, of vectors of one length.
 
     Every vector counts as much as any other (its norm is made 1): an attention sink would decide
-    alone. It is found by four tokens in five and verified on the others; None where it does not
-    explain these, `TooFewTokens` where it does but for directions that only these have.
+    alone. Arrays with rotations of their own are left out where they are few. It is found by four
+    tokens in five and verified on the others; None where it does not explain these, `TooFewTokens`
+    where it does but for directions that only these have.
     """
     channels = arrays[0][0].shape[-1]
     if channels > _MOST_CHANNELS:
@@ -133,11 +133,10 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     if found_by < channels:
         return TooFewTokens(channels, found_by)
     matrix = _nearest(_products(parts))
+    kept = _of_one_rotation(parts, matrix)
+    if len(kept) < len(parts):
+        return find_rotation([arrays[at] for at in kept])
     noise, errors = _judged(parts, matrix)
-    if errors.size and (noise > _LEFT or float(np.median(errors)) > _UNEXPLAINED):
-        most = _of_most(parts, matrix)
-        if most is not None:
-            matrix, (noise, errors) = most, _judged(parts, most)
     if noise > _LEFT or not errors.size:
         return None
     if float(np.median(errors)) > _UNEXPLAINED:
@@ -249,17 +248,19 @@ def _judged(parts: Sequence[_Part], matrix: Floats) -> tuple[float, Floats]:
     return noise, np.concatenate([part.held_out_errors(matrix) for part in parts])
 
 
-def _of_most(parts: Sequence[_Part], matrix: Floats) -> Floats | None:
-    """The rotation of two arrays in three, where the others have one of their own; None where
-    these are not as many."""
-    if len(parts) < _MANY:
-        return None
+def _of_one_rotation(parts: Sequence[_Part], matrix: Floats) -> Sequence[int]:
+    """The arrays that one rotation turns, where these are most and the others have their own, as
+    values have that are turned head by head; all of them where it is not told which these are."""
+    noises = np.array([part.noise(matrix) for part in parts])
     for _ in range(_ROUNDS):
-        noises = np.array([part.noise(matrix) for part in parts])
+        are_apart = not ((noises > _LEFT) & (noises <= _UNEXPLAINED)).any()
+        if noises.max() <= _UNEXPLAINED or (np.median(noises) <= _LEFT and are_apart):
+            break
         weights = 1.0 / np.maximum(noises + np.median(noises), _ROUNDING)
         matrix = _nearest(_products(parts, weights.tolist()))
-    noises = np.sort([part.noise(matrix) for part in parts])
-    return matrix if noises[2 * len(parts) // 3] <= _LEFT else None
+        noises = np.array([part.noise(matrix) for part in parts])
+    kept = np.flatnonzero(noises <= _UNEXPLAINED).tolist()
+    return kept if 2 * len(kept) > len(parts) else range(len(parts))
 
 
 def _products(parts: Sequence[_Part], weights: Sequence[float] | None = None) -> Floats:
