@@ -1,6 +1,7 @@
 """Faults in no leaf of a quantized model, told beside a replay of its leaves or of its blocks."""
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -391,4 +392,4 @@ def test_noise_that_comes_in_between_calls_has_a_share_of_the_final_error(
 
     lines = beside_replay(model, reference, tmp_path).verdict.lines
 
-    assert "these have 99% of all local noise" in lines[1]
+    assert re.match(r"these make about (99|100)% of the final error", lines[1])

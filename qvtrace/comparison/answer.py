@@ -1,7 +1,7 @@
 """The answer in words: where error comes in first and where then, how much of it these explain, and
 what is usual."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qvtrace.comparison.noise import decibels
 from qvtrace.comparison.origins import ADDS, ERRS, Origins, inputs_text
@@ -67,11 +67,16 @@ def _nothing(origins: Origins, name: RowNames) -> str:
 
 
 def _explained(origins: Origins, everything: float, final: float | None) -> str:
-    """Noise of modules that err by themselves adds up, so far as nothing between them and the
-    model's output amplifies one more than another; no two archives tell more of it."""
-    share = f"these have {sum(origins.alone[:_SHOWN]) / everything:.0%} of all local noise"
-    if any(origins.alone[_SHOWN:]):
-        all_of_them = sum(origins.alone) / everything
-        share += f" (all {len(origins.found)} places {all_of_them:.0%})"
+    """An estimate: what later modules do to noise is known so far as both archives bound it."""
     size = "" if final is None else f" ({decibels(final)})"
-    return f"{share}: as far as it adds up, their share of the final error{size}"
+    share = (
+        f"these make about {_share(origins.alone[:_SHOWN], everything)} of the final error{size}"
+    )
+    if any(origins.alone[_SHOWN:]):
+        all_of_them = _share(origins.alone, everything)
+        share += f", all {len(origins.found)} places {all_of_them}"
+    return f"{share}: by their local noise and how large what they add is in the residual stream"
+
+
+def _share(noises: Sequence[float], everything: float) -> str:
+    return f"{min(1.0, sum(noises) / everything):.0%}"

@@ -17,6 +17,7 @@ from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.coverage import cover
 from qvtrace.comparison.edits import Edits, find_edits
 from qvtrace.comparison.explanations import Explainer, Explanation
+from qvtrace.comparison.final_shares import find_ways
 from qvtrace.comparison.floor_measurement import Measured, measure_floor
 from qvtrace.comparison.fusion import fused
 from qvtrace.comparison.grouping import roll_up
@@ -193,6 +194,7 @@ def _with_noise(
         additions=additions,
         edits=edits,
         sizes=find_sizes(noises, tensors, built.contents),
+        ways=find_ways(noises, additions, tensors, built.contents) if replayed else {},
     )
     if origins.refuted:
         built.refute(origins.refuted)

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.edits import Edits
+from qvtrace.comparison.final_shares import Shares, Way
 from qvtrace.comparison.noise import (
     CallKey,
     CallNoise,
@@ -28,7 +29,7 @@ from qvtrace.comparison.noise import (
     rounding_noise,
 )
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, FloorLevels, OwnLevels, nothing
-from qvtrace.comparison.noise_steps import Dtypes, Step, StepPlace, local_within, showing, steps_of
+from qvtrace.comparison.noise_steps import Dtypes, Step, StepPlace, showing, steps_of
 from qvtrace.comparison.origins import Origin, Origins, named_once, unrecorded_origin
 from qvtrace.comparison.refuted_factors import refuted_factors
 from qvtrace.comparison.replayed_blocks import ReplayedBlocks, Told
@@ -65,14 +66,15 @@ def find_origins(
     additions: Mapping[Place, Addition] | None = None,
     edits: Edits | None = None,
     sizes: Mapping[CallKey, CallSizes] = MappingProxyType({}),
+    ways: Mapping[Place, Way] = MappingProxyType({}),
 ) -> Origins:
     """The origins among all calls of the reference that have rows, in order of execution.
 
     `exact` is the noise of mere rounding, `unsure` that of vectors which are turned back by a
     rotation that was found in noise; `narrowed`: calls were left out on purpose;
     `quantized`: modules that are known to be, by the reference's names; `sizes` are those of calls
-    that were replayed. A call of which inputs or outputs are not known is neither blamed nor taken
-    for clean.
+    that were replayed, `ways` those of what calls give to the end. A call of which inputs or
+    outputs are not known is neither blamed nor taken for clean.
     """
     rounding = max(exact, unsure)
     judged = partial(
@@ -95,15 +97,14 @@ def find_origins(
         rounding,
     )
     is_noisy = bool(told) or any(step.noise_out for step in steps)
-    within = local_within(steps)
-    is_replayed = any(step.is_local for step in steps)
+    shares = Shares(steps, ways)
     return Origins(
         tuple(one.origin for one in told),
         tuple(one.noises for one in told),
-        tuple(one.step.alone(within) for one in told),
+        tuple(shares.noise(one.step) for one in told),
         whole.levels.text if is_noisy else None,
         known=any(step.noise_in is not None for step in steps),
-        local=sum(step.alone(within) for step in steps) if is_replayed else None,
+        local=shares.total,
         quantized=bool(quantized),
         before=_before(whole.unrecorded, rounding),
         refuted=refuted_factors([step for _, step in noisy], called),

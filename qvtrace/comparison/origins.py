@@ -40,10 +40,11 @@ class Origins:
 
     found: tuple[Origin, ...] = ()
     noises: tuple[str, ...] = ()  # of each, what came in and what shows, in words
-    alone: tuple[float, ...] = ()  # of each, the noise that is known to come in there; 0: none is
+    # Of each, the noise that is known to come in there, as the model's output has it; 0: none is.
+    alone: tuple[float, ...] = ()
     level: str | None = None  # what is usual, in words; None: nothing is noisy at all
     known: bool = True  # False where of no call it is known what came in
-    # Noise that is known to come in somewhere, all together; None: nothing was replayed.
+    # The same of all places, told or not, together; None: nothing was replayed.
     local: float | None = None
     quantized: bool = False  # whether of any module it is known that it is
     before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
