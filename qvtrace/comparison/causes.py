@@ -4,11 +4,18 @@ They are something else on the two sides, or hold other values where all that ca
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from qvtrace.comparison.noise import CallKey, decibels, first_in_kind, noise
+from qvtrace.comparison.noise import (
+    CallKey,
+    CallNoise,
+    calls_around,
+    decibels,
+    first_in_kind,
+    noise,
+)
 from qvtrace.comparison.noise_steps import Edit, Step, argument, breaks
 from qvtrace.comparison.rows import Row
 from qvtrace.metrics.names import Undefined
@@ -35,7 +42,7 @@ def cause_of(step: Step, agreed: float) -> Cause | None:
     call = step.call
     differing = first_in_kind(call.inputs)
     if differing is not None:
-        reason = f"{differing.path} {_how_it_differs(differing)}"
+        reason = f"{differing.path} {how_it_differs(differing)}"
         return Cause(call.key, differing.path, reason, (call.noise_in, call.noise_out))
     edit = step.edit
     if edit is not None and edit.call != call.key:
@@ -54,6 +61,25 @@ def cause_of(step: Step, agreed: float) -> Cause | None:
         return None
     noises = step.noise_in, step.taker.noise_out
     return Cause(step.taker.key, bringing[0].path, reason, noises)
+
+
+def as_handed_on(cause: Cause, called: Mapping[CallKey, CallNoise]) -> Cause:
+    """The same, named where it comes from: a call without calls of its own may have it handed on
+    from the one around it. Of what the model itself is given, that one is told which takes it."""
+    taker = called.get(cause.call)
+    if taker is None or taker.held or first_in_kind(taker.inputs) is None:
+        return cause
+    contents = {row.path: row.first_place for row in taker.inputs}.get(cause.path)
+    found = cause
+    for call in calls_around(taker, called):
+        same = [row.path for row in call.inputs if row.first_place == contents]
+        if not same:
+            break
+        if not call.module:
+            return cause
+        reason = cause.reason.replace(cause.path, same[0], 1)
+        found = replace(cause, call=call.key, path=same[0], reason=reason)
+    return found
 
 
 def edit_text(edit: Edit) -> str:
@@ -103,7 +129,7 @@ def named(rows: Sequence[Row]) -> str:
     return " and ".join(filter(None, (", ".join(paths[:-1]), paths[-1])))
 
 
-def _how_it_differs(row: Row) -> str:
+def how_it_differs(row: Row) -> str:
     if row.status == "mismatch" and row.shape[0] is not None:
         count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
         return f"holds other values: {count} of {all_of_them} elements differ"

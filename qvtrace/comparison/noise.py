@@ -206,7 +206,12 @@ def is_float(dtype: str | None) -> bool:
 
 def is_output(row: Row) -> bool:
     """Whether a row is of what a call gave."""
-    return row.path.partition(".")[0] == "output"
+    return is_of_output(row.path)
+
+
+def is_of_output(path: str) -> bool:
+    """Whether a path leads into what a call gave."""
+    return path.partition(".")[0] == "output"
 
 
 def in_few_tokens(call: CallNoise) -> CallNoise:
@@ -240,7 +245,7 @@ def calls_around(call: CallNoise, called: Mapping[CallKey, CallNoise]) -> Iterat
 
 
 def call_noises(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     calls: Sequence[CallEntry],
     replayed: Iterable[Row] = (),
     without_inputs: Collection[CallKey] = (),
@@ -250,6 +255,7 @@ def call_noises(
     `rows` are those of all paths, `calls` the reference's, `replayed` the outputs of a replay; of
     those `without_inputs` the candidate did not store what they were given.
     """
+    with_cache = _with_unseen_cache(rows, calls)
     local: dict[CallKey, list[Row]] = defaultdict(list)
     for row in replayed:
         local[row.module, row.call].append(row)
@@ -263,6 +269,7 @@ def call_noises(
         if key in places:
             inputs, outputs = places[key]
             is_known = has_arguments(call) and key not in without_inputs
+            is_known = is_known and not any(_is_unseen(row, with_cache) for row in inputs)
             found.append(
                 CallNoise(
                     call.module,
@@ -279,6 +286,29 @@ def call_noises(
     return found
 
 
+def _with_unseen_cache(rows: Sequence[Row], calls: Sequence[CallEntry]) -> set[CallKey]:
+    """The calls in one that was given a Cache with something in it that was not stored. What is
+    empty at first holds what calls within have given, of which each has its own."""
+    unseen = (row for row in rows if row.unseen and row.status != "opaque" and not is_output(row))
+    given = {(row.module, row.call) for row in unseen}
+    if not given:
+        return set()
+    parents = {(call.module, call.index): call.parent for call in calls}
+    return {key for key in parents if _outermost(key, parents) in given}
+
+
+def _outermost(key: CallKey, parents: Mapping[CallKey, CallKey | None]) -> CallKey:
+    met = set[CallKey]()
+    while (parent := parents.get(key)) is not None and key not in met:
+        met.add(key)
+        key = parent
+    return key
+
+
+def _is_unseen(row: Row, with_cache: Collection[CallKey]) -> bool:
+    return row.unseen and (row.status == "opaque" or (row.module, row.call) in with_cache)
+
+
 def differs_in_kind(row: Row) -> bool:
     """Whether it is something else on the two sides, of which no noise can be told."""
     if row.status == "nonfinite":
@@ -288,7 +318,16 @@ def differs_in_kind(row: Row) -> bool:
 
 def first_in_kind(inputs: Iterable[Row]) -> Row | None:
     """The first input that no noise can be told of, since it is something else."""
-    return next((row for row in inputs if row.status == "mismatch" or differs_in_kind(row)), None)
+    return next(filter(_is_cause, inputs), None)
+
+
+def other_values(outputs: Iterable[Row]) -> Row | None:
+    """The first tensor of integers that a call gives with other values."""
+    return next((row for row in outputs if row.status == "mismatch" and row.shape[0]), None)
+
+
+def _is_cause(row: Row) -> bool:
+    return row.status == "mismatch" or differs_in_kind(row)
 
 
 def _is_of_nothing(row: Row) -> bool:
@@ -301,7 +340,7 @@ def _is_of_nothing(row: Row) -> bool:
 
 def _worst_input(rows: Sequence[Row]) -> float | None:
     """That of inputs of one kind: others are causes of their own."""
-    alike = [row for row in rows if not differs_in_kind(row)]
+    alike = [row for row in rows if not _is_cause(row)]
     return _worst(alike) if alike or not rows else None
 
 
@@ -313,16 +352,23 @@ def _but_chosen(rows: Sequence[Row]) -> list[Row]:
 
 
 def _worst(rows: Sequence[Row]) -> float | None:
-    """None where a place that should have a number has none."""
+    """None where a place that should have a number has none, or nothing has."""
     worst = 0.0
+    without = [row for row in rows if row.status in _NO_NUMBER and not row.has_no_elements]
+    if len(without) == len(rows) and not all(map(_is_equal, rows)):
+        return None
     for row in rows:
-        if row.status in _NO_NUMBER and not row.has_no_elements:
+        if any(row is other for other in without):
             continue
         value = noise(row) if row.status in COMPARED else None
         if value is None:
             return None
         worst = max(worst, value)
     return worst
+
+
+def _is_equal(row: Row) -> bool:
+    return row.status == "exact" or (row.status == "opaque" and not row.unseen)
 
 
 def decibels(noise: float) -> str:

@@ -264,7 +264,11 @@ class OwnLevels:
         peers = [peer.noise_out or 0.0 for peer in alike if peer is not step]
         if peers:
             typical = max(self.rounding, median_high(peers), _TINY)
-            return typical if self._is_exact(typical) else max(level, typical)
+            if self._is_exact(typical):
+                return typical
+            # Few that err alike may do so for one reason: no quantizer makes so much noise.
+            most = math.inf if len(peers) >= ENOUGH_ALIKE else _MOST_OF_QUANTIZATION / LEAST_EXCESS
+            return min(max(level, typical), most)
         if step.call.module in self._quantized:
             return min(max(level, self.usual, _EIGHT_BITS), _MOST_OF_QUANTIZATION / LEAST_EXCESS)
         if self._is_quantized(step.call):

@@ -197,6 +197,8 @@ def argument(row: Row) -> tuple[str, ...]:
 
 def _own_step(call: CallNoise, came_in: float | None) -> Step:
     is_local = call.local is not None
+    if came_in is None and first_in_kind(call.inputs) is not None:
+        came_in = 0.0  # of what is alike, where there is nothing
     return Step(
         call,
         "its inputs",

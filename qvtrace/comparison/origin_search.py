@@ -25,10 +25,12 @@ from qvtrace.comparison.noise import (
     first_in_kind,
     in_few_tokens,
     is_float,
+    is_of_output,
     noise,
+    other_values,
     rounding_noise,
 )
-from qvtrace.comparison.noise_levels import LEAST_EXCESS, FloorLevels, OwnLevels, nothing
+from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels, nothing
 from qvtrace.comparison.noise_steps import Dtypes, Step, StepPlace, showing, steps_of
 from qvtrace.comparison.origins import Origin, Origins, named_once, unrecorded_origin
 from qvtrace.comparison.refuted_factors import refuted_factors
@@ -152,7 +154,7 @@ def _judged(
         levels = FloorLevels(steps, of_floor, own, file=floor.file)
     called = {call.key: call for call in calls}
     takers = Takers(calls)
-    excesses = [(levels.excess(step), step) for step in steps]
+    excesses = [(_of_values(step, rounding) or levels.excess(step), step) for step in steps]
     noisy = [
         found
         for found in excesses
@@ -170,6 +172,14 @@ def _judged(
         again = partial(_judged, edits, rounding=rounding, exact=exact, narrowed=narrowed)
         return again(calls, floor, additions, quantized=quantized, sizes=sizes)
     return _Judged(called, levels, excesses, noisy, made_up_for, unrecorded)
+
+
+def _of_values(step: Step, rounding: float) -> Excess | None:
+    """That of a call which gives other integers for the same inputs, of which there is no noise."""
+    if step.after or step.is_local or step.noise_in is None or first_in_kind(step.call.inputs):
+        return None
+    is_exact = step.noise_in <= LEAST_EXCESS * rounding
+    return Excess(1.0, 1.0, is_told=True) if is_exact and other_values(step.call.outputs) else None
 
 
 def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
@@ -332,4 +342,4 @@ def _follows_a_choice(call: CallNoise) -> bool:
     """Whether an earlier call chose otherwise for it, as a router does whose numbers are noisy:
     then the noise is what follows of that."""
     given = (row.same_as for row in call.inputs if row.status == "mismatch")
-    return any(place is not None and place.path.partition(".")[0] == "output" for place in given)
+    return any(place is not None and is_of_output(place.path) for place in given)

@@ -6,8 +6,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qvtrace.comparison.additions import Addition
-from qvtrace.comparison.causes import bringing_of, cause_of, dtypes_text, edit_text, named
-from qvtrace.comparison.noise import CallKey, CallNoise, added, calls_around, decibels, noise
+from qvtrace.comparison.causes import (
+    as_handed_on,
+    bringing_of,
+    cause_of,
+    dtypes_text,
+    edit_text,
+    how_it_differs,
+    named,
+)
+from qvtrace.comparison.noise import (
+    CallKey,
+    CallNoise,
+    added,
+    calls_around,
+    decibels,
+    noise,
+    other_values,
+)
 from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess
 from qvtrace.comparison.noise_steps import Edit, Step, showing
 from qvtrace.comparison.replayed_blocks import Told
@@ -71,7 +87,7 @@ def named_once(
     erring = _with_those_around([_erring(step, rounding) for _, step in told], called)
     for excess, step in told:
         agree = (step.noise_in or 0.0) <= excess.clean and erring.isdisjoint(step.calls_before)
-        origin = _origin(step, excess, rounding)
+        origin = _origin(step, excess, rounding, called)
         own = () if origin.path != "output" else (origin.reason,)
         noises = _noises(origin, _place(step, origin), step.breaks, agree=agree)
         if step.source:
@@ -84,7 +100,18 @@ def named_once(
                 continue
             behind.setdefault(edit, is_behind)
         found.setdefault(key, Named(origin, noises, step))
-    return list(found.values())
+    return _each_module_first(found.values())
+
+
+def _each_module_first(found: Iterable[Named]) -> list[Named]:
+    """Further calls of modules, as steps of a generation are, behind the first one of each."""
+    met: set[tuple[str, str]] = set()
+    first, further = list[Named](), list[Named]()
+    for one in found:
+        key = one.origin.module, one.origin.path
+        (further if key in met else first).append(one)
+        met.add(key)
+    return [*first, *further]
 
 
 def _place(step: Step, origin: Origin) -> str:
@@ -113,26 +140,30 @@ def _with_those_around(
 
 def unrecorded_origin(step: Step) -> Origin:
     noisiest = max(step.call.inputs, key=lambda row: noise(row) or 0.0)
-    noises = step.noise_in, step.noise_out
+    noises = None, None if step.breaks else step.noise_out  # nothing is known of what came before
     reason = f"comes in before it, in {step.source}"
-    return Origin(*step.call.key, noisiest.path, *noises, step.added, "in-out", reason)
+    return Origin(*step.call.key, noisiest.path, *noises, None, "in-out", reason)
 
 
-def _origin(step: Step, excess: Excess, rounding: float) -> Origin:
+def _origin(
+    step: Step, excess: Excess, rounding: float, called: Mapping[CallKey, CallNoise]
+) -> Origin:
     if step.source:
         return unrecorded_origin(step)
     evidence: Literal["local", "in-out"] = "local" if step.is_local else "in-out"
-    noises = step.noise_in, step.noise_out
+    noises = step.noise_in, None if step.breaks else step.noise_out
     agreed = _agreed(step, rounding)
     cause = cause_of(step, agreed)
     if cause is None:
         call, path, reason = step.call, "output", _reason(step, excess, agreed)
         more = step.added if excess.on_top is None else excess.on_top.noise
+        more = None if step.breaks else more
         return Origin(call.module, call.call, path, *noises, more, evidence, reason)
     came_in, came_out = cause.noises
-    if None not in cause.noises and not step.is_local:
+    if came_out is not None and not step.is_local:
         noises = cause.noises  # all of the call follows from it
     more = None if came_in is None or came_out is None else added(came_in, came_out)
+    cause = as_handed_on(cause, called)
     module, index = cause.call
     return Origin(module, index, cause.path, *noises, more, evidence, cause.reason)
 
@@ -182,6 +213,8 @@ def _reason(step: Step, excess: Excess, agreed: float) -> str:
         reason = f"{after} has {_on_top(step.call, excess.on_top)}: it comes in between"
     elif step.after:
         reason = f"comes in between {step.before} and {after}"
+    elif step.noise_out is None and (values := other_values(step.call.outputs)) is not None:
+        reason = f"{values.path} {how_it_differs(values)}, of the same inputs"
     else:
         reason = ERRS if step.is_local else ADDS
     reason += _dtypes(step)

@@ -46,6 +46,7 @@ class Outcome:
     nonfinite: Nonfinite | None = None  # where that is known from more than the difference
     rotation: AnyRotation | None = None  # the candidate is turned by it, a factor comes after it
     rest: Difference | None = None  # what is left when it is turned back
+    unseen: bool = False  # no more than a class, or a length, is known of what stood there
 
 
 def measured(
@@ -135,8 +136,10 @@ def private(reference: OpaqueLeaf | ValueLeaf, candidate: OpaqueLeaf | ValueLeaf
 def opaque(reference: OpaqueLeaf, candidate: OpaqueLeaf) -> Outcome:
     one, other = reference.class_name, candidate.class_name
     if one == other:
-        return _not_comparable("opaque", NOT_STORED, f"an object of type {one}")
-    return _not_comparable("opaque", TYPES_DIFFER, f"types differ: {one} against {other}")
+        outcome = _not_comparable("opaque", NOT_STORED, f"an object of type {one}")
+    else:
+        outcome = _not_comparable("opaque", TYPES_DIFFER, f"types differ: {one} against {other}")
+    return replace(outcome, unseen=True)
 
 
 def caches(reference: Container, candidate: Container) -> Outcome:
@@ -148,7 +151,10 @@ def caches(reference: Container, candidate: Container) -> Outcome:
     if bool(reference.items) != bool(candidate.items):
         side = "reference" if reference.items else "candidate"
         reason = "; ".join(filter(None, (reason, f"tensors stored only in the {side}")))
-    return _plain(lengths[0] == lengths[1], *lengths, reason=reason)
+    unseen = any(cache.length != 0 and not cache.items for cache in (reference, candidate))
+    if unseen and reason is None:
+        reason = "by class and length, its tensors were not stored"
+    return replace(_plain(lengths[0] == lengths[1], *lengths, reason=reason), unseen=unseen)
 
 
 def values(reference: ValueLeaf, candidate: ValueLeaf, *, listed: bool) -> Outcome:

@@ -420,6 +420,7 @@ class RowBuilder:
             sampled=None if sample is None else sample.counts,
             residual=residual,
             details=self._details_of(leaves),
+            unseen=outcome.unseen,
         )
 
     def _sample(self, leaves: LeafPair, outcome: Outcome) -> Sample | None:

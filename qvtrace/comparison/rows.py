@@ -144,6 +144,7 @@ class Row:
     sampled: tuple[int, int] | None = None  # vectors that were compared, and that there are
     samples: Samples | None = None  # what stands behind pooled figures
     details: Details | None = field(default=None, repr=False, compare=False)  # where asked for
+    unseen: bool = False  # no more than a class, or a length, is known of what stood there
 
     @property
     def failed_alike(self) -> bool:

@@ -26,7 +26,7 @@ from qvtrace.trees import Json
 # A fold is a table's matter: here every row stands for itself. A judgement is told by the
 # reason, and details are for people.
 _WHERE_THERE_ARE = frozenset({"groups", "sampled", "samples", "padding_tokens"})
-_NO_KEYS = _WHERE_THERE_ARE | {"same_as", "judgement", "residual", "floor", "details"}
+_NO_KEYS = _WHERE_THERE_ARE | {"same_as", "judgement", "residual", "floor", "details", "unseen"}
 _ROW_KEYS = tuple(field.name for field in fields(Row) if field.name not in _NO_KEYS)
 _GROUP_KEYS = tuple(field.name for field in fields(Group))
 _RANGES_LISTED = 64  # of channels with a factor, those that are farthest from 1
