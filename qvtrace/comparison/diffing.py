@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TypeAlias, Unpack
 
@@ -21,6 +22,7 @@ from qvtrace.comparison.final_shares import find_ways
 from qvtrace.comparison.floor_measurement import Measured, measure_floor
 from qvtrace.comparison.fusion import fused
 from qvtrace.comparison.grouping import roll_up
+from qvtrace.comparison.kindred_factors import kindred_factors
 from qvtrace.comparison.logits import logits_of
 from qvtrace.comparison.noise import call_noises, rounding_noise, with_local, with_noise
 from qvtrace.comparison.options import DiffKeywords, DiffOptions
@@ -181,6 +183,9 @@ def _with_noise(
     of_calls = built.of_calls()
     local = of_calls if is_replay and not replayed else telling(of_calls, replayed)
     noises = call_noises(of_calls, built.calls, local, built.without_inputs)
+    again = partial(_with_noise, built, replayed, floor, options, quantized, edits)
+    if built.rejudge(kindred_factors(noises)):
+        return again(is_replay=is_replay)
     # Only of a replay or beside one: elements are read again for it.
     tensors = built.tensors() if local else {}
     additions = find_additions(noises, tensors, built.contents) if replayed else {}
@@ -196,10 +201,8 @@ def _with_noise(
         sizes=find_sizes(noises, tensors, built.contents),
         ways=find_ways(noises, additions, tensors, built.contents) if replayed else {},
     )
-    if origins.refuted:
-        built.refute(origins.refuted)
-        given = built, replayed, floor, options, quantized, edits
-        return _with_noise(*given, is_replay=is_replay)
+    if built.rejudge(origins.refuted):
+        return again(is_replay=is_replay)
     rows = with_local(with_noise(built.rows, noises), replayed)
     return rows if floor is None else floor.on(rows), origins
 

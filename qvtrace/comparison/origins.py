@@ -28,6 +28,7 @@ from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess
 from qvtrace.comparison.noise_steps import Edit, Step, showing
 from qvtrace.comparison.replayed_blocks import Told
 from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.surroundings import Judgement
 from qvtrace.patterns import shown
 
 _AGREEMENT = 1e-3  # a ratio of powers, -30 dB
@@ -64,9 +65,9 @@ class Origins:
     local: float | None = None
     quantized: bool = False  # whether of any module it is known that it is
     before: Origin | None = None  # which is no place: what comes in there was made by calls unknown
-    # Factors that were judged to be made up for and are not: by the first place of what is scaled,
-    # the module that shows them. The origins are to be found anew without these judgements.
-    refuted: Mapping[Place, str] = field(default_factory=dict)
+    # Factors that were judged to be made up for and are not, by the first place of what is scaled:
+    # the origins are to be found anew with these judgements.
+    refuted: Mapping[Place, Judgement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

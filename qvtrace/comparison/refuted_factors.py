@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from qvtrace.comparison.noise import CallKey, CallNoise, first_in_kind
 from qvtrace.comparison.noise_steps import Step
 from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.surroundings import Judgement
 from qvtrace.patterns import kind_of
 
 _SAME_FACTOR = 0.02  # relative
@@ -21,12 +22,14 @@ _SAME_FACTOR = 0.02  # relative
 _LEAST, _MOST = 1e-4, 2.0
 
 
-def refuted_factors(told: Iterable[Step], called: Mapping[CallKey, CallNoise]) -> dict[Place, str]:
-    """By the first place of what is scaled, the module that shows the factor.
+def refuted_factors(
+    told: Iterable[Step], called: Mapping[CallKey, CallNoise]
+) -> dict[Place, Judgement]:
+    """By the first place of what is scaled, that the factor shows, and in which module.
 
     `told` are places where error comes in by two archives, `called` all calls.
     """
-    refuted: dict[Place, str] = {}
+    refuted: dict[Place, Judgement] = {}
     chosen = _Chosen(called.values())
     for step in told:
         if step.is_local or step.breaks or step.noise_out is None:
@@ -39,7 +42,7 @@ def refuted_factors(told: Iterable[Step], called: Mapping[CallKey, CallNoise]) -
                 continue
             if _LEAST <= step.noise_out / (factor - 1.0) ** 2 <= _MOST:
                 for scaled in _handed_on(row, called):
-                    refuted.setdefault(scaled.first_place, step.call.module)
+                    refuted.setdefault(scaled.first_place, Judgement(False, step.call.module))
     return refuted
 
 

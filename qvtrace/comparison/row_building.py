@@ -122,6 +122,7 @@ class RowBuilder:
             self._given,
             self.contents.is_summand,
         )
+        self._rejudged: set[Place] = set()
         self._routing = Routing(pairs, self._given_vectors)
 
     def add(self, pair: Pair) -> None:
@@ -184,11 +185,14 @@ class RowBuilder:
         """The rows of what calls received and gave, those of places that `path` leaves out too."""
         return [row for row in (*self.rows, *self.aside) if not is_weight(row)]
 
-    def refute(self, factors: Mapping[Place, str]) -> None:
-        """Judge factors to be faults: by the first places of what is scaled, the modules that show
-        them."""
-        for rows in (self.rows, self.aside):
-            rows[:] = [_refuted(row, factors.get(row.first_place)) for row in rows]
+    def rejudge(self, factors: Mapping[Place, Judgement]) -> bool:
+        """Judge factors otherwise, by the first places of what is scaled; False where nothing is
+        left to judge: each once."""
+        new = {place: factors[place] for place in factors.keys() - self._rejudged}
+        self._rejudged |= new.keys()
+        for rows in (self.rows, self.aside) if new else ():
+            rows[:] = [_rejudged(row, new.get(row.first_place)) for row in rows]
+        return bool(new)
 
     def tensors(self) -> dict[Place, tuple[TensorLeaf, TensorLeaf]]:
         """Those that rows are of, of the first sample where they are pooled."""
@@ -517,10 +521,9 @@ def _residual(outcome: Outcome, judgement: Judgement | None) -> Difference | Non
     return outcome.rest if outcome.rest and is_fault else outcome.scaling.residual
 
 
-def _refuted(row: Row, module: str | None) -> Row:
-    if module is None or row.judgement is None or not row.judgement.agrees:
+def _rejudged(row: Row, judgement: Judgement | None) -> Row:
+    if judgement is None or row.judgement is None or row.judgement.agrees == judgement.agrees:
         return row
-    judgement = Judgement(False, module)
     note = (row.reason or "").removesuffix(row.judgement.text).removesuffix("; ")
     return replace(row, judgement=judgement, reason=_joined(note, judgement.text))
 

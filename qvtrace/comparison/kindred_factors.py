@@ -1,0 +1,75 @@
+"""Factors that are made up for, as those of most modules of the same kind are.
+
+Where quantization makes what is around a scaled output about as noisy as the factor itself, nothing
+there tells whether the factor is gone. A quantizer folds the same factors in all layers: where most
+of them are made up for, the others are too, unless what is around one is noisier than is usual.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+
+from qvtrace.comparison.noise import CallNoise
+from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.surroundings import Judgement
+from qvtrace.patterns import kind_of
+
+_ENOUGH = 3  # modules of one kind
+_SAME_FACTOR = 0.02  # relative
+_UNUSUAL = 10.0**0.8  # a ratio of powers, from which on noise is more than is usual for a kind
+
+
+def kindred_factors(calls: Sequence[CallNoise]) -> dict[Place, Judgement]:
+    """By the first place of what is scaled, how it is to be judged by others of its kind."""
+    noises = _Noises(calls)
+    by_kind: dict[str, list[Row]] = defaultdict(list)
+    for row in _scaled(calls):
+        by_kind[kind_of(row.module)].append(row)
+    found = {}
+    for rows in by_kind.values():
+        for row in rows:
+            judged = row.judgement
+            if judged is None or judged.agrees or judged.module is None:
+                continue
+            if _are_made_up_for(row, rows) and noises.is_usual(judged.module):
+                found[row.first_place] = Judgement(True, judged.module)
+    return found
+
+
+def _scaled(calls: Iterable[CallNoise]) -> Iterator[Row]:
+    for call in calls:
+        yield from (row for row in call.outputs if row.scale_factor is not None)
+
+
+def _are_made_up_for(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether most of a kind are that have the factor: the same number, or one for each channel."""
+    alike = [other for other in rows if _are_alike(row, other)]
+    agreeing = {other.module for other in alike if other.is_made_up_for}
+    modules = {other.module for other in alike}
+    return len(modules) >= _ENOUGH and 2 * len(agreeing) >= len(modules)
+
+
+def _are_alike(row: Row, other: Row) -> bool:
+    factor, its = row.scale_factor, other.scale_factor
+    if isinstance(factor, float) and isinstance(its, float):
+        return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+    return type(factor) is type(its)
+
+
+class _Noises:
+    """How noisy what modules give is, beside that of others of their kind."""
+
+    def __init__(self, calls: Iterable[CallNoise]) -> None:
+        self._by_module: dict[str, float] = {}
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for call in calls:
+            if call.noise_out is not None:
+                known = self._by_module.get(call.module, 0.0)
+                self._by_module[call.module] = max(known, call.noise_out)
+                by_kind[kind_of(call.module)].append(call.noise_out)
+        self._usual = {kind: median(noises) for kind, noises in by_kind.items()}
+
+    def is_usual(self, module: str) -> bool:
+        noise = self._by_module.get(module)
+        return noise is not None and noise <= _UNUSUAL * self._usual[kind_of(module)]
