@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import build
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qvtrace.comparison.answer import answer
 from qvtrace.comparison.comparison import Comparison
@@ -528,6 +529,45 @@ def test_folds_of_rounded_weights_are_told_from_their_noise(llama_against):
     assert large
     assert all(row.is_made_up_for and row.residual_peir < 0.05 for row in large)
     assert "fault" not in comparison.verdict.text
+
+
+def sharpen(model: nn.Module) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= 2
+        layer.self_attn.k_proj.weight *= 2
+
+
+def fold_queries(model: nn.Module) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= 2
+        layer.self_attn.k_proj.weight /= 2
+
+
+def round_to_5_bits(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            step = module.weight.abs().amax(1, keepdim=True) / 15
+            module.weight.copy_((module.weight / step).round() * step)
+
+
+def test_factors_that_noise_hides_in_one_layer_are_made_up_for_as_those_of_others_are(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=128, initializer_range=0.1, **sizes, **heads)
+    model = changed(LlamaForCausalLM(config).eval(), sharpen)
+    folded = changed(changed(model, fold_queries), round_to_5_bits)
+    tokens = torch.randint(0, 128, (1, 40), generator=torch.Generator().manual_seed(1))
+    for each, name in ((model, "fp.st"), (folded, "quant.st")):
+        with torch.no_grad(), record(each, tmp_path / name):
+            each(input_ids=tokens, use_cache=False)
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "quant.st")
+
+    assert comparison.verdict.origins == ()
+    scaled = [row for row in comparison.rows if row.scale_factor is not None]
+    assert len(scaled) == 8
+    assert all(row.is_made_up_for for row in scaled)
 
 
 def fold_mildly(model: nn.Module) -> None:

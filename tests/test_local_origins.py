@@ -255,6 +255,9 @@ def test_modules_that_are_folded_are_judged_as_they_are_given_what_is_folded(
 
     assert equal.verdict.origins == ()
     assert [origin.module for origin in different.verdict.origins] == ["3.mixing.out"]
+    scaled = [row for row in equal.rows if row.is_made_up_for]
+    assert scaled
+    assert all(row.metrics.local_noise < 1e-3 and row.metrics.local_peir < 0.05 for row in scaled)
 
 
 def test_two_channels_that_are_swapped_are_named_though_most_tokens_hardly_show_it(

@@ -303,7 +303,7 @@ def parsed(comparison):
 
 def test_a_row_in_json_has_every_key_of_the_contract():
     (found,) = parsed(compared(row()))["rows"]
-    conditional = {"same_as", "judgement", "residual", "floor", "groups", "details"}
+    conditional = {"same_as", "judgement", "residual", "floor", "groups", "details", "unseen"}
     conditional |= {"sampled", "samples", "padding_tokens"}
     assert set(found) == {field.name for field in fields(Row)} - conditional
     assert set(found["metrics"]) == set(METRICS) - set(LOCAL_METRICS)

@@ -30,7 +30,7 @@ from qvtrace.comparison.ordering import in_order, top
 from qvtrace.comparison.origin_search import find_origins
 from qvtrace.comparison.origins import Origins
 from qvtrace.comparison.portions import portion_texts, told_of_samples
-from qvtrace.comparison.replayed_rows import telling
+from qvtrace.comparison.replayed_rows import judged_alike, telling
 from qvtrace.comparison.replayed_sizes import find_sizes
 from qvtrace.comparison.rotating import Declared
 from qvtrace.comparison.rotation_files import load_rotations, require_modules
@@ -181,7 +181,8 @@ def _with_noise(
     """The rows with the noise of their calls, and where that comes in. `is_replay`: that of a call
     of the candidate is its own."""
     of_calls = built.of_calls()
-    local = of_calls if is_replay and not replayed else telling(of_calls, replayed)
+    alike = judged_alike(of_calls, replayed)
+    local = of_calls if is_replay and not replayed else telling(of_calls, alike)
     noises = call_noises(of_calls, built.calls, local, built.without_inputs)
     again = partial(_with_noise, built, replayed, floor, options, quantized, edits)
     if built.rejudge(kindred_factors(noises)):
@@ -203,7 +204,7 @@ def _with_noise(
     )
     if built.rejudge(origins.refuted):
         return again(is_replay=is_replay)
-    rows = with_local(with_noise(built.rows, noises), replayed)
+    rows = with_local(with_noise(built.rows, noises), alike)
     return rows if floor is None else floor.on(rows), origins
 
 

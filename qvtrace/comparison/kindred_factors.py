@@ -1,8 +1,10 @@
 """Factors that are made up for, as those of most modules of the same kind are.
 
 Where quantization makes what is around a scaled output about as noisy as the factor itself, nothing
-there tells whether the factor is gone. A quantizer folds the same factors in all layers: where most
-of them are made up for, the others are too, unless what is around one is noisier than is usual.
+there tells whether the factor is gone. But two calls side by side of which one is scaled by what
+the other is divided by, as queries and keys are, take that out of each other. And a quantizer folds
+the same factors in all layers: where most of them are made up for, the others are too; where they
+are no one number, unless what is around one is noisier than is usual.
 """
 
 import math
@@ -10,19 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
-from qvtrace.comparison.noise import CallNoise
+from qvtrace.comparison.noise import CallKey, CallNoise
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.surroundings import Judgement
 from qvtrace.patterns import kind_of
 
 _ENOUGH = 3  # modules of one kind
-_SAME_FACTOR = 0.02  # relative
+_SAME_FACTOR = 0.1  # relative: the noise around makes it smaller by some percent
 _UNUSUAL = 10.0**0.8  # a ratio of powers, from which on noise is more than is usual for a kind
 
 
 def kindred_factors(calls: Sequence[CallNoise]) -> dict[Place, Judgement]:
     """By the first place of what is scaled, how it is to be judged by others of its kind."""
-    noises = _Noises(calls)
+    noises, inverses = _Noises(calls), _Inverses(calls)
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for row in _scaled(calls):
         by_kind[kind_of(row.module)].append(row)
@@ -32,14 +34,20 @@ def kindred_factors(calls: Sequence[CallNoise]) -> dict[Place, Judgement]:
             judged = row.judgement
             if judged is None or judged.agrees or judged.module is None:
                 continue
-            if _are_made_up_for(row, rows) and noises.is_usual(judged.module):
+            is_one = isinstance(row.scale_factor, float)
+            are_made_up_for = _are_made_up_for(row, rows) and (
+                is_one or noises.is_usual(judged.module)
+            )
+            if are_made_up_for or inverses.of(row):
                 found[row.first_place] = Judgement(True, judged.module)
     return found
 
 
 def _scaled(calls: Iterable[CallNoise]) -> Iterator[Row]:
+    """What modules without others in them give: one with others may hand a factor on."""
     for call in calls:
-        yield from (row for row in call.outputs if row.scale_factor is not None)
+        if not call.held:
+            yield from (row for row in call.outputs if row.scale_factor is not None)
 
 
 def _are_made_up_for(row: Row, rows: Sequence[Row]) -> bool:
@@ -55,6 +63,25 @@ def _are_alike(row: Row, other: Row) -> bool:
     if isinstance(factor, float) and isinstance(its, float):
         return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
     return type(factor) is type(its)
+
+
+class _Inverses:
+    """What calls side by side are scaled by."""
+
+    def __init__(self, calls: Iterable[CallNoise]) -> None:
+        self._parents = {call.key: call.parent for call in calls}
+        self._within: dict[CallKey | None, list[float]] = defaultdict(list)
+        for row in _scaled(calls):
+            if isinstance(row.scale_factor, float):
+                self._within[self._parents[row.module, row.call]].append(row.scale_factor)
+
+    def of(self, row: Row) -> bool:
+        """Whether a call beside one is divided by its factor."""
+        factor, parent = row.scale_factor, self._parents[row.module, row.call]
+        if not isinstance(factor, float) or parent is None:
+            return False
+        others = self._within[parent]
+        return any(math.isclose(other * factor, 1.0, rel_tol=_SAME_FACTOR) for other in others)
 
 
 class _Noises:

@@ -160,10 +160,12 @@ def _with_local(row: Row, local: Row | None) -> Row:
     if local is None or own is None:
         undefined = dict.fromkeys(LOCAL_METRICS, Undefined.NOT_REPLAYED.value)
         return replace(row, undefined=undefined | row.undefined)
-    metrics = replace(row.metrics, local_noise=own, local_peir=local.metrics.peir)
+    # Of what is made up for, both are of what is left.
+    rest = local.residual if local.is_made_up_for and local.residual is not None else local
+    metrics = replace(row.metrics, local_noise=own, local_peir=rest.metrics.peir)
     undefined = {name: row.undefined[name] for name in row.undefined if name not in LOCAL_METRICS}
-    if local.metrics.peir is None:
-        undefined["local_peir"] = local.undefined["peir"]
+    if rest.metrics.peir is None:
+        undefined["local_peir"] = rest.undefined["peir"]
     return replace(row, metrics=metrics, undefined=undefined)
 
 

@@ -141,9 +141,10 @@ def _with_those_around(
 
 def unrecorded_origin(step: Step) -> Origin:
     noisiest = max(step.call.inputs, key=lambda row: noise(row) or 0.0)
-    noises = None, None if step.breaks else step.noise_out  # nothing is known of what came before
+    noises = step.noise_in if step.before else None, None if step.breaks else step.noise_out
     reason = f"comes in before it, in {step.source}"
-    return Origin(*step.call.key, noisiest.path, *noises, None, "in-out", reason)
+    more = step.added if None not in noises else None
+    return Origin(*step.call.key, noisiest.path, *noises, more, "in-out", reason)
 
 
 def _origin(

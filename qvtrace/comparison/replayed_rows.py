@@ -11,29 +11,28 @@ from dataclasses import replace
 import numpy as np
 
 from qvtrace.comparison.noise import CallKey, is_output
-from qvtrace.comparison.rows import Place, Row
+from qvtrace.comparison.rows import Row
 from qvtrace.metrics.factors import ChannelFactors
 
 _SAME_FACTOR = 0.05  # relative
 
 
-def telling(rows: Iterable[Row], replayed: Iterable[Row]) -> list[Row]:
-    """Those of a replay that tell of errors, judged as the candidate's own at the same places.
+def judged_alike(rows: Iterable[Row], replayed: Iterable[Row]) -> list[Row]:
+    """Those of a replay, with factors judged as the candidate's own at the same places.
 
-    `rows` are those of the candidate's calls, of inputs and outputs.
+    `rows` are those of the candidate's calls.
     """
-    transformed: set[CallKey] = set()
-    made_up_for: dict[Place, Row] = {}
-    for row in rows:
-        if row.is_made_up_for and is_output(row):
-            made_up_for[row.place] = row
-        elif row.is_made_up_for:
-            transformed.add((row.module, row.call))
-    return [
-        _judged_as(made_up_for.get(row.place), row)
-        for row in replayed
-        if (row.module, row.call) not in transformed
-    ]
+    made_up_for = {row.place: row for row in rows if row.is_made_up_for and is_output(row)}
+    return [_judged_as(made_up_for.get(row.place), row) for row in replayed]
+
+
+def telling(rows: Iterable[Row], replayed: Iterable[Row]) -> list[Row]:
+    """Those of a replay that tell of errors: not of calls whose inputs are scaled or turned in the
+    candidate. `rows` are those of its calls."""
+    transformed: set[CallKey] = {
+        (row.module, row.call) for row in rows if row.is_made_up_for and not is_output(row)
+    }
+    return [row for row in replayed if (row.module, row.call) not in transformed]
 
 
 def _judged_as(own: Row | None, replayed: Row) -> Row:

@@ -294,10 +294,10 @@ class RowBuilder:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can.
 
         Nor can one of many tokens behind the noise of others, but then the same module of other
-        layers is likely to have factors of its channels too.
+        layers is likely to have a factor, or factors of its channels, too.
         """
         known: dict[tuple[str, str], ScaleFactor] = {}
-        by_channel: dict[tuple[str, str], set[str]] = defaultdict(set)
+        scaled: dict[tuple[str, str], set[str]] = defaultdict(set)
         without = []
         for pair, leaves in (*self._planned, *self._planned_aside):
             tensors = tensors_of(leaves)
@@ -307,15 +307,14 @@ class RowBuilder:
             place = pair.reference.module, leaves.path
             if outcome.scaling is not None:
                 known.setdefault(place, outcome.scaling.factor)
-                if not isinstance(outcome.scaling.factor, float):
-                    by_channel[kind_of(place[0]), leaves.path].add(place[0])
+                scaled[kind_of(place[0]), leaves.path].add(place[0])
             else:
                 without.append((place, tensors))
         for place, tensors in without if known else ():
             outcome = self.contents.found(*tensors)
             if place in known and outcome is not None and outcome.scaling is None:
                 self.contents.lend(known[place], *tensors)
-            if len(by_channel[kind_of(place[0]), place[1]]) >= _LAYERS_ALIKE:
+            if len(scaled[kind_of(place[0]), place[1]]) >= _LAYERS_ALIKE:
                 self.contents.expect_factor(*tensors)
 
     def _find_experts(self) -> None:

@@ -11,19 +11,21 @@ from qvtrace.comparison.noise import CallKey, CallNoise, calls_around
 from qvtrace.comparison.noise_steps import Step, not_finite
 from qvtrace.patterns import kind_of
 
+_NOTHING = "(nothing)"  # comes before the first
+
 
 def unrecorded_steps(calls: Sequence[CallNoise], *, narrowed: bool) -> list[Step]:
     """The inputs of calls of which nothing is known that holds them, in order of execution; none
     where no noise comes in there. `narrowed`: calls were left out on purpose."""
     source = "what was left out" if narrowed else "what was not recorded"
     bound: float | None = 0.0
-    was_broken, last = False, "(nothing)"
+    was_broken, last = False, _NOTHING
     steps = []
     for call, held in _outermost(calls):
         if call.module:
             kind = f"{kind_of(last)} > {kind_of(call.module)}, {source}"
             breaks = "" if was_broken else not_finite(call.inputs)
-            words = "what is known before it", "its inputs"
+            words = "what is known before it" if last != _NOTHING else "", "its inputs"
             noises = bound, call.noise_in
             steps.append(Step(call, *words, *noises, breaks, False, kind, kind, source=source))
         for own in (noise for each in held for noise in (each.noise_in, each.noise_out)):
