@@ -434,6 +434,59 @@ def test_a_thousand_tokens_are_enough_to_judge(compare):
     assert "in 998: too few to judge;" in fewer
 
 
+def test_tokens_that_are_not_finite_are_not_enough_to_judge_by(compare):
+    ids = torch.arange(1200).reshape(1, -1) % VOCABULARY
+    reference = logits_like(ids)
+    candidate = near(reference)
+    candidate[0, 999:] = math.nan
+
+    comparison = compare(reference, candidate, ids)
+
+    found = comparison.logits
+    assert (found.tokens, found.kl.tokens, found.too_few) == (1200, 999, True)
+    assert "in 999 tokens (201 not finite)" in comparison.verdict.text
+    assert "too few to judge" in comparison.verdict.text
+
+
+@pytest.mark.parametrize(
+    ("apart", "scale", "offset"),
+    [(1e-6, 1.0, 0.0), (1e-5, 8.0, 0.0), (1e-3, 3.0, 5.0), (1e-2, 8.0, -2.0)],
+)
+def test_rounding_does_not_add_up_in_a_small_divergence(apart, scale, offset):
+    reference = logits_like(torch.zeros(200), 300, scale=scale)
+    candidate = near(reference, apart) + offset
+
+    (found,) = compare_logits([LogitsPair(reference.numpy(), candidate.numpy())])
+
+    expected = float(divergences(reference, candidate).mean())
+    assert float(found.divergence.mean()) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("by_both", [True, False], ids=["both", "the reference"])
+def test_a_small_divergence_has_what_the_candidate_gives_to_ruled_out_ids(by_both):
+    reference = logits_like()
+    reference[..., 5] = -math.inf
+    candidate = near(reference, 1e-4)
+    candidate[..., 5] = -math.inf if by_both else -9.0
+
+    (found,) = compare_logits([LogitsPair(reference.numpy(), candidate.numpy())])
+
+    log_p, log_q = (functional.log_softmax(side.double(), -1) for side in (reference, candidate))
+    terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q))
+    np.testing.assert_allclose(found.divergence, terms.sum(-1).reshape(-1), rtol=1e-3)
+
+
+def test_digits_that_are_rounding_are_not_told(compare):
+    reference = logits_like()
+    candidate = reference.nextafter(torch.tensor(math.inf))
+
+    comparison = compare(reference, candidate, IDS)
+
+    assert 0 < comparison.logits.kl.max < 1e-12
+    assert "KL below 1e-12 nats, top-1 100 " in comparison.verdict.text
+    assert "(below 0.0001 %) in 34" in comparison.verdict.text
+
+
 def test_the_line_has_every_figure_with_its_error_and_count(compare):
     reference = logits_like()
 

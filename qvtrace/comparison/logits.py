@@ -23,6 +23,8 @@ from qvtrace.errors import NotAtHandError
 from qvtrace.metrics.elements import Array, Flags, Floats
 
 ENOUGH = 1000  # tokens; fewer tell too little
+_LEAST_DIVERGENCE = 1e-12  # nats, smaller ones are what rounding makes
+_LEAST_CHANGE = 1e-4  # per cent of perplexity, as float32 has it
 _LEFT_OUT = {PADDING: "of padding", OTHER_IDS: "of other input ids", NOT_STORED: "not stored"}
 
 
@@ -72,8 +74,8 @@ class Logits:
 
     @property
     def too_few(self) -> bool:
-        """Whether there are too few tokens to judge a model by."""
-        return self.tokens < ENOUGH
+        """Whether there are too few tokens to judge a model by: those that carry figures."""
+        return self.tokens - self.nonfinite < ENOUGH
 
 
 def logits_of(contents: ContentPairs, pairs: Sequence[Pair]) -> Logits | None:
@@ -161,8 +163,7 @@ def logits_text(logits: Logits) -> str:
     kl, top1 = logits.kl, logits.top1
     counted = "1 token" if kl.tokens == 1 else f"{kl.tokens} tokens"
     parts = [
-        f"KL {_with_error(kl.mean, kl.error)} nats (p99 {kl.p99:.3g}, worst {kl.max:.3g} at "
-        f"{kl.worst.text})",
+        f"KL {_divergence_text(kl)}",
         f"top-1 {_with_error(100 * top1.share, _times(100, top1.error), digits=4)} % in {counted}"
         + (f" ({left_out})" if left_out else ""),
         *_perplexity_text(logits.perplexity),
@@ -170,13 +171,24 @@ def logits_text(logits: Logits) -> str:
     return ", ".join(parts) + (": too few to judge" if logits.too_few else "")
 
 
+def _divergence_text(divergence: Divergence) -> str:
+    if 0 < divergence.max < _LEAST_DIVERGENCE:
+        return f"below {_LEAST_DIVERGENCE:g} nats"
+    mean = _with_error(divergence.mean, divergence.error)
+    worst = f"worst {divergence.max:.3g} at {divergence.worst.text}"
+    return f"{mean} nats (p99 {divergence.p99:.3g}, {worst})"
+
+
 def _perplexity_text(perplexity: Perplexity | None) -> Iterator[str]:
     if perplexity is None:
         return
     told = "the same perplexity"
     if perplexity.reference is not None and perplexity.candidate is not None:
-        change = _with_error(100 * (perplexity.ratio - 1), _times(100, perplexity.error), sign="+")
-        told = f"perplexity {perplexity.reference:.4g} -> {perplexity.candidate:.4g} ({change} %)"
+        change = 100 * (perplexity.ratio - 1)
+        size = _with_error(change, _times(100, perplexity.error), sign="+")
+        if 0 < abs(change) < _LEAST_CHANGE:
+            size = f"below {_LEAST_CHANGE:g}"
+        told = f"perplexity {perplexity.reference:.4g} -> {perplexity.candidate:.4g} ({size} %)"
     yield f"{told} in {perplexity.tokens}"
 
 

@@ -17,5 +17,7 @@ def doubt(logits: Logits) -> str | None:
     """What takes away from such a number."""
     counted = "1 token" if logits.tokens == 1 else f"{logits.tokens} tokens"
     if logits.nonfinite:
-        return f"{logits.nonfinite} of {counted} not finite"
-    return f"{counted}: too few to judge" if logits.too_few else None
+        counted = f"{logits.nonfinite} of {counted} not finite"
+    elif not logits.too_few:
+        return None
+    return f"{counted}: too few to judge" if logits.too_few else counted

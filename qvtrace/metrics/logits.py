@@ -18,6 +18,8 @@ from qvtrace.metrics.norms import row_products, row_sums
 Ids = NDArray[np.int64]
 NO_TARGET = -1
 _SMALL_LOGIT = 30.0  # e to this and its inverse leave float32 all digits that matter
+_SMALL_DIVERGENCE = 1e-4  # the difference of sums in float32 is off by up to 1e-7
+_SMALL_RATIO = 0.1  # of log-probabilities: a few terms of the series of e^x are enough
 
 _Part = tuple[Floats, Flags, Floats, Floats]
 
@@ -58,7 +60,9 @@ def compare_logits(pairs: Sequence[LogitsPair]) -> list[TokenLogits]:
     """The figures of each pair, from float32 log-softmax with sums in float64.
 
     The divergence of a token is `sum_i p_i (log p_i - log q_i)` with p of the reference and q of
-    the candidate; an id with p_i = 0 adds nothing.
+    the candidate; an id with p_i = 0 adds nothing. Where it is small, it is the same sum as
+    `sum_i p_i (e^d_i - 1 - d_i) + q(p_i = 0)` with d = log q - log p, no term of which is negative:
+    of the other, rounding would be left, and only that above 0.
     """
     return run([_Comparison(pair) for pair in pairs])
 
@@ -110,7 +114,14 @@ class _Comparison:
             np.subtract(reference, candidate, out=work)
             np.copyto(work, 0.0, where=weights == 0.0)  # ruled out, whatever the candidate says
             divergence = row_products(weights, work) / total - (ends[0] - ends[1])
-        divergence = np.maximum(divergence, 0.0)
+        small = divergence < _SMALL_DIVERGENCE
+        if small.any():
+            beside = _where_ruled_out(weights, candidate, other_shift) / other_total
+            np.subtract(candidate, reference, out=work)
+            work -= (ends[1] - ends[0]).astype(np.float32)[:, np.newaxis]
+            np.copyto(work, 0.0, where=weights == 0.0)
+            exact = row_products(weights, _beyond_linear(work)) / total + beside
+            divergence = np.where(small, exact, divergence)
         first = block.start // self._vocabulary
         targets = self._targets[first : first + block.rows]
         surprisals = [
@@ -118,6 +129,29 @@ class _Comparison:
             for side, end in zip((reference, candidate), ends, strict=True)
         ]
         return divergence, tops[0] == tops[1], surprisals[0], surprisals[1]
+
+
+def _where_ruled_out(weights: Floats, other: Floats, shift: Floats) -> Floats | float:
+    """The sum of e^(logit - shift) over the ids that have no weight."""
+    if weights.all():
+        return 0.0
+    ruled_out = weights == 0.0
+    logits = np.where(ruled_out, other, -np.inf)
+    likely: Floats = np.exp(logits - shift[:, np.newaxis], dtype=np.float64).sum(axis=1)
+    return likely
+
+
+def _beyond_linear(ratios: Floats) -> Floats:
+    """e^d - 1 - d of each, in place."""
+    if max(ratios.max(initial=0.0), -ratios.min(initial=0.0)) > _SMALL_RATIO:
+        np.subtract(np.expm1(ratios), ratios, out=ratios)
+        return ratios
+    series: Floats = ratios * np.float32(1 / 24)
+    for coefficient in (1 / 6, 1 / 2):
+        series += np.float32(coefficient)
+        series *= ratios
+    ratios *= series
+    return ratios
 
 
 class _Memory:
