@@ -803,7 +803,8 @@ def test_few_tokens_tell_a_hadamard_matrix_times_a_small_one():
     (found,) = taken_rotations([(vectors, turned)])
 
     assert found.is_hadamard
-    assert np.abs(found.of(turned).read(0, 960).reshape(10, 96) - vectors).max() < 1e-9
+    _, back = found.sides(vectors, turned)
+    assert np.abs(back.read(0, 960).reshape(10, 96) - vectors).max() < 1e-9
 
 
 def test_vectors_that_nothing_turns_have_no_inner_rotation(vectors):
@@ -847,7 +848,7 @@ def test_zeros_and_what_is_not_finite_have_no_say(vectors, matrix):
 
 
 def test_turned_vectors_are_read_back_in_any_range(vectors, matrix):
-    back = Rotation(matrix).of(vectors @ matrix)
+    _, back = Rotation(matrix).sides(vectors, vectors @ matrix)
     assert back.shape == vectors.shape
     for start, stop in ((0, 600), (0, 1), (5, 31), (12, 24), (599, 600)):
         assert np.allclose(back.read(start, stop), vectors.reshape(-1)[start:stop])

@@ -356,8 +356,8 @@ class ContentPairs:
         layout: Layout | None,
         rotation: AnyRotation | None = None,
     ) -> tuple[Readable, Readable]:
-        one, other = _in_layout(self._arrays(reference, candidate), layout)
-        return one, other if rotation is None else rotation.of(other)
+        sides = _in_layout(self._arrays(reference, candidate), layout)
+        return sides if rotation is None else rotation.sides(*sides)
 
     def _untouched(self, reference: TensorLeaf, candidate: TensorLeaf) -> Sides:
         outcome = self._outcomes[contents_of(reference, candidate)]

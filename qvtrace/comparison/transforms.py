@@ -78,6 +78,8 @@ def _counts(rows: Sequence[Row], rotations: Rotations) -> Iterator[str]:
         turned = [row for row in rows if _is_turned(row, rotation.channels)]
         how = "equal" if all(map(is_equal, turned)) else "compared"
         what = f"a rotation of {rotation.channels} channels"
+        if rotation.is_centered:
+            what += ", without the vectors' means"
         source = "found" if rotation.tokens else "declared"
         if turned:
             yield f"{_rows(len(turned))} {how} after {what} ({source})"

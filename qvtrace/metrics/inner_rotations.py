@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from qvtrace.metrics.elements import Floats, Readable, format_of
-from qvtrace.metrics.rotations import FEWEST_CHANNELS, Rotation, Sides, Unrotated, unit_tokens
+from qvtrace.metrics.rotations import FEWEST_CHANNELS, OfVectors, Rotation, Sides, unit_tokens
 
 _LARGEST_HEAD = 256  # channels
 _MOST_CHANNELS = 2048  # of which one matrix is looked for
@@ -53,13 +53,13 @@ class InnerRotation:
         """The other way round."""
         return replace(self, blocks=self.blocks.swapaxes(1, 2))
 
-    def of(self, candidate: Readable) -> Unrotated:
-        """The candidate turned back; it is not copied."""
+    def sides(self, reference: Readable, candidate: Readable) -> Sides:
+        """Both as they are compared: the candidate turned back; it is not copied."""
         is_narrow = format_of(candidate.dtype).fits_float32
         dtype = np.dtype(np.float32 if is_narrow else np.float64)
         blocks = self.blocks.astype(dtype)
         how = replace(self, blocks=blocks)
-        return Unrotated(candidate, self.channels, dtype, how.back)
+        return reference, OfVectors(candidate, self.channels, dtype, how.back)
 
     def back(self, tokens: Floats) -> Floats:
         """Vectors of the candidate [tokens, channels] as those of the reference."""

@@ -45,6 +45,9 @@ class Rotation:
     tokens: int = 0  # that it was found by; 0: it was declared
     held_out: int = 0  # that it was verified on
     noise: float = 0.0  # of the vectors that it was found by: it is known no better than these
+    # Whether the candidate's vectors are those of the reference without their means, which no
+    # LayerNorm sees (Ashkboos et al., arXiv 2401.15024).
+    is_centered: bool = False
 
     @property
     def channels(self) -> int:
@@ -56,11 +59,12 @@ class Rotation:
         """The other way round."""
         return replace(self, matrix=self._back)
 
-    def of(self, candidate: Readable) -> "Unrotated":
-        """The candidate turned back; it is not copied."""
+    def sides(self, reference: Readable, candidate: Readable) -> Sides:
+        """Both as they are compared: the candidate turned back; none is copied."""
         fits_float32 = format_of(candidate.dtype).fits_float32
         back = self._back_in_float32 if fits_float32 else self._back
-        return Unrotated(candidate, self.channels, back.dtype, lambda tokens: tokens @ back)
+        turned = OfVectors(candidate, self.channels, back.dtype, lambda tokens: tokens @ back)
+        return centered(reference) if self.is_centered else reference, turned
 
     @cached_property
     def _back(self) -> Floats:
@@ -80,12 +84,12 @@ class TooFewTokens:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Unrotated(Computed):
-    """An array whose vectors are turned back, read without a copy of the whole."""
+class OfVectors(Computed):
+    """An array of which others are made vector by vector, read without a copy of the whole."""
 
     channels: int
     read_as: np.dtype[Any]
-    back: Callable[[Floats], Floats]  # of vectors [tokens, channels]
+    make: Callable[[Floats], Floats]  # of vectors [tokens, channels]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -98,8 +102,16 @@ class Unrotated(Computed):
         first = start // channels * channels
         last = -(-stop // channels) * channels
         tokens = reader(self.array)(first, last).astype(self.dtype).reshape(-1, channels)
-        turned: Floats = self.back(tokens).reshape(-1)[start - first : stop - first]
-        return turned
+        made: Floats = self.make(tokens).reshape(-1)[start - first : stop - first]
+        return made
+
+
+def centered(array: Readable) -> OfVectors:
+    """An array of vectors without their means."""
+    dtype = np.dtype(np.float32 if format_of(array.dtype).fits_float32 else np.float64)
+    return OfVectors(
+        array, array.shape[-1], dtype, lambda tokens: tokens - tokens.mean(axis=1, keepdims=True)
+    )
 
 
 def is_turned(arrays: Sequence[Sides]) -> bool:
@@ -122,8 +134,36 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     Every vector counts as much as any other (its norm is made 1): an attention sink would decide
     alone. Arrays with rotations of their own are left out where they are few. It is found by four
     tokens in five and verified on the others; None where it does not explain these, `TooFewTokens`
-    where it does but for directions that only these have.
+    where it does but for directions that only these have. Where the candidate has lost means, those
+    of the reference are left out if the rotation is known better then.
     """
+    found = _found(arrays)
+    without = _without_means(arrays) if _has_lost_means(arrays) else None
+    if without is None or (isinstance(found, Rotation) and found.noise <= without.noise):
+        return found
+    return without
+
+
+def _without_means(arrays: Sequence[Sides]) -> Rotation | None:
+    found = _found([(centered(one), other) for one, other in arrays])
+    return replace(found, is_centered=True) if isinstance(found, Rotation) else None
+
+
+def _has_lost_means(arrays: Sequence[Sides]) -> bool:
+    """Whether vectors of the candidate are as long as those of the reference without their means,
+    in more arrays than they are as long as these are with them."""
+    with_means = without = 0
+    for sides in arrays:
+        one, other = _vectors(sides, _GLANCE)
+        energy = np.square(one).sum(axis=1)
+        lost = float(np.mean(1.0 - np.square(other).sum(axis=1) / energy))
+        of_means = float(np.mean(np.square(one.mean(axis=1)) * one.shape[1] / energy))
+        without += abs(lost - of_means) < _UNEXPLAINED * abs(lost)
+        with_means += abs(lost) < _UNEXPLAINED * abs(lost - of_means)
+    return without > with_means
+
+
+def _found(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     channels = arrays[0][0].shape[-1]
     if channels > _MOST_CHANNELS:
         return None
@@ -135,7 +175,7 @@ def find_rotation(arrays: Sequence[Sides]) -> Rotation | TooFewTokens | None:
     matrix = _nearest(_products(parts))
     kept = _of_one_rotation(parts, matrix)
     if len(kept) < len(parts):
-        return find_rotation([arrays[at] for at in kept])
+        return _found([arrays[at] for at in kept])
     noise, errors = _judged(parts, matrix)
     if noise > _LEFT or not errors.size:
         return None
@@ -284,13 +324,17 @@ def _errors(one: Floats, other: Floats, matrix: Floats) -> Floats:
 
 
 def best_turned(rotation: Rotation, arrays: Sequence[Sides]) -> Rotation:
-    """A rotation or its inverse, whichever leaves less of these arrays' differences."""
-    left = [0.0, 0.0]
+    """A rotation or its inverse, whichever leaves less of these arrays' differences; with means
+    left out where the candidate has none."""
+    ways = [rotation, rotation.turned]
+    ways += [replace(way, is_centered=True) for way in ways]
+    left = [0.0] * len(ways)
     for sides in arrays:
-        one, other = unit_tokens(sides, _GLANCE)
-        for way, matrix in enumerate((rotation.matrix.T, rotation.matrix)):
-            left[way] += float(np.square(other @ matrix - one).sum())
-    return rotation if left[0] <= left[1] else rotation.turned
+        for at, way in enumerate(ways):
+            seen = (centered(sides[0]), sides[1]) if way.is_centered else sides
+            one, other = unit_tokens(seen, _GLANCE)
+            left[at] += float(np.square(other @ way.matrix.T - one).sum())
+    return ways[int(np.argmin(left))]
 
 
 def are_of_one_norm(array: Readable) -> bool:
@@ -307,6 +351,17 @@ def are_of_one_norm(array: Readable) -> bool:
 def unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
     """At most so many vectors from all over two arrays, as float64 of norm 1; those that are zero
     or not finite are left out, and so are repeated ones, which say nothing new."""
+    one, other = _vectors(sides, most)
+    return _of_norm_one(one), _of_norm_one(other)
+
+
+def _of_norm_one(vectors: Floats) -> Floats:
+    units: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return units
+
+
+def _vectors(sides: Sides, most: int) -> tuple[Floats, Floats]:
+    """The same, as long as they are."""
     channels = sides[0].shape[-1]
     tokens = sides[0].size // channels
     count = min(tokens, most)
@@ -317,7 +372,7 @@ def unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
     kept = np.flatnonzero(counted)
     _, first = np.unique(one[kept] @ np.sqrt(np.arange(1.0, channels + 1.0)), return_index=True)
     kept = kept[np.sort(first)]
-    return one[kept] / norms[0][kept, None], other[kept] / norms[1][kept, None]
+    return one[kept], other[kept]
 
 
 def _tokens(side: Readable, places: Sequence[int], channels: int) -> Floats:
