@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from qvtrace.cli import app
 from qvtrace.errors import UsageError
 from qvtrace.metrics.blocks import BLOCK
 from qvtrace.metrics.details import compare_in_detail
-from qvtrace.metrics.spreads import BINS, SAMPLE, WORST, Axes, spread
+from qvtrace.metrics.spreads import BINS, SMALL, WORST, Axes, spread
 
 LOUD = 11  # the channel of the input that stands out
 OFF = 5  # the channel of the output that is wrong
@@ -56,9 +57,27 @@ def explained(files, pattern="down_proj", **options):
     return {found.place.path: found.spread for found in comparison.explanations}
 
 
-def spread_of_some(reference, candidate, axis=-1):
-    ((_, details),) = compare_in_detail([(reference, candidate, Axes(axis))])
+def spread_in_detail(reference, candidate, axis=-1, kept=None):
+    ((_, details),) = compare_in_detail([(reference, candidate, Axes(axis), kept)])
     return details.spread
+
+
+def assert_alike(found, expected):
+    for axis in ("tokens", "channels"):
+        one, other = getattr(found, axis), getattr(expected, axis)
+        assert [part.index for part in one.worst] == [part.index for part in other.worst]
+        for part, like in zip(one.worst, other.worst, strict=True):
+            assert (part.share, part.nsr) == pytest.approx((like.share, like.nsr))
+        assert (one.count, one.carrying) == (other.count, other.carrying)
+        assert one.profile == pytest.approx(other.profile)
+    assert [outlier.channel for outlier in found.outliers] == [
+        outlier.channel for outlier in expected.outliers
+    ]
+    for outlier, like in zip(found.outliers, expected.outliers, strict=True):
+        assert (outlier.times_peak, outlier.times_rms) == pytest.approx(
+            (like.times_peak, like.times_rms)
+        )
+    assert (found.left_out, found.padding) == (expected.left_out, expected.padding)
 
 
 def run(*arguments):
@@ -142,6 +161,7 @@ def test_tokens_of_a_sample_stand_at_their_places_in_the_whole(files, tmp_path):
     tokens = explained((reference, candidate))["output"].tokens
 
     assert tokens.count == 5
+    assert explained((reference, candidate))["output"].sampled == (5, 40)
     assert tokens.worst[0].index == (0, 39)
     assert len(tokens.worst) == 1
 
@@ -264,38 +284,141 @@ def test_a_reference_of_zeros_has_an_error_and_no_ratio():
     assert found.outliers == ()
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_some_tokens_tell_of_a_bad_channel_and_where_in_the_whole_they_stand(axis):
+def one_bad_element(shape, dtype=np.float32):
+    """In one token of one channel all of an error that is worth a word, and one outlier channel."""
     generator = np.random.default_rng(0)
-    reference = generator.standard_normal((4, 64, SAMPLE // 64)).astype(np.float32)
-    error = 1e-3 * generator.standard_normal(reference.shape).astype(np.float32)
-    np.moveaxis(error, axis, -1)[..., 5] += 1.0
+    reference = generator.standard_normal(shape)
+    reference[..., 77] *= 40
+    candidate = reference + 1e-3 * generator.standard_normal(shape)
+    candidate[0, 1003, 17] += 50
+    return reference.astype(dtype), candidate.astype(dtype)
 
-    some = spread_of_some(reference, reference + error, axis)
-    whole = spread(reference, reference + error, Axes(axis))
 
-    assert some is not None
-    assert whole is not None
-    assert some.sampled == (
-        SAMPLE // reference.shape[axis],
-        reference.size // reference.shape[axis],
+def test_details_name_the_worst_token_and_channel_of_all_tokens():
+    found = spread_in_detail(*one_bad_element((1, 1500, 128)))
+
+    assert found.tokens.worst[0].index == (0, 1003)
+    assert (found.tokens.carrying, found.tokens.count) == (1, 1500)
+    assert found.channels.worst[0].index == (17,)
+    assert (found.channels.carrying, found.channels.count) == (1, 128)
+    assert found.sampled is None
+
+
+def test_the_page_says_of_a_large_tensor_what_explain_says(tmp_path):
+    pytest.importorskip("jinja2")
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(128, 128)).eval(), torch.randn(1, 1500, 128)
+    reference = record(model, tmp_path / "fp.st", inputs)
+    inputs[0, 1003, 17] += 50
+    candidate = record(model, tmp_path / "quant.st", inputs)
+
+    ((row, explained_row),) = zip(
+        qvtrace.diff(reference, candidate, details=True).rows[-1:],
+        qvtrace.diff(reference, candidate, explain="0").explanations[-1:],
+        strict=True,
     )
-    assert (some.channels.worst[0].index, whole.channels.worst[0].index) == ((5,), (5,))
-    tokens = np.square(np.float64(reference + error) - reference).sum(axis=axis)
-    for part in some.tokens.worst:
-        assert part.nsr == pytest.approx(
-            tokens[part.index] / np.square(np.float64(reference)).sum(axis=axis)[part.index],
-            rel=1e-5,
-        )
-    assert len({part.index for part in some.tokens.worst}) == WORST
+
+    assert_alike(row.details.spread, explained_row.spread)
 
 
-def test_a_small_tensor_is_looked_at_whole():
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float16", "float64", ml_dtypes.bfloat16, "complex64"]
+)
+@pytest.mark.parametrize(
+    "shape", [(3, 300, 128), (2, 40, 1000), (1, 3, BLOCK + 7), (50, 600, 3)], ids=str
+)
+def test_details_have_the_sums_of_all_elements(shape, dtype, axis):
+    generator = np.random.default_rng(0)
+    reference, error = generator.standard_normal((2, *shape)).astype(dtype)
+    reference[..., 1] *= np.array(30, dtype)
+    candidate = reference + error * np.array(0.1, dtype)
+
+    assert_alike(
+        spread_in_detail(reference, candidate, axis), spread(reference, candidate, Axes(axis))
+    )
+    reference[0, 1, 2] = np.nan
+    candidate[0, 2] = np.inf
+    assert_alike(
+        spread_in_detail(reference, candidate, axis), spread(reference, candidate, Axes(axis))
+    )
+
+
+@pytest.mark.parametrize("tokens", [40, 4000])
+def test_only_tokens_that_are_kept_count(tokens):
+    generator = np.random.default_rng(0)
+    reference, error = generator.standard_normal((2, 2, tokens, 64)).astype(np.float32)
+    error[1, 5:] *= 100
+    kept = np.ones((2, tokens), dtype=bool)
+    kept[1, 5:] = False
+    candidate = reference + error
+
+    found = spread_in_detail(reference, candidate, kept=kept.reshape(-1))
+
+    assert_alike(found, spread(reference, candidate, kept=kept.reshape(-1)))
+    assert (found.tokens.count, found.padding) == (tokens + 5, tokens - 5)
+    assert {part.index[0] for part in found.tokens.worst if part.index[1] >= 5} == {0}
+    flat = np.flatnonzero(kept)
+    squares = np.square(np.float64(candidate) - reference).reshape(-1, 64)[flat]
+    worst = np.unravel_index(flat[squares.sum(axis=1).argmax()], (2, tokens))
+    assert found.tokens.worst[0].index == tuple(worst)
+    by_channel = squares.sum(axis=0)
+    assert found.channels.worst[0].share == pytest.approx(by_channel.max() / by_channel.sum())
+
+
+def test_errors_too_small_to_be_squared_in_float32_are_still_placed():
+    reference = np.ones((1500, 128), dtype=np.float32) * np.float32(1e-10)
+    candidate = reference.copy()
+    candidate[1003, 17] += np.float32(1e-16)
+
+    found = spread_in_detail(reference, candidate)
+
+    assert found.channels.worst[0].index == (17,)
+    assert_alike(found, spread(reference, candidate))
+
+
+def test_a_small_tensor_has_the_sums_that_it_has_alone():
     reference = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
 
-    some = spread_of_some(reference, reference + np.float32(0.1))
+    found = spread_in_detail(reference, reference + np.float32(0.1))
 
-    assert some == spread(reference, reference + np.float32(0.1))
+    assert reference.size < SMALL
+    assert found == spread(reference, reference + np.float32(0.1))
+
+
+class Padded(nn.Module):
+    """Embeds ids, and is told by a mask which of them are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, input_ids, attention_mask):
+        return self.out(self.embed(input_ids))
+
+
+def test_padding_is_left_out_of_explanations_and_details_as_it_is_of_rows(tmp_path):
+    torch.manual_seed(0)
+    model = Padded().eval()
+    ids, mask = torch.arange(32).reshape(2, 16), torch.ones(2, 16, dtype=torch.int64)
+    mask[1, 6:] = 0
+    reference = record(model, tmp_path / "fp.st", ids, mask)
+    with torch.no_grad():
+        model.embed.weight += 0.01 * torch.randn(50, 16)
+        model.embed.weight[22:32] += 5  # of padding
+    candidate = record(model, tmp_path / "quant.st", ids, mask)
+
+    comparison = qvtrace.diff(reference, candidate, explain="out", details=True)
+
+    (row,) = (row for row in comparison.rows if row.module == "out")
+    (given, gives) = (found.spread for found in comparison.explanations if found.spread.tokens)
+    assert row.padding_tokens == 10
+    for found in (given, gives, row.details.spread):
+        assert (found.padding, found.tokens.count) == (10, 22)
+        assert not [part for part in found.tokens.worst if part.index >= (1, 6)]
+    told = run(reference, candidate, "--explain", "out").stdout
+    assert told.count("    10 tokens of padding left out\n") == 2
 
 
 def test_pairs_of_one_shape_have_the_spreads_that_each_has_alone():
@@ -304,22 +427,17 @@ def test_pairs_of_one_shape_have_the_spreads_that_each_has_alone():
     for number in range(20):
         reference, error = generator.standard_normal((2, 64, 256)).astype(np.float32)
         error[number] *= 100
-        pairs.append((reference, reference + np.float32(0.01) * error, Axes()))
+        pairs.append((reference, reference + np.float32(0.01) * error, Axes(), None))
     pairs[3][1][5, 7] = np.nan
     pairs[4][0][5, 9] = np.finfo(np.float32).min
-    pairs.insert(6, (np.float16(pairs[0][0]), pairs[0][1], Axes()))
+    pairs.insert(6, (np.float16(pairs[0][0]), pairs[0][1], Axes(), None))
 
     together = [details for _, details in compare_in_detail(pairs)]
 
     alone = [compare_in_detail([pair])[0][1] for pair in pairs]
     for found, expected in zip(together, alone, strict=True):
         assert found.histograms == expected.histograms
-        for axis in ("tokens", "channels"):
-            one, other = getattr(found.spread, axis), getattr(expected.spread, axis)
-            assert [part.index for part in one.worst] == [part.index for part in other.worst]
-            assert one.carrying == other.carrying
-            assert one.profile == pytest.approx(other.profile)
-        assert found.spread.left_out == expected.spread.left_out
+        assert_alike(found.spread, expected.spread)
 
 
 def test_integers_and_empty_tensors_have_no_spread():

@@ -133,7 +133,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_details_change_no_metric_and_say_what_statistics_say(pair):
-    ((difference, details),) = compare_in_detail([(*pair, Axes())])
+    ((difference, details),) = compare_in_detail([(*pair, Axes(), None)])
 
     assert difference == compare(*pair)
     for found, array in zip((details.reference, details.candidate), pair, strict=True):
@@ -143,7 +143,7 @@ def test_details_change_no_metric_and_say_what_statistics_say(pair):
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_arrays_that_are_not_compared_have_details_too(pair):
     (apart,) = details_all([pair])
-    ((_, together),) = compare_in_detail([(*pair, Axes())])
+    ((_, together),) = compare_in_detail([(*pair, Axes(), None)])
 
     assert apart.histograms == together.histograms
     assert apart.candidate.max == together.candidate.max
@@ -153,8 +153,8 @@ def test_an_array_in_another_layout_has_the_details_that_it_has_in_its_own():
     reference, candidate = noisy(9, 12)
     rearranged = Rearranged(candidate.T.copy().T, (9, 12))
 
-    assert compare_in_detail([(reference, rearranged, Axes())]) == compare_in_detail(
-        [(reference, candidate, Axes())]
+    assert compare_in_detail([(reference, rearranged, Axes(), None)]) == compare_in_detail(
+        [(reference, candidate, Axes(), None)]
     )
 
 

@@ -45,12 +45,12 @@ from qvtrace.comparison.rotating import (
 from qvtrace.comparison.routing import Vectors, vector_digests
 from qvtrace.comparison.streams import State
 from qvtrace.comparison.surroundings import Output
-from qvtrace.manifest import has_several_samples
+from qvtrace.manifest import CallEntry, has_several_samples
 from qvtrace.metrics.additions import Parts, parts_of
 from qvtrace.metrics.comparing import compare_all
 from qvtrace.metrics.details import Details
 from qvtrace.metrics.differences import Difference, identical
-from qvtrace.metrics.elements import Array, ElementsJson, Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Array, ElementsJson, Flags, Floats, Readable, format_of, reader
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
@@ -98,10 +98,14 @@ class ContentPairs:
         ):
             self._wanted.setdefault(contents_of(reference, candidate), (reference, candidate))
 
-    def show(self, reference: Node | None, candidate: Node | None, axes: AxesOf) -> None:
-        """Have details of two leaves, if they are tensors; `axes` tells what theirs are."""
+    def show(
+        self, call: CallEntry, reference: Node | None, candidate: Node | None, axes: AxesOf
+    ) -> None:
+        """Have details of two leaves of a call, if they are tensors; `axes` tells what theirs
+        are."""
         if isinstance(reference, TensorLeaf) and isinstance(candidate, TensorLeaf):
-            self.detailed.want((reference, candidate), axes)
+            kept = self.kept(call, reference, candidate)
+            self.detailed.want((reference, candidate), axes, kept)
 
     def compare(self) -> None:
         """Look at everything that is wanted and was not looked at yet.
@@ -224,14 +228,33 @@ class ContentPairs:
             ),
         )
 
-    def spread(self, reference: TensorLeaf, candidate: TensorLeaf, axes: Axes) -> Spread | None:
-        """Where in two tensors their error is; tokens of a sample by their places in the whole."""
+    def kept(self, call: CallEntry, reference: TensorLeaf, candidate: TensorLeaf) -> Flags | None:
+        """A flag for each token that is compared of two tensors of a call: whether it is none of
+        padding; None where there is no padding among them."""
+        kept = self.padding.kept(call, reference.shape)
+        if kept is None:
+            return None
+        sample = self.portions.sample(reference, candidate)
+        kept = kept if sample is None else kept[sample.places]
+        return None if kept.all() else kept
+
+    def spread(
+        self,
+        reference: TensorLeaf,
+        candidate: TensorLeaf,
+        axes: Axes,
+        kept: Flags | None,
+    ) -> Spread | None:
+        """Where in two tensors their error is, of the tokens that are `kept`; tokens of a sample by
+        their places in the whole."""
         sample = self.portions.sample(reference, candidate)
         outcome = self.outcome(reference, candidate)
         layout = None if sample is not None else outcome.layout
         sides = self._readable(reference, candidate, layout, outcome.rotation)
-        found = spread(*sides, axes)
-        return found if found is None or sample is None else found.placed(sample.index)
+        found = spread(*sides, axes, kept)
+        if found is None or sample is None:
+            return found
+        return found.placed(sample.index, sample.counts)
 
     def output(self, reference: TensorLeaf, candidate: TensorLeaf, outcome: Outcome) -> Output:
         """Two compared tensors as what lies around them is judged by."""

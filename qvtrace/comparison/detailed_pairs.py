@@ -9,7 +9,7 @@ from qvtrace.comparison.leaf_pairs import Contents, Leaves, contents_of, same_co
 from qvtrace.comparison.portions import Portions
 from qvtrace.metrics.details import Details, compare_in_detail, details_all
 from qvtrace.metrics.differences import Difference
-from qvtrace.metrics.elements import Readable
+from qvtrace.metrics.elements import Flags, Readable
 from qvtrace.metrics.spreads import Axes
 from qvtrace.trees import TensorLeaf
 
@@ -26,16 +26,20 @@ class DetailedPairs:
         self._portions = portions
         self._wanted: dict[Contents, Leaves] = {}
         self._axes: dict[Contents, Axes] = {}  # of these
+        self._kept: dict[Contents, Flags] = {}  # of those with padding, which tokens are none
         self._details: dict[Contents, Details] = {}
 
-    def want(self, leaves: Leaves, axes: AxesOf) -> None:
-        """Have details of two tensors; `axes` tells what theirs are."""
+    def want(self, leaves: Leaves, axes: AxesOf, kept: Flags | None) -> None:
+        """Have details of two tensors; `axes` tells what theirs are, and only tokens that are
+        `kept` count."""
         contents = contents_of(*leaves)
         self._wanted.setdefault(contents, leaves)
         found = axes(leaves[0].shape)
         known = self._axes.setdefault(contents, found)
         if found.has_heads and not known.has_heads:  # another place knows more
             self._axes[contents] = found
+        if kept is not None:
+            self._kept.setdefault(contents, kept)
 
     def forget_wanted(self) -> None:
         """Keep nothing but what was found."""
@@ -52,7 +56,11 @@ class DetailedPairs:
         with `tokens`, they keep the norms of these."""
         wanted = [contents for contents in pairs if contents in self._wanted]
         found = compare_in_detail(
-            [(*pairs[contents], self._axes_of(contents)) for contents in wanted], tokens=tokens
+            [
+                (*pairs[contents], self._axes_of(contents), self._kept.get(contents))
+                for contents in wanted
+            ],
+            tokens=tokens,
         )
         self._details.update(
             (contents, self._placed(contents, details))
@@ -81,4 +89,4 @@ class DetailedPairs:
         sample = self._portions.sample(*self._wanted[contents])
         if sample is None or details.spread is None:
             return details
-        return replace(details, spread=details.spread.placed(sample.index))
+        return replace(details, spread=details.spread.placed(sample.index, sample.counts))

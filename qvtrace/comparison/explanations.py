@@ -8,7 +8,8 @@ from qvtrace.comparison.call_leaves import tensors_of
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.leaves import LeafPair
 from qvtrace.comparison.rows import COMPARED, Place, Row
-from qvtrace.manifest import Manifest
+from qvtrace.manifest import CallEntry, Manifest
+from qvtrace.metrics.names import Undefined
 from qvtrace.metrics.spreads import Spread
 from qvtrace.trees import TensorLeaf
 
@@ -37,14 +38,18 @@ class Explainer:
         self._contents = contents
         self._axes = TensorAxes(reference)
 
-    def explain(self, places: Iterable[tuple[Row, LeafPair]]) -> tuple[Explanation, ...]:
-        """Each pair of tensors of floats among the places."""
-        pairs = ((row, tensors_of(leaves)) for row, leaves in places)
-        found = (self._explanation(row, *tensors) for row, tensors in pairs if tensors is not None)
+    def explain(self, places: Iterable[tuple[Row, CallEntry, LeafPair]]) -> tuple[Explanation, ...]:
+        """Each pair of tensors of floats among the places of calls."""
+        pairs = ((row, call, tensors_of(leaves)) for row, call, leaves in places)
+        found = (
+            self._explanation(row, call, *tensors)
+            for row, call, tensors in pairs
+            if tensors is not None
+        )
         return tuple(explanation for explanation in found if explanation is not None)
 
     def _explanation(
-        self, row: Row, reference: TensorLeaf, candidate: TensorLeaf
+        self, row: Row, call: CallEntry, reference: TensorLeaf, candidate: TensorLeaf
     ) -> Explanation | None:
         shape, sample = reference.shape, row.sample or 0
         if row.status in ("exact", "mismatch"):
@@ -56,7 +61,10 @@ class Explainer:
         is_sampled = portions.are_partial(reference, candidate)
         axes = self._axes.of(row.module, row.path, shape)
         axes = axes.sampled() if is_sampled else axes
-        found = self._contents.spread(reference, candidate, axes)
+        kept = self._contents.kept(call, reference, candidate)
+        found = self._contents.spread(reference, candidate, axes, kept)
         if found is None:
-            return None
+            if kept is None or kept.any():
+                return None
+            return Explanation(row.place, sample, shape, -1, None, Undefined.PADDING.value)
         return Explanation(row.place, sample, shape, axes.channels, found)

@@ -214,14 +214,14 @@ class RowBuilder:
 
     def places(
         self, modules: Collection[str], *, with_inputs: bool
-    ) -> Iterator[tuple[Row, LeafPair]]:
-        """The rows of these modules, of each sample, and their leaves; `with_inputs`, what they are
-        given first."""
+    ) -> Iterator[tuple[Row, CallEntry, LeafPair]]:
+        """The rows of these modules, of each sample, with the reference's call and their leaves;
+        `with_inputs`, what they are given first."""
         aside = zip(self._each_aside, self._planned_aside, strict=True) if with_inputs else ()
         planned = [*aside, *zip(self._each, self._planned, strict=True)]
-        for row, (_, leaves) in sorted(planned, key=lambda one: one[0].order):
+        for row, (pair, leaves) in sorted(planned, key=lambda one: one[0].order):
             if row.module in modules:
-                yield row, leaves
+                yield row, pair.reference, leaves
 
     def elements(
         self, modules: Collection[str], limit: int | None
@@ -245,7 +245,7 @@ class RowBuilder:
             self.candidate_modules.add(pair.candidate.module)
             if self._with_details:
                 axes = partial(self._axes.of, pair.reference.module, leaves.path)
-                self.contents.show(leaves.reference, leaves.candidate, axes)
+                self.contents.show(pair.reference, leaves.reference, leaves.candidate, axes)
         else:
             self._planned_aside.append((pair, leaves))
         self.contents.want(leaves.reference, leaves.candidate)
@@ -437,18 +437,15 @@ class RowBuilder:
         self, pair: Pair, leaves: LeafPair, outcome: Outcome, sample: Sample | None
     ) -> tuple[Outcome, int]:
         """The outcome with token figures without those of padding, and how many tokens that are."""
-        leaf, difference = _tensor(leaves.reference), outcome.difference
-        if leaf is None or difference is None or difference.tokens is None:
+        tensors, difference = tensors_of(leaves), outcome.difference
+        if tensors is None or difference is None or difference.tokens is None:
             return outcome, 0
-        kept = self.contents.padding.kept(pair.reference, leaf.shape)
+        kept = self.contents.kept(pair.reference, *tensors)
         if kept is None:
             return outcome, 0
-        shape = leaf.shape
+        shape = tensors[0].shape
         if sample is not None:
-            kept = kept[sample.places]
-            shape = (len(kept), leaf.shape[-1])
-        if kept.all():
-            return outcome, 0
+            shape = (len(kept), shape[-1])
         found = over_tokens(difference, kept, shape)
         told = replace(outcome, difference=found, metrics=found.metrics, undefined=found.undefined)
         return told, int(kept.size - kept.sum())

@@ -112,7 +112,7 @@ class Looking:
             self.contents.want(place.reference, place.candidate)
             if self._options.details and place.path.partition(".")[0] in parts:
                 axes = partial(self._axes.of, pair.reference.module, place.path)
-                self.contents.show(place.reference, place.candidate, axes)
+                self.contents.show(pair.reference, place.reference, place.candidate, axes)
         self.contents.compare()
         for place in leaves:
             tensors = tensors_of(place)

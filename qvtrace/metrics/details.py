@@ -4,20 +4,21 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
-from qvtrace.metrics.blocks import Block, run
+from qvtrace.metrics.blocks import Block, run, scratch
 from qvtrace.metrics.comparing import comparison_job
 from qvtrace.metrics.differences import Difference
-from qvtrace.metrics.elements import Readable, format_of
+from qvtrace.metrics.elements import Flags, Readable, format_of, reader, upcast
 from qvtrace.metrics.histograms import Histograms, SomeElements, histograms, some_elements
 from qvtrace.metrics.norms import CANCELLED
-from qvtrace.metrics.spreads import Axes, SomeTokens, Spread, some_tokens, spreads
+from qvtrace.metrics.spreads import Axes, LookedAt, PairTokens, Spread, has_a_spread, spreads
 from qvtrace.metrics.statistics import Known, Statistics, StatisticsJob
 from qvtrace.metrics.sums import FloatSums
 
 _TOGETHER = 32  # pairs looked at before what was kept of them is worked on
 _DRAWN = 64 * 1024  # elements of a sample that are worked on at once
+_FEWEST_SQUARES = 2.0**-60  # a smaller sum of those of an error may lose some in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ class Details:
 
 
 def compare_in_detail(
-    pairs: Sequence[tuple[Readable, Readable, Axes]], *, tokens: bool = False
+    pairs: Sequence[tuple[Readable, Readable, Axes, Flags | None]], *, tokens: bool = False
 ) -> list[tuple[Difference, Details]]:
     """The difference of each pair of one shape, as `compare_all` has it, and its details; with
-    what its axes are."""
+    what its axes are, and which of its tokens count in its spread, None: all."""
     found: list[tuple[Difference, Details]] = []
     for some in _pieces(pairs, _TOGETHER):
         seen = run([_Detailed(*pair, tokens=tokens) for pair in some])
@@ -58,7 +59,7 @@ class _Looks:
 
     statistics: tuple[Statistics, Statistics]
     elements: SomeElements | None
-    tokens: SomeTokens | None = None
+    tokens: LookedAt | None = None
 
     @property
     def form(self) -> Hashable:
@@ -67,19 +68,27 @@ class _Looks:
 
     @property
     def size(self) -> int:
-        """Elements of the larger sample."""
-        samples = self.elements, self.tokens
-        return max((sample.reference.size for sample in samples if sample is not None), default=0)
+        """Numbers of what there is more of."""
+        elements = 0 if self.elements is None else self.elements.reference.size
+        return max(elements, 0 if self.tokens is None else self.tokens.size)
 
 
 class _Detailed:
     """A comparison, and both statistics from the same blocks while these are in the cache."""
 
     def __init__(
-        self, reference: Readable, candidate: Readable, axes: Axes, *, tokens: bool
+        self,
+        reference: Readable,
+        candidate: Readable,
+        axes: Axes,
+        kept: Flags | None,
+        *,
+        tokens: bool,
     ) -> None:
         self._arrays = reference, candidate
-        self._axes = axes
+        self._tokens = None
+        if has_a_spread(reference, candidate):
+            self._tokens = PairTokens(reference, candidate, axes, kept)
         self._comparison = comparison_job(reference, candidate, tokens=tokens)
         self._sides = StatisticsJob(reference), StatisticsJob(candidate)
         self.blocks = self._comparison.blocks
@@ -88,17 +97,28 @@ class _Detailed:
             len({format_of(side.dtype).kind == "complex" for side in self._arrays}) == 1
         )
 
+        # Small pairs are looked at together, others with the comparison where blocks are the same.
+        self._squares = None
+        if self._tokens is not None and not self._tokens.is_small and self._tokens.chosen.size:
+            self._squares = self._tokens.job
+        self._with_squares = (
+            self._squares is not None
+            and self._squares.of_whole_tokens
+            and self._squares.blocks == self.blocks
+        )
+
     def part(self, block: Block) -> tuple[Any, ...]:
         """What one block says."""
         own = self._comparison.part(block)
+        squares = self._squares_of(block, own) if self._with_squares else None
         if not self._together:
-            return (own,)
+            return own, squares
         one, other = self._sides
-        if not (isinstance(own, FloatSums) and own.in_float32 and own.count == block.size):
-            return own, one.part(block), other.part(block)
+        if not _is_in_float32(own, block):
+            return own, squares, one.part(block), other.part(block)
         reference = one.part(block, Known(own.reference_norm, own.interval))
         known = Known(own.candidate_norm, total=_candidate_total(own, reference.mean))
-        return own, reference, other.part(block, known)
+        return own, squares, reference, other.part(block, known)
 
     def result(self, parts: Sequence[tuple[Any, ...]]) -> tuple[Difference, _Looks]:
         """What all of them say."""
@@ -109,11 +129,39 @@ class _Detailed:
                 if self._together
                 else [side.part(block) for block in side.blocks]
             )
-            for index, side in enumerate(self._sides, start=1)
+            for index, side in enumerate(self._sides, start=2)
         )
         elements = some_elements(*self._arrays)
-        tokens = some_tokens(*self._arrays, self._axes)
+        tokens = self._looked_at([part[1] for part in parts])
         return difference, _Looks((reference, candidate), elements, tokens)
+
+    def _squares_of(self, block: Block, own: Any) -> Any:
+        """Of the block that was compared last."""
+        job = self._squares
+        assert job is not None
+        if not _is_in_float32(own, block) or own.error_norm**2 < _FEWEST_SQUARES:
+            return job.part(block)
+        values = reader(self._arrays[0])(block.start, block.stop)
+        if values.dtype != scratch.error32.dtype or not values.flags.aligned:
+            upcast(values, scratch.narrow[0][: block.size])
+            values = scratch.narrow[0][: block.size]
+        # That is where the comparison left the errors.
+        errors = scratch.error32[: block.size]
+        return job.part_of_float32(block, errors, values, (own.reference_norms, own.error_norms))
+
+    def _looked_at(self, squares: Sequence[Any]) -> LookedAt | None:
+        tokens, job = self._tokens, self._squares
+        if tokens is None or not tokens.chosen.size:
+            return None
+        if job is None:
+            return tokens.copied()
+        parts = squares if self._with_squares else [job.part(block) for block in job.blocks]
+        return tokens.looked_at(job.result(parts))
+
+
+def _is_in_float32(sums: object, block: Block) -> TypeGuard[FloatSums]:
+    """Whether all positions of a block count, and it was compared in float32."""
+    return isinstance(sums, FloatSums) and sums.in_float32 and sums.count == block.size
 
 
 class _Apart:

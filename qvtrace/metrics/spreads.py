@@ -7,22 +7,21 @@ token. A head is an axis of its own among those, or some channels one after the 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvtrace.metrics.elements import Array, Readable, format_of, reader
-from qvtrace.metrics.square_sums import Counts, SquareSums, Sums
+from qvtrace.metrics.blocks import run
+from qvtrace.metrics.elements import Array, Flags, Readable, format_of
+from qvtrace.metrics.square_sums import Counts, SquareSums, SquareSumsJob, Sums
 
 MOST = 0.9  # of the error, which few channels may carry
 FEW = 0.1  # of the channels
 OUTLYING = 6.0  # times the median channel
 WORST = 8  # tokens, channels, heads that are named
 BINS = 64
-SAMPLE = 8 * 1024  # elements of which `some_tokens` consist
-_GOLDEN = (5**0.5 - 1) / 2  # whose multiples are all over what is between two whole numbers
+SMALL = 16 * 1024  # elements of pairs that are looked at together
 _FEWEST = 8  # channels, from which on their median says something
 
 Places = NDArray[np.intp]
@@ -95,114 +94,127 @@ class Spread:
     outliers: tuple[Outlier, ...]  # at most `WORST`, the largest first
     outlying: int  # how many there are
     left_out: int  # positions
-    sampled: tuple[int, int] | None = None  # tokens that were looked at, and that there are
+    padding: int = 0  # tokens that are left out of everything else
+    sampled: tuple[int, int] | None = None  # tokens that both sides hold, and that there are
 
     @property
     def is_exact(self) -> bool:
         """Whether there is no error at all."""
         return not self.channels.worst
 
-    def placed(self, index: Callable[[tuple[int, ...]], tuple[int, ...]]) -> "Spread":
-        """The same with tokens where `index` says that those of a sample stand."""
+    def placed(
+        self, index: Callable[[tuple[int, ...]], tuple[int, ...]], counts: tuple[int, int]
+    ) -> "Spread":
+        """The same with tokens where `index` says that those of a sample stand; so many are in the
+        sample, and in the whole."""
         worst = tuple(replace(part, index=index(part.index)) for part in self.tokens.worst)
-        return replace(self, tokens=replace(self.tokens, worst=worst))
+        return replace(self, tokens=replace(self.tokens, worst=worst), sampled=counts)
 
 
-def spread(reference: Readable, candidate: Readable, axes: Axes = _LAST_AXIS) -> Spread | None:
-    """How the error of the candidate is spread; both are floats of one shape.
+def spread(
+    reference: Readable, candidate: Readable, axes: Axes = _LAST_AXIS, kept: Flags | None = None
+) -> Spread | None:
+    """How the error of the candidate is spread; both are floats of one shape. Of the vectors along
+    the last axis, only those that are `kept` count, a flag for each.
 
     None for arrays that have no elements or no axis, that hold no floats, or whose squares leave
-    the range of float64.
+    the range of float64, and where no token is kept.
     """
-    if not _has_a_spread(reference, candidate):
+    if not has_a_spread(reference, candidate):
         return None
-    if axes.channels % len(reference.shape) != len(reference.shape) - 1:
-        reference, candidate = (
-            np.moveaxis(_whole(side), axes.channels, -1) for side in (reference, candidate)
+    tokens = PairTokens(reference, candidate, axes, kept)
+    if not tokens.chosen.size:
+        return None
+    (found,) = run([tokens.job])
+    (told,) = spreads([tokens.looked_at(found)])
+    return told
+
+
+class PairTokens:
+    """The tokens of a pair: those that are looked at."""
+
+    def __init__(
+        self, reference: Readable, candidate: Readable, axes: Axes, kept: Flags | None
+    ) -> None:
+        shape = reference.shape
+        axis = axes.channels % len(shape)
+        self._sides = reference, candidate
+        self._axes = axes
+        self._leading = shape[:axis] + shape[axis + 1 :]
+        tokens = math.prod(self._leading)
+        # Flags are of vectors along the last axis.
+        self._kept = kept if axis == len(shape) - 1 and kept is not None else None
+        chosen = np.arange(tokens) if self._kept is None else np.flatnonzero(self._kept)
+        self.chosen: Places = chosen
+        self.is_small = reference.size <= SMALL
+        self.job = SquareSumsJob(reference, candidate, axis, self._kept)
+
+    def looked_at(self, sums: SquareSums) -> "LookedAt":
+        """What was found."""
+        return LookedAt(sums, self._leading, self.chosen, self._axes)
+
+    def copied(self) -> "LookedAt":
+        """A small pair, to be looked at together with others."""
+        shape = self._sides[0].shape
+        axis = self._axes.channels % len(shape)
+        one, other = (
+            np.moveaxis(_whole(side), axis, -1).reshape(-1, shape[axis])[self.chosen]
+            for side in self._sides
         )
-    sums = SquareSums.of(reference, candidate)
-    leading = reference.shape[:-1]
-    (found,) = _spreads(sums, leading, np.arange(math.prod(leading)), axes)
-    return found
+        return LookedAt((one, other), self._leading, self.chosen, self._axes)
 
 
 @dataclass(frozen=True, slots=True)
-class SomeTokens:
-    """Some vectors of a pair along an axis."""
+class LookedAt:
+    """What was taken of a pair: sums, or of a small one its tokens and channels."""
 
-    reference: Array  # of tokens and channels
-    candidate: Array
+    found: SquareSums | tuple[Array, Array]
     leading: tuple[int, ...]  # the shape of all tokens
     chosen: Places  # which of them these are, counted through
     axes: Axes
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What those have in common that are looked at together."""
-        sides = self.reference, self.candidate
-        dtypes = (side.dtype for side in sides)
-        return self.leading, self.reference.shape, self.axes, *dtypes
+        """What those have in common that are worked on together."""
+        shapes: tuple[object, ...]
+        if isinstance(self.found, SquareSums):
+            shapes = self.found.channel.shape
+        else:
+            shapes = tuple((side.shape, side.dtype) for side in self.found)
+        return self.leading, shapes, self.axes, self.chosen.size, self._padding_key
+
+    @property
+    def size(self) -> int:
+        """How much there is to work on."""
+        if isinstance(self.found, SquareSums):
+            return self.found.token.size + self.found.channel.size
+        return self.found[0].size
+
+    @property
+    def _padding_key(self) -> bytes:
+        """Tells which tokens are left out, if any are."""
+        is_whole = self.chosen.size == math.prod(self.leading)
+        return b"" if is_whole else self.chosen.tobytes()
 
 
-def some_tokens(
-    reference: Readable, candidate: Readable, axes: Axes = _LAST_AXIS
-) -> SomeTokens | None:
-    """Tokens from all over a pair, at most about `SAMPLE` elements: what a report can have of every
-    pair without another look at all of it. None for what has no spread."""
-    if not _has_a_spread(reference, candidate):
-        return None
-    shape = reference.shape
-    axis = axes.channels % len(shape)
-    leading, channels = shape[:axis] + shape[axis + 1 :], shape[axis]
-    tokens = reference.size // channels
-    count = min(tokens, max(_FEWEST, SAMPLE // channels))
-    chosen = _all_over(tokens, count)
-    one, other = (_tokens(side, chosen, leading, axis) for side in (reference, candidate))
-    return SomeTokens(one, other, leading, chosen, axes)
-
-
-def spreads(samples: Sequence[SomeTokens]) -> list[Spread | None]:
+def spreads(pairs: Sequence[LookedAt]) -> list[Spread | None]:
     """How the error of each pair is spread over its tokens; all are of one form."""
-    first = samples[0]
-    if len(samples) == 1:  # which may be large: block by block
-        sums = SquareSums.of(first.reference, first.candidate)
+    first = pairs[0]
+    found = [pair.found for pair in pairs if isinstance(pair.found, SquareSums)]
+    if found:
+        sums = found[0] if len(found) == 1 else SquareSums.together(found)
     else:
-        sums = SquareSums(len(samples), *first.reference.shape)
-        sums.add(
-            np.stack([sample.reference for sample in samples]),
-            np.stack([sample.candidate for sample in samples]),
-        )
+        sides = [pair.found for pair in pairs if not isinstance(pair.found, SquareSums)]
+        one, other = (np.stack(of_all) for of_all in zip(*sides, strict=True))
+        sums = SquareSums(*one.shape)
+        sums.add(one, other)
     return _spreads(sums, first.leading, first.chosen, first.axes)
 
 
-def _has_a_spread(reference: Readable, candidate: Readable) -> bool:
+def has_a_spread(reference: Readable, candidate: Readable) -> bool:
+    """Whether both are floats, and have elements along an axis."""
     kinds = {format_of(side.dtype).kind for side in (reference, candidate)}
     return bool(reference.size and reference.shape) and "integer" not in kinds
-
-
-@lru_cache
-def _all_over(tokens: int, count: int) -> Places:
-    """So many of all tokens: one of each run, nowhere at the same place in it, for a regular step
-    might meet one head alone."""
-    starts = np.arange(count + 1) * tokens // count
-    within = np.arange(1, count + 1) * _GOLDEN % 1.0
-    places: Places = starts[:-1] + (within * np.diff(starts)).astype(np.intp)
-    return places
-
-
-def _tokens(side: Readable, chosen: Places, leading: tuple[int, ...], axis: int) -> Array:
-    """Some vectors along an axis, one after the other."""
-    vectors: Array
-    channels, is_last = side.shape[axis], axis == len(side.shape) - 1
-    if isinstance(side, np.ndarray) and is_last and side.flags.c_contiguous:
-        vectors = side.reshape(-1, channels)[chosen]
-    elif isinstance(side, np.ndarray) or not is_last:
-        places = np.unravel_index(chosen, leading) if leading else np.newaxis
-        vectors = np.moveaxis(_whole(side), axis, -1)[places]
-    else:
-        read = reader(side)
-        vectors = np.stack([read(at * channels, (at + 1) * channels) for at in chosen.tolist()])
-    return vectors
 
 
 def _whole(array: Readable) -> Array:
@@ -214,9 +226,9 @@ def _whole(array: Readable) -> Array:
 def _spreads(
     sums: SquareSums, leading: tuple[int, ...], chosen: Places, axes: Axes
 ) -> list[Spread | None]:
-    """Of each pair of `sums`, of whose tokens only those `chosen` were looked at."""
-    count, channels = sums.token.shape[1], sums.channel.shape[1]
-    tokens = math.prod(leading)
+    """Of each pair of `sums`, of whose tokens only those `chosen` count."""
+    channels = sums.channel.shape[1]
+    padding = math.prod(leading) - chosen.size
     found = zip(
         sums.is_finite().tolist(),
         _alongs(sums.token, sums.token_signal, sums.token_broken, leading, chosen),
@@ -226,10 +238,9 @@ def _spreads(
         sums.left_out.tolist(),
         strict=True,
     )
-    sampled = None if count == tokens else (count, tokens)
     return [
         Spread(
-            by_token, by_channel, by_head, tuple(outliers[:WORST]), len(outliers), left_out, sampled
+            by_token, by_channel, by_head, tuple(outliers[:WORST]), len(outliers), left_out, padding
         )
         if is_finite
         else None
@@ -240,7 +251,7 @@ def _spreads(
 def _heads(
     sums: SquareSums, leading: tuple[int, ...], chosen: Places, axes: Axes
 ) -> Sequence[Along | None]:
-    """Of each pair; None where heads are not known, or not all of them were looked at."""
+    """Of each pair; None where heads are not known, or of one no token counts."""
     by_channel = sums.channel, sums.channel_signal, sums.channel_broken
     by_token = sums.token, sums.token_signal, sums.token_broken
     pairs = len(sums.channel)

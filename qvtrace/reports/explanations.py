@@ -51,8 +51,10 @@ def spread_texts(spread: Spread, whose: str = "") -> Iterator[str]:
     if spread.outliers:
         yield _outlier_text(spread, whose)
     if spread.sampled is not None:
-        seen, tokens = spread.sampled
-        yield f"of {seen} tokens from all over its {tokens}; `diff --explain` looks at all"
+        stored, tokens = spread.sampled
+        yield f"of the {stored} of its {tokens} tokens that are stored"
+    if spread.padding:
+        yield f"{counted(spread.padding, 'token')} of padding left out"
     if spread.left_out:
         yield f"{counted(spread.left_out, 'position')} left out, masked or not finite"
 
