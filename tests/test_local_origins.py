@@ -294,9 +294,11 @@ def test_what_a_module_is_given_wrongly_is_told_beside_a_replay_that_gave_it_the
     shifted = quantized(model)
     shifted.shift = 5
 
-    origin = first(beside_replay(shifted, reference, tmp_path))
+    comparison = beside_replay(shifted, reference, tmp_path)
 
+    origin = first(comparison)
     assert (origin.module, origin.path, origin.evidence) == ("positions", "inputs.0", "in-out")
+    assert not any("of the final error" in line for line in comparison.verdict.lines)
 
 
 def test_errors_of_leaves_that_add_up_are_no_blocks_fault(original, reference, tmp_path):

@@ -44,7 +44,8 @@ def _told(origins: Origins, name: RowNames, final: float | None) -> Iterator[str
     if others:
         places = "1 further place" if len(others) == 1 else f"{len(others)} further places"
         yield f"then at {places}, which JSON lists"
-    if told and origins.local:
+    # Of an input that differs, a replay with the right one tells nothing.
+    if origins.local and any(origins.alone[:_SHOWN]):
         yield _explained(origins, origins.local, final)
 
 
