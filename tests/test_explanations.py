@@ -1,5 +1,6 @@
 """Where in the tensors of a module its error is: by token, by channel and by head."""
 
+import html
 import json
 
 import ml_dtypes
@@ -123,6 +124,52 @@ def test_json_has_explanations_only_where_they_are_asked_for(files):
     assert (given["path"], gives["path"]) == ("inputs.0", "output")
     assert gives["channels"]["worst"][0]["index"] == [OFF]
     assert given["outliers"][0]["channel"] == LOUD
+
+
+def test_markdown_and_the_page_show_explanations_of_inputs_too(files):
+    pytest.importorskip("jinja2")
+    words = f"channel {LOUD} of down_proj's input: "
+    for told in ("markdown", "html"):
+        assert words.replace("'", "&#39;") not in run(*files, "--format", told).stdout
+        result = run(*files, "--format", told, "--explain", "*proj")
+
+        assert result.exit_code == 0
+        text = html.unescape(result.stdout).replace("\\_", "_")
+        assert words in text
+        assert "1 of 24 channels carries 90 % of the error" in text
+        assert "Where the error is" in text
+
+
+@pytest.mark.parametrize("told", ["csv", "junit"])
+def test_a_format_without_a_place_for_explanations_refuses_them_in_a_line(files, tmp_path, told):
+    file = tmp_path / "report"
+    result = run(*files, "--format", told, "--explain", "down_proj", "-o", file)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"qvtrace: --explain: --format {told} has no place for it; ")
+    assert result.stderr.count("\n") == 1
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--group-by", "kind"], *(["--format", told] for told in ("csv", "markdown", "junit"))],
+    ids=" ".join,
+)
+def test_elements_without_a_place_in_the_report_are_refused_in_a_line(files, arguments):
+    result = run(*files, "--values", "down_proj", *arguments)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("qvtrace: --values: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_json_has_elements_beside_groups(files):
+    words = ["--values", "down_proj", "--group-by", "kind", "--format", "json"]
+    report = json.loads(run(*files, *words).stdout)
+
+    assert report["groups"]
+    assert any(row.get("difference") for row in report["rows"])
 
 
 def test_a_result_with_explanations_is_judged_like_any_other(files, tmp_path):

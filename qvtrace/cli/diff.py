@@ -8,7 +8,7 @@ import typer
 from qvtrace.cli.comparison_flags import ExplainFlags, GateFlags, ReportFlags, RowFlags
 from qvtrace.cli.flags import ElementFlags, ModulePatterns
 from qvtrace.cli.options import ROWS, option, with_flags
-from qvtrace.cli.reporting import check_output, write_comparison
+from qvtrace.cli.reporting import check_output, check_places, write_comparison
 
 
 @with_flags
@@ -40,6 +40,7 @@ def diff(
     from qvtrace.comparison.diffing import diff as compare
 
     files = (compared(reference, candidate), of_rows(rows), of_gates(gates))
+    check_places(report, rows, elements.values, explained.explain)
     check_output(report.output, chain(*files, named(("--local", local))))
     options = rows.options(patterns, gates, elements, report.limit(elements))
     comparison = compare(

@@ -3,11 +3,11 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvtrace.cli.comparison_flags import Format, ReportFlags
+from qvtrace.cli.comparison_flags import Format, ReportFlags, RowFlags
 from qvtrace.cli.terminal import output_width, print_lines, shows_blocks
 from qvtrace.errors import UsageError
 
@@ -61,6 +61,28 @@ def check_output(output: Path | None, inputs: Iterable["InputFile"]) -> None:
         raise UsageError(
             f"--output {output}: is the name of an archive, and this writes a report; "
             "choose another name"
+        )
+
+
+def check_places(
+    report: ReportFlags, rows: RowFlags, values: Sequence[str], explain: Sequence[str] = ()
+) -> None:
+    """Raise `UsageError` for what is asked of modules and has no place in the report."""
+    told = report.format
+    if explain and told in (Format.CSV, Format.JUNIT):
+        raise UsageError(
+            f"--explain: --format {told} has no place for it; take table, json, markdown or html, "
+            "or leave it out"
+        )
+    if values and told not in (Format.TABLE, Format.JSON):
+        raise UsageError(
+            f"--values: --format {told} has no place for elements; take table or json, "
+            "or leave it out"
+        )
+    if values and rows.group_by is not None and told is Format.TABLE:
+        raise UsageError(
+            "--values: with --group-by, the table has groups in place of rows with elements; "
+            "leave one of the two out, or take --format json"
         )
 
 

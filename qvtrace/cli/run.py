@@ -17,7 +17,7 @@ from qvtrace.cli.model_flags import ModelFlags, Variant
 from qvtrace.cli.options import MODEL, OUTPUT, ROWS, option, with_flags
 from qvtrace.cli.recording import TRACES, Job, run_job
 from qvtrace.cli.recording_flags import ShareFlags, StorageFlags, WatchFlags
-from qvtrace.cli.reporting import check_output, write_comparison
+from qvtrace.cli.reporting import check_output, check_places, write_comparison
 from qvtrace.errors import ExistingFileError, UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def run(
             f"--format {report.format}: --print has standard output for itself; "
             "write the report to a file with --output FILE"
         )
+    if not watch.print_calls:  # which would have a place for elements
+        check_places(report, rows, elements.values)
     if in_flight is not None:
         for name, asked in (("traces", traces), ("force", force)):
             if asked:

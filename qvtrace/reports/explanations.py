@@ -20,16 +20,23 @@ _INDENT = 4
 
 def explanation_lines(comparison: Comparison, width: int | None) -> Iterator[Styled]:
     """Each explained tensor: its name, then a line for each axis."""
+    for name, texts in explained(comparison):
+        yield styled(name, "bold")
+        for text in texts:
+            indent = styled(" " * _INDENT)
+            yield from wrapped(indent, indent, words(text), width)
+        yield Styled()
+
+
+def explained(comparison: Comparison) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each explained tensor: its name, and a text for each axis."""
     names = RowNames(comparison.rows)
     are_pooled = any(row.samples for row in comparison.rows)
     for explanation in comparison.explanations:
         place = explanation.place
         name = f"{printable(shown(place.module))}{names.call(place)} {printable(place.path)}"
-        yield styled(f"{name} in sample {explanation.sample}" if are_pooled else name, "bold")
-        for text in explanation_texts(explanation):
-            indent = styled(" " * _INDENT)
-            yield from wrapped(indent, indent, words(text), width)
-        yield Styled()
+        name += f" in sample {explanation.sample}" if are_pooled else ""
+        yield name, tuple(explanation_texts(explanation))
 
 
 def explanation_texts(explanation: Explanation) -> Iterator[str]:

@@ -13,6 +13,7 @@ from qvtrace.judging.decision import GATE_FAILED, NOTHING_COMPARABLE, measured
 from qvtrace.judging.gates import GateResult
 from qvtrace.metrics.names import METRICS
 from qvtrace.reports.columns import asked_columns, message, notes, row_name
+from qvtrace.reports.explanations import explained
 from qvtrace.reports.formatting import counted, listed, printable
 from qvtrace.reports.groups import group_columns, group_name, group_notes, rows_beyond
 from qvtrace.reports.head import (
@@ -54,6 +55,10 @@ def comparison_markdown(comparison: Comparison) -> str:
         _add_groups(document, comparison)
     else:
         _add_rows(document, comparison)
+    explanations = list(_explanations(comparison))
+    if explanations:
+        document.add("**Where the error is**", "")
+        document.add_list(explanations, LARGEST)
     return document.text
 
 
@@ -172,6 +177,11 @@ def _head(comparison: Comparison) -> Iterator[str]:
     for side in sides:
         for warning in side.warnings:
             yield prose(f"{printable(side.file)}: {printable(warning)}")
+
+
+def _explanations(comparison: Comparison) -> Iterator[str]:
+    for name, texts in explained(comparison):
+        yield "<br>".join([code(name), *map(prose, texts)])
 
 
 def _add_rows(document: _Document, comparison: Comparison) -> None:

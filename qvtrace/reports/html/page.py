@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from qvtrace.collector import without_collector
 from qvtrace.comparison.comparison import Comparison
+from qvtrace.reports.explanations import explained
 from qvtrace.reports.formatting import counted, printable
 from qvtrace.reports.gates import gate_lines
 from qvtrace.reports.groups import group_table
@@ -65,6 +66,7 @@ def _page(comparison: Comparison, version: str, *, everything: bool) -> str:
         verdict_tone="good" if comparison.verdict.exit_code == 0 else "bad",
         cut=_cut(comparison),
         groups=group_table(comparison) if comparison.groups else None,
+        explanations=list(explained(comparison)),
         styles=[table_styles(), _own("page.css")],
         data=json_in_html(page_data(comparison, everything=everything)),
         plot_scripts=scripts[:2],
