@@ -245,3 +245,24 @@ def test_further_calls_of_a_module_come_behind_other_modules(against):
     comparison = against(Repeating(), randomize)
 
     assert [module for module, _ in places(comparison)] == ["often", "once", "often"]
+
+
+class Casting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)
+        self.dtype = torch.float32
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.last(self.act(self.first(hidden).to(self.dtype)).float())
+
+
+def test_a_cast_in_a_model_of_few_modules_is_told_though_all_that_follows_is_as_noisy(against):
+    def cast(model: nn.Module) -> None:
+        model.dtype = torch.bfloat16
+
+    torch.manual_seed(0)
+    comparison = against(Casting(), cast)
+
+    assert places(comparison) == [("act", "inputs.0")]
+    assert "bfloat16 against float32" in comparison.verdict.lines[0]

@@ -273,7 +273,8 @@ class OwnLevels:
             return min(max(level, self.usual, _EIGHT_BITS), _MOST_OF_QUANTIZATION / LEAST_EXCESS)
         if self._is_quantized(step.call):
             return _EIGHT_BITS  # others are as noisy as this hands on to them
-        if (step.noise_out or 0.0) <= min(_EIGHT_BITS, LEAST_EXCESS * self.usual):
+        is_small = (step.noise_out or 0.0) <= min(_EIGHT_BITS, LEAST_EXCESS * self.usual)
+        if is_small and not step.recast:
             return self.usual  # as all others are, by all that can be told
         return min(level, max(_ROUNDED_OFTEN * self.rounding, _TINY))
 
