@@ -340,7 +340,7 @@ def test_what_a_replayed_block_makes_of_noise_that_it_was_given_is_no_fault_with
 ):
     sensitive = copy.deepcopy(original)
     for block in range(BLOCKS):
-        change(f"{block}.mixing", "steep", 8.0)(sensitive)
+        change(f"{block}.mixing", "steep", 12.0)(sensitive)
     reference = recorded(sensitive, tmp_path / "fp.st")
     model = quantized(sensitive)
     noisy(model, "3", 0.2)
@@ -352,6 +352,20 @@ def test_what_a_replayed_block_makes_of_noise_that_it_was_given_is_no_fault_with
 
     assert [origin.module for origin in leaves] == ["3", "4.mixing"]
     assert [origin.module for origin in blocks] == ["3"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_what_amplifies_the_noise_of_quantization_in_all_layers_is_no_fault(tmp_path, share):
+    torch.manual_seed(0)
+    sensitive = nn.Sequential(*(Block() for _ in range(8))).eval()
+    for block in sensitive:
+        block.mixing.steep = 8.0
+    model = quantized(sensitive)
+    noisy(model, "1", share)  # less than quantization itself makes
+
+    files = recorded(sensitive, tmp_path / "fp.st"), recorded(model, tmp_path / "quant.st")
+
+    assert diff(*files).verdict.origins == ()
 
 
 def test_a_call_that_is_an_origin_itself_is_not_said_to_agree(original, reference, tmp_path):

@@ -27,7 +27,7 @@ _LEAST_OF_MODULE = 10.0**0.4  # than its like make, where nothing came in
 _LEAST_OF_CLASS = 10.0**0.9  # than a class adds: its kinds differ by some dB
 _IN_BETWEEN = "", False  # the form of all gaps: hardly anything is quantized between calls
 _LEAST_OF_TWO = 10.0**1.5  # than two places of a class add
-_MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
+MOST_OF_QUANTIZATION = 10.0**-1.2  # a ratio of powers: one module in 4 bits makes some -20 dB
 _NOTHING_COMPUTED = 10.0
 _EIGHT_BITS = 1e-4  # what rounding weights and inputs to these makes of most modules
 _WITH_WEIGHTS = "Linear", "Conv", "Embedding"  # in the names of classes that are quantized
@@ -41,6 +41,7 @@ _LEAST_DECIBELS = 0.2  # above a floor, however well that agrees
 _SPREADS = 3.0  # typical distances from a floor that are nothing special
 _PLAUSIBLE_GAIN = 10.0**1.5  # of powers, by which a place may amplify what came in
 _PLAUSIBLE_GAIN_BETWEEN = 100.0  # of powers, by functional operations, as a softmax is one
+_TIMES_USUAL = 3.0  # of what gaps of one kind make of what came in
 _HARDLY = 1e-3  # the share of what is added that counts where it may be all amplified
 _REPEATED = 1e-6  # relative: noise so close to a floor's is that very noise
 _LEAST_AFTER_REPEATED = 10.0**0.01  # then so little on top is news
@@ -161,7 +162,7 @@ class OwnLevels:
     def _may_be_first_quantized(self, step: Step) -> bool:
         """Whether it may be noisy only since nothing before it is quantized: it is the one place of
         its like behind exact inputs, and what is quantized is not known."""
-        if (step.noise_out or 0.0) > _MOST_OF_QUANTIZATION:
+        if (step.noise_out or 0.0) > MOST_OF_QUANTIZATION:
             return False
         if step.source:
             return True
@@ -182,9 +183,23 @@ class OwnLevels:
         level = max(self.rounding, self._of_alike(step, alike), _TINY)
         if self._is_exact(step.noise_in) and not self._is_exact(step.noise_out):
             level = self._exact_level(step, level)
-        ratio = (step.noise_out + level) / (step.noise_in + level)
         noises = step.noise_in, step.noise_out
+        ratio = (step.noise_out + level) / (step.noise_in + level)
+        if step.after:
+            ratio /= self._usual_amplification(step, level)
         return max(ratio, self._ratio_to_class(step, *noises), self._ratio_by_gain(step, *noises))
+
+    def _usual_amplification(self, step: Step, level: float) -> float:
+        """By how much more a gap has to stand out since others of its kind amplify as well, as the
+        softmax of attention does: three times what is usual for these, at least."""
+        others = [
+            (gave + level) / (came_in + level)
+            for came_in, gave in self._between[step.kind]
+            if (came_in, gave) != (step.noise_in, step.noise_out)
+        ]
+        if len(others) < ENOUGH_ALIKE:
+            return 1.0
+        return max(1.0, _TIMES_USUAL * median(others) / LEAST_EXCESS)
 
     def _ratio_by_gain(self, step: Step, noise_in: float, noise_out: float) -> float:
         """Of a gap that makes far more of what came in than any other of its kind does, and gives
@@ -267,10 +282,10 @@ class OwnLevels:
             if self._is_exact(typical):
                 return typical
             # Few that err alike may do so for one reason: no quantizer makes so much noise.
-            most = math.inf if len(peers) >= ENOUGH_ALIKE else _MOST_OF_QUANTIZATION / LEAST_EXCESS
+            most = math.inf if len(peers) >= ENOUGH_ALIKE else MOST_OF_QUANTIZATION / LEAST_EXCESS
             return min(max(level, typical), most)
         if step.call.module in self._quantized:
-            return min(max(level, self.usual, _EIGHT_BITS), _MOST_OF_QUANTIZATION / LEAST_EXCESS)
+            return min(max(level, self.usual, _EIGHT_BITS), MOST_OF_QUANTIZATION / LEAST_EXCESS)
         if self._is_quantized(step.call):
             return _EIGHT_BITS  # others are as noisy as this hands on to them
         is_small = (step.noise_out or 0.0) <= min(_EIGHT_BITS, LEAST_EXCESS * self.usual)

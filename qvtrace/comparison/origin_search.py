@@ -30,7 +30,14 @@ from qvtrace.comparison.noise import (
     other_values,
     rounding_noise,
 )
-from qvtrace.comparison.noise_levels import LEAST_EXCESS, Excess, FloorLevels, OwnLevels, nothing
+from qvtrace.comparison.noise_levels import (
+    LEAST_EXCESS,
+    MOST_OF_QUANTIZATION,
+    Excess,
+    FloorLevels,
+    OwnLevels,
+    nothing,
+)
 from qvtrace.comparison.noise_steps import Dtypes, Step, StepPlace, showing, steps_of
 from qvtrace.comparison.origins import Origin, Origins, named_once, unrecorded_origin
 from qvtrace.comparison.refuted_factors import refuted_factors
@@ -42,6 +49,7 @@ from qvtrace.comparison.unrecorded import unrecorded_steps
 
 _LEAST_IN_FEW = 10.0  # a ratio of powers: the worst of tokens vary more than most of them do
 _SHARE_OF_FEW = 0.05  # of all tokens
+_OFTEN_AMPLIFIED = 10.0  # times the noise that came in: values that cancel what is large do so
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ def find_origins(
     steps, called, excesses = whole.steps, whole.called, whole.excesses
     broken = [found for found in excesses if found[1].breaks]
     noisy = ReplayedBlocks(excesses, called).settle(_with_few_tokens(whole, few))
+    noisy = _from_a_beginning(noisy)
     told = named_once(
         [*broken[:1], *_most_important_first(_behind_givers(_each_cast_once(noisy)))],
         called,
@@ -263,6 +272,19 @@ def _most_important_first(told: Sequence[Told]) -> list[Told]:
         return is_likely, excess.rank, excess.importance
 
     return sorted(told, key=importance, reverse=True)
+
+
+def _from_a_beginning(told: Iterable[Told]) -> list[Told]:
+    """Without what may well only amplify more noise than a quantized module makes, where nothing
+    before it is told: that lies behind a fault that could not be."""
+    kept: list[Told] = []
+    for excess, step in told:
+        came_in, gave = step.noise_in or 0.0, step.noise_out or 0.0
+        is_faulty = came_in > max(MOST_OF_QUANTIZATION, excess.clean)
+        is_mild = bool(step.after) or gave < _OFTEN_AMPLIFIED * came_in
+        if kept or not (excess.may_be_amplified and is_faulty and is_mild):
+            kept.append((excess, step))
+    return kept
 
 
 def _behind_givers(told: Iterable[Told]) -> list[Told]:
