@@ -90,16 +90,18 @@ def reference(original, tmp_path_factory):
     return recorded(original, tmp_path_factory.mktemp("centered") / "fp.st", tokens())
 
 
-def test_a_centered_and_rotated_stream_is_compared_without_means(original, reference, tmp_path):
+def test_a_model_that_is_centered_and_rotated_is_equal_after_that(original, reference, tmp_path):
     model = rotated(original, orthogonal(CHANNELS))
     comparison = diff(reference, recorded(model, tmp_path / "rotated.st", tokens()))
-    stream = [row for row in comparison.rows if row.module in in_stream(comparison)]
+    norms = [row for row in comparison.rows if "ln_" in row.module]
     assert comparison.verdict.origins == ()
+    assert comparison.verdict.text.startswith("equal after transform: ")
     assert "a rotation of 48 channels, without the vectors' means (found)" in (
         comparison.verdict.text
     )
     assert {"transformer.wte", "transformer.h.2.mlp.c_proj"} <= in_stream(comparison)
-    assert all(row.residual_sqnr > 100 for row in stream if "c_proj" in row.module)
+    assert len(norms) == 7
+    assert all(row.residual_sqnr > 100 for row in norms)
 
 
 def test_a_centered_stream_whose_rotation_is_declared_is_compared_so(original, reference, tmp_path):
@@ -136,7 +138,9 @@ def doubled(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("fault", [bias_lost, channels_swapped, doubled])
-@pytest.mark.parametrize("name", ["h.1.attn.c_proj", "h.1.mlp.c_proj"])
+@pytest.mark.parametrize(
+    "name", ["h.1.attn.c_proj", "h.1.mlp.c_proj", "h.2.attn.c_attn", "h.2.mlp.c_fc"]
+)
 def test_a_fault_in_a_centered_and_rotated_model_comes_first(
     original, reference, tmp_path, fault, name
 ):
@@ -144,6 +148,26 @@ def test_a_fault_in_a_centered_and_rotated_model_comes_first(
     fault(model.get_submodule(f"transformer.{name}"))
     verdict = diff(reference, recorded(model, tmp_path / "faulty.st", tokens())).verdict
     assert verdict.origins[0].module == f"transformer.{name}"
+
+
+def test_a_norm_bias_that_is_not_folded_is_the_fault_of_what_should_have_it(
+    original, reference, tmp_path
+):
+    forgotten = copy.deepcopy(original)
+    forgotten.transformer.h[1].ln_2.bias.data.zero_()
+    model = rotated(forgotten, orthogonal(CHANNELS))
+    verdict = diff(reference, recorded(model, tmp_path / "faulty.st", tokens())).verdict
+    assert verdict.origins[0].module == "transformer.h.1.mlp.c_fc"
+
+
+def test_a_norm_that_errs_in_a_centered_and_rotated_model_comes_first(
+    original, reference, tmp_path
+):
+    model = rotated(original, orthogonal(CHANNELS))
+    norm = model.transformer.h[1].ln_2
+    norm.register_forward_hook(lambda module, args, given: given.roll(1, -1))
+    verdict = diff(reference, recorded(model, tmp_path / "faulty.st", tokens())).verdict
+    assert verdict.origins[0].module == "transformer.h.1.ln_2"
 
 
 def vectors(mean: float) -> tuple[list[np.ndarray], np.ndarray]:

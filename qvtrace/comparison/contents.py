@@ -435,11 +435,16 @@ class ContentPairs:
     def _turn(self, wanted: dict[Contents, Leaves]) -> None:
         """Set the outcomes of pairs that a known rotation explains."""
         rotations: dict[Contents, tuple[Leaves, AnyRotation]] = {}
+        of_norms: dict[Contents, tuple[Leaves, AnyRotation]] = {}
         for contents, leaves in wanted.items() if self.rotations.known else ():
             rotation = self.rotations.of(leaves[1].shape)
             if rotation and may_be_turned(self._outcomes[contents], *leaves):
                 rotations[contents] = leaves, rotation
+                of_norm = rotation.of_norm(*self._untouched(*leaves))
+                if of_norm is not None:
+                    of_norms[contents] = leaves, of_norm
         self._turn_by(rotations)
+        self._turn_by(of_norms)
 
     def _drop_rare_rotations(self, before: Mapping[Contents, Outcome]) -> None:
         """Undo those found that explain no more than one or two arrays: that is no stream."""

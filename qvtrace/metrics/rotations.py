@@ -34,6 +34,7 @@ _LOOKED_AT_ALONE = 8  # arrays, in order of execution
 _CLEANER = 10.0  # times less noise, for which one array is believed alone
 _UNSURE = 4.0  # times that noise, which other arrays may have by it
 _ROUNDING = 1e-11  # noise that is none
+_BLOCK = 128 * 1024  # elements in memory at once
 _ONE_NORM = 1.1  # times the shortest vector, that the longest is at most
 
 
@@ -48,6 +49,8 @@ class Rotation:
     # Whether the candidate's vectors are those of the reference without their means, which no
     # LayerNorm sees (Ashkboos et al., arXiv 2401.15024).
     is_centered: bool = False
+    # A norm's weight and bias [2, channels], which these vectors lack: the next layers have them.
+    folded: Floats | None = field(default=None, repr=False)
 
     @property
     def channels(self) -> int:
@@ -64,7 +67,19 @@ class Rotation:
         fits_float32 = format_of(candidate.dtype).fits_float32
         back = self._back_in_float32 if fits_float32 else self._back
         turned = OfVectors(candidate, self.channels, back.dtype, lambda tokens: tokens @ back)
+        if self.folded is not None:
+            weight, bias = self.folded.astype(back.dtype)
+            turned = replace(turned, make=lambda tokens: tokens @ back * weight + bias)
         return centered(reference) if self.is_centered else reference, turned
+
+    def of_norm(self, reference: Readable, candidate: Readable) -> "Rotation | None":
+        """The same for what a LayerNorm may have given whose weight and bias went into the next
+        layers' weights: vectors of one norm. None for others."""
+        if not (self.is_centered and are_of_one_norm(candidate)):
+            return None
+        with_means = replace(self, is_centered=False)
+        folded = _weight_and_bias(*with_means.sides(reference, candidate))
+        return None if folded is None else replace(with_means, folded=folded)
 
     @cached_property
     def _back(self) -> Floats:
@@ -346,6 +361,33 @@ def are_of_one_norm(array: Readable) -> bool:
     places = [(2 * number + 1) * tokens // (2 * count) for number in range(count)]
     norms = np.linalg.norm(_tokens(array, places, channels), axis=1)
     return bool(norms.max() <= _ONE_NORM * norms.min())
+
+
+def _weight_and_bias(reference: Readable, candidate: Readable) -> Floats | None:
+    """The factor and the offset of each channel that make the most of the candidate the reference
+    [2, channels], by least squares; None where tokens are too few to tell."""
+    channels = reference.shape[-1]
+    tokens = reference.size // channels
+    step = max(1, _BLOCK // channels)
+    sums = np.zeros((4, channels))
+    counted = 0
+    for start in range(0, tokens, step):
+        places = start * channels, min(start + step, tokens) * channels
+        one, other = (
+            reader(side)(*places).astype(np.float64).reshape(-1, channels)
+            for side in (reference, candidate)
+        )
+        is_finite = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
+        one, other = one[is_finite], other[is_finite]
+        counted += len(one)
+        sums += [part.sum(axis=0) for part in (one, other, one * other, other * other)]
+    if counted < _FEWEST_TOKENS:
+        return None
+    of_one, of_other, products, squares = sums / counted
+    variance = np.maximum(squares - of_other**2, _ROUNDING * squares)
+    weight = (products - of_one * of_other) / np.where(variance > 0, variance, 1.0)
+    found: Floats = np.stack([weight, of_one - weight * of_other])
+    return found
 
 
 def unit_tokens(sides: Sides, most: int) -> tuple[Floats, Floats]:
