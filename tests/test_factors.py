@@ -570,6 +570,25 @@ def test_factors_that_noise_hides_in_one_layer_are_made_up_for_as_those_of_other
     assert all(row.is_made_up_for for row in scaled)
 
 
+def test_a_factor_near_1_of_a_norm_is_not_taken_out_by_itself(llama_against):
+    def enlarge_epsilon(model: nn.Module) -> None:
+        model.model.layers[1].post_attention_layernorm.variance_epsilon = 0.05
+
+    comparison = llama_against(enlarge_epsilon, prepare=give_each_branch_weight)
+
+    row = row_of(comparison, "model.layers.1.post_attention_layernorm")
+    assert 0.8 < row.scale_factor < 0.99
+    assert not row.is_made_up_for
+
+
+def give_each_branch_weight(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embed" not in name:
+            generator = torch.Generator().manual_seed(len(name))
+            size = parameter.shape[-1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+
+
 def fold_mildly(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for layer in model.model.layers:

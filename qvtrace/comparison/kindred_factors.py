@@ -7,7 +7,6 @@ the same factors in all layers: where most of them are made up for, the others a
 are no one number, unless what is around one is noisier than is usual.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
@@ -18,7 +17,7 @@ from qvtrace.comparison.surroundings import Judgement
 from qvtrace.patterns import kind_of
 
 _ENOUGH = 3  # modules of one kind
-_SAME_FACTOR = 0.1  # relative: the noise around makes it smaller by some percent
+_SAME_FACTOR = 0.2  # of its distance from 1: the noise around makes it smaller by some percent
 _UNUSUAL = 10.0**0.8  # a ratio of powers, from which on noise is more than is usual for a kind
 
 
@@ -61,7 +60,7 @@ def _are_made_up_for(row: Row, rows: Sequence[Row]) -> bool:
 def _are_alike(row: Row, other: Row) -> bool:
     factor, its = row.scale_factor, other.scale_factor
     if isinstance(factor, float) and isinstance(its, float):
-        return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+        return abs(factor - its) <= _SAME_FACTOR * abs(factor - 1.0)
     return type(factor) is type(its)
 
 
@@ -70,18 +69,18 @@ class _Inverses:
 
     def __init__(self, calls: Iterable[CallNoise]) -> None:
         self._parents = {call.key: call.parent for call in calls}
-        self._within: dict[CallKey | None, list[float]] = defaultdict(list)
+        self._within: dict[CallKey | None, list[Row]] = defaultdict(list)
         for row in _scaled(calls):
-            if isinstance(row.scale_factor, float):
-                self._within[self._parents[row.module, row.call]].append(row.scale_factor)
+            self._within[self._parents[row.module, row.call]].append(row)
 
     def of(self, row: Row) -> bool:
         """Whether a call beside one is divided by its factor."""
         factor, parent = row.scale_factor, self._parents[row.module, row.call]
         if not isinstance(factor, float) or parent is None:
             return False
-        others = self._within[parent]
-        return any(math.isclose(other * factor, 1.0, rel_tol=_SAME_FACTOR) for other in others)
+        most = _SAME_FACTOR * abs(factor - 1.0)
+        others = (other.scale_factor for other in self._within[parent] if other is not row)
+        return any(isinstance(its, float) and abs(its * factor - 1.0) <= most for its in others)
 
 
 class _Noises:
