@@ -32,6 +32,7 @@ from qvtrace.comparison.outcomes import (
     unlike,
 )
 from qvtrace.comparison.padding import Padding
+from qvtrace.comparison.permuting import find_permutations
 from qvtrace.comparison.portions import Portions
 from qvtrace.comparison.rotating import (
     FEWEST_ALIKE,
@@ -55,6 +56,7 @@ from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout, find_layout, may_be_transposed, reshaped
 from qvtrace.metrics.logits import Ids, LogitsPair, TokenLogits, compare_logits
+from qvtrace.metrics.permutations import Permutation
 from qvtrace.metrics.rotations import Rotation
 from qvtrace.metrics.scaling import Scaling, find_scaling, scaling_like
 from qvtrace.metrics.sharing import Sides, is_summand
@@ -117,6 +119,20 @@ class ContentPairs:
             self._compare(wanted[start : start + _TOGETHER])
         self.detailed.look_apart()
 
+    def has_turned(self) -> bool:
+        """Whether anything looks turned by what is known so far."""
+        outcomes = self._outcomes
+        return any(
+            is_like_a_turned_one(outcomes[key], *leaves)
+            for key, leaves in self._wanted.items()
+            if key in outcomes
+        )
+
+    def permute_within_layers(self, standing: Sequence[Standing]) -> None:
+        """Explain what differs by permutations that what takes it undoes."""
+        found = find_permutations(standing, self._untouched)
+        self._turn_by({contents_of(*leaves): (leaves, order) for leaves, order in found})
+
     def turn_back(
         self, declared: Sequence[Rotation], doubt: Callable[[], Collection[Hashable]]
     ) -> None:
@@ -127,7 +143,7 @@ class ContentPairs:
         turned = {
             key: leaves
             for key, leaves in wanted.items()
-            if is_like_a_turned_one(outcomes[key], *leaves)
+            if outcomes[key].rotation is None and is_like_a_turned_one(outcomes[key], *leaves)
         }
         doubted = doubt() if turned else ()
         undoubted = [leaves for key, leaves in turned.items() if key not in doubted]
@@ -153,6 +169,12 @@ class ContentPairs:
     def found(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
         """What was found between two leaves; None where nothing was to be."""
         return self._outcomes.get(contents_of(reference, candidate))
+
+    def known(self, reference: TensorLeaf, candidate: TensorLeaf) -> Outcome | None:
+        """The same, or that they are identical."""
+        if same_contents(reference, candidate):
+            return self._identical(reference)
+        return self.found(reference, candidate)
 
     def state(self, reference: TensorLeaf, candidate: TensorLeaf) -> State | None:
         """How the vectors of two tensors look before any rotation; None where they have none that
@@ -438,7 +460,8 @@ class ContentPairs:
         of_norms: dict[Contents, tuple[Leaves, AnyRotation]] = {}
         for contents, leaves in wanted.items() if self.rotations.known else ():
             rotation = self.rotations.of(leaves[1].shape)
-            if rotation and may_be_turned(self._outcomes[contents], *leaves):
+            is_permuted = isinstance(self._outcomes[contents].rotation, Permutation)
+            if rotation and not is_permuted and may_be_turned(self._outcomes[contents], *leaves):
                 rotations[contents] = leaves, rotation
                 of_norm = rotation.of_norm(*self._untouched(*leaves))
                 if of_norm is not None:

@@ -35,13 +35,14 @@ _LAYER = re.compile(r"(.*\.\d+\.)?")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Standing:
-    """Two tensors at a place of a call that makes none, and what was found between them."""
+    """Two tensors at a place of a call, and what was found between them."""
 
     module: str
     call: int
     path: str
     leaves: Leaves
     outcome: Outcome
+    makes_calls: bool = False
 
     @property
     def is_output(self) -> bool:
@@ -53,6 +54,22 @@ class Standing:
         """Whether nothing explains yet that their vectors look so."""
         is_explained = self.outcome.rotation is not None
         return not is_explained and may_be_turned(self.outcome, *self.leaves, limit=UNLIKE)
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether both are the same."""
+        return self.outcome.status == "identical"
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether nothing is left of what was done to that which it is made of."""
+        return self.is_identical or agrees(self.outcome)
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether neither that is so, nor anything explains it."""
+        may_be = self.outcome.scaling is None and may_be_turned(self.outcome, *self.leaves)
+        return may_be and not self.is_undone
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,7 +92,8 @@ def find_inner_rotations(
 ) -> Iterator[tuple[Leaves, InnerRotation]]:
     """Pairs that look turned with the rotation that explains each; `standing` in order of
     execution, `declared` are matrices of heads by the names of attention modules."""
-    for undone in _undone(standing):
+    innermost = (one for one in standing if not (one.makes_calls or one.is_identical))
+    for undone in _undone(innermost):
         given, taken = ([one.leaves for one in side] for side in (undone.given, undone.taken))
         rotation = _of(undone, read, declared)
         if rotation is not None:
@@ -118,17 +136,18 @@ def _undone(standing: Iterable[Standing]) -> Iterable[Undone]:
             (outputs if one.is_output else inputs).append(one)
         taken = [one for one in inputs if one.is_turned]
         if taken and outputs and all(agrees(one.outcome) for one in outputs):
-            given = waiting.pop(_layer(taken[0]), None)
+            given = waiting.pop(layer_of(taken[0].module), None)
             undone = found[given.module if given else "", taken[0].module]
             undone.taken.append(taken[0])
             undone.results.extend(outputs)
             undone.given.extend([given] if given else ())
-        waiting.update((_layer(one), one) for one in outputs if one.is_turned)
+        waiting.update((layer_of(one.module), one) for one in outputs if one.is_turned)
     return found.values()
 
 
-def _layer(standing: Standing) -> str:
-    match = _LAYER.match(standing.module)
+def layer_of(module: str) -> str:
+    """The start of the name of a module that those of one layer share."""
+    match = _LAYER.match(module)
     return match[0] if match else ""
 
 

@@ -40,6 +40,7 @@ from qvtrace.comparison.rows import (
     COMPARED,
     INNER_ROTATION,
     PARTS,
+    PERMUTATION,
     ROTATION,
     WEIGHTS,
     FailedCall,
@@ -59,6 +60,7 @@ from qvtrace.metrics.elements import ElementsJson
 from qvtrace.metrics.factors import ScaleFactor
 from qvtrace.metrics.inner_rotations import InnerRotation
 from qvtrace.metrics.layouts import reshaped
+from qvtrace.metrics.permutations import Permutation
 from qvtrace.patterns import kind_of
 from qvtrace.trees import (
     Container,
@@ -164,6 +166,8 @@ class RowBuilder:
         Raises `DamagedArchiveError` for contents that are missing.
         """
         self.contents.compare()
+        if self.contents.has_turned():
+            self.contents.permute_within_layers(list(self._standing()))
         self.contents.turn_back(self._rotations.stream, lambda: of_no_stream(list(self._seen())))
         if self.contents.has_unexplained:
             declared = self._rotations.heads
@@ -279,16 +283,18 @@ class RowBuilder:
                 yield Seen(module, call, leaves.path, is_leaf, contents, channels, state)
 
     def _standing(self) -> Iterator[Standing]:
-        """What differs of what innermost calls were given and gave, in order of execution."""
+        """What calls were given and gave, in order of execution."""
         parents = {call.parent for call in self._reference.manifest.calls}
         planned = [*self._planned_aside, *self._planned]
         for pair, leaves in sorted(planned, key=lambda one: one[0].order):
             module, call = pair.reference.module, pair.reference.index
             tensors = tensors_of(leaves)
-            outcome = None if tensors is None else self.contents.found(*tensors)
-            is_of_call = not leaves.path.startswith(f"{WEIGHTS}.") and (module, call) not in parents
-            if tensors is not None and outcome is not None and is_of_call:
-                yield Standing(module, call, leaves.path, tensors, outcome)
+            if tensors is None or leaves.path.startswith(f"{WEIGHTS}."):
+                continue
+            outcome = self.contents.known(*tensors)
+            if outcome is not None:
+                makes_calls = (module, call) in parents
+                yield Standing(module, call, leaves.path, tensors, outcome, makes_calls)
 
     def _lend_factors(self) -> None:
         """A call of few tokens cannot tell a factor by itself; other calls of its module can.
@@ -505,6 +511,8 @@ def _layout_text(leaves: LeafPair, outcome: Outcome, sample: Sample | None) -> s
 def _transform(outcome: Outcome) -> str | None:
     if outcome.rotation is None:
         return None
+    if isinstance(outcome.rotation, Permutation):
+        return PERMUTATION
     return INNER_ROTATION if isinstance(outcome.rotation, InnerRotation) else ROTATION
 
 

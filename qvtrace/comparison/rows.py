@@ -48,6 +48,7 @@ WEIGHTS = "weights"  # the part of a path
 ON_BOTH_SIDES = " on both sides"
 ROTATION = "rotation"  # what gives the candidate the vectors of the reference
 INNER_ROTATION = "rotation within the layer"  # the same, which what takes the vectors undoes
+PERMUTATION = "permutation within the layer"  # the same, of channels or whole heads
 
 
 @dataclass(frozen=True)

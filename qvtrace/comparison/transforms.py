@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from qvtrace.archive.layout import DTYPES
 from qvtrace.comparison.rotating import Rotations
-from qvtrace.comparison.rows import INNER_ROTATION, ROTATION, Row
+from qvtrace.comparison.rows import INNER_ROTATION, PERMUTATION, ROTATION, Row
 from qvtrace.judging.noise_floor import is_noise
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import format_of
@@ -85,10 +85,11 @@ def _counts(rows: Sequence[Row], rotations: Rotations) -> Iterator[str]:
             yield f"{_rows(len(turned))} {how} after {what} ({source})"
         elif not rotation.tokens:
             yield f"{what} that was declared explains no row"
-    inner = [row for row in rows if row.transform == INNER_ROTATION]
-    if inner:
+    for transform, what in ((INNER_ROTATION, "rotations"), (PERMUTATION, "permutations")):
+        inner = [row for row in rows if row.transform == transform]
         how = "equal" if all(map(is_equal, inner)) else "compared"
-        yield f"{_rows(len(inner))} {how} after rotations within layers (found)"
+        if inner:
+            yield f"{_rows(len(inner))} {how} after {what} within layers (found)"
 
 
 def _is_turned(row: Row, channels: int) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from qvtrace.metrics.elements import Floats, Readable, format_of
+from qvtrace.metrics.permutations import Permutation
 from qvtrace.metrics.rotations import FEWEST_CHANNELS, OfVectors, Rotation, Sides, unit_tokens
 
 _LARGEST_HEAD = 256  # channels
@@ -77,7 +78,7 @@ class InnerRotation:
 
 
 Vectors: TypeAlias = tuple[Floats, Floats]  # of both sides, [tokens, channels], of norm 1
-AnyRotation: TypeAlias = Rotation | InnerRotation
+AnyRotation: TypeAlias = Rotation | InnerRotation | Permutation
 
 
 def head_rotations(given: Sequence[Sides], taken: Sequence[Sides]) -> list[InnerRotation]:
