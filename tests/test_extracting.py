@@ -175,7 +175,78 @@ def test_a_script_with_other_weights_says_that_they_give_another_output(files, t
     wrong = (folder / "candidate_weights.safetensors").read_bytes()
     (folder / "reference_weights.safetensors").write_bytes(wrong)
 
-    assert "IS NOT the reference's output" in reproduced(folder)
+    printed = reproduced(folder)
+    assert "IS NOT the reference's output" in printed
+    assert "candidate's weights" not in printed
+    assert printed.count("dB") == 1  # of what is stored
+
+
+class Linear(nn.Linear):
+    """Its class has a name that is known, and it computes something else."""
+
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "told"),
+    [
+        (nn.Conv2d(4, 8, 3, padding=2, dilation=2), (1, 4, 9, 9), "padding 2, groups 1, dilation"),
+        (nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"), (1, 4, 9), "padding mode reflect"),
+        (nn.Conv2d(4, 8, (1, 5), padding=(0, 2), stride=3), (1, 4, 9, 9), "[3, 3], padding [0, 2]"),
+        (nn.LayerNorm(16, eps=1e-2), (2, 16), "eps 0.01"),
+        (nn.Linear(16, 8).half(), (40, 16), "equals the reference"),
+    ],
+    ids=["dilation", "padding mode", "stride", "eps", "float16"],
+)
+def test_settings_that_are_not_the_default_are_found(tmp_path, module, inputs, told):
+    assert told in printed_of(tmp_path, module.eval(), torch.randn(inputs))
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "told"),
+    [
+        (nn.Conv1d(4, 4, 3, padding=5, dilation=5), (1, 4, 19), "padding, dilation, groups"),
+        (nn.LayerNorm(16, eps=0.3), (2, 16), "its eps"),
+        (Linear(16, 8), (4, 16), "a forward of its own"),
+    ],
+    ids=["dilation", "eps", "forward"],
+)
+def test_settings_that_are_not_found_are_named_in_a_line_without_a_figure(
+    tmp_path, module, inputs, told
+):
+    _, _, *rest = printed_of(tmp_path, module.eval(), torch.randn(inputs)).splitlines()
+
+    assert len(rest) == 1
+    assert rest[0].startswith("not recomputed: ")
+    assert told in rest[0]
+    assert "dB" not in rest[0]
+
+
+def test_a_difference_at_the_level_of_rounding_is_told_as_that(tmp_path):
+    module = nn.Linear(16, 8).half()
+    inputs = torch.randn(40, 16).half()
+    wide = {name: value.detach().float() for name, value in module.named_parameters()}
+    module.forward = lambda x: nn.functional.linear(x.float(), **wide).half() * (1 + 2**-10)
+
+    printed = printed_of(tmp_path, module, inputs)
+
+    assert "equals the reference up to rounding in float16: " in printed
+    assert "candidate's weights" in printed
+
+
+def printed_of(folder, module, inputs):
+    """What the script says of one module, and of the same with weights that are a little off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(module)
+    inputs = inputs.to(next(module.parameters()).dtype)
+    reference = record(model, folder / "fp.st", inputs, weights=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    candidate = record(model, folder / "quant.st", inputs, weights=True)
+    qvtrace.extract(reference, candidate, "0", folder / "report")
+    return reproduced(folder / "report")
 
 
 def test_of_a_class_that_is_not_known_the_outputs_are_compared(files, tmp_path):
@@ -185,7 +256,20 @@ def test_of_a_class_that_is_not_known_the_outputs_are_compared(files, tmp_path):
 
     assert "output: max |d| " in printed
     assert "not recomputed" in printed
-    assert any("record with --weights" in text for text in made.missing)
+    assert not any("record with --weights" in text for text in made.missing)
+    assert (
+        "reference_weights: the archive has weights, and none of this module: it may have none"
+        in made.missing
+    )
+
+
+def test_where_no_weights_were_recorded_it_is_said_how_to_have_them(tmp_path):
+    model = nn.Sequential(nn.Linear(16, 8))
+    files = [record(model, tmp_path / name, torch.randn(2, 16)) for name in ("fp.st", "quant.st")]
+
+    made = qvtrace.extract(*files, "0", tmp_path / "report")
+
+    assert "candidate_weights: no weights are stored; record with --weights" in made.missing
 
 
 def test_running_statistics_are_missed_by_name(files, tmp_path):
@@ -263,6 +347,24 @@ def test_quantization_parameters_come_with_their_values(tmp_path):
     readme = (tmp_path / "report" / "README.md").read_text()
     assert "`candidate_quantization.safetensors`: scales" in readme
     assert "with the candidate's weights" in reproduced(tmp_path / "report")
+
+
+def test_it_is_said_where_the_candidate_quantizes_its_input_too(tmp_path):
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(64, 32)).eval(), torch.randn(8, 64)
+    reference = record(model, tmp_path / "fp.st", inputs, weights=True)
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    candidate = record(model, tmp_path / "quant.st", inputs, weights=True)
+
+    qvtrace.extract(reference, candidate, "0", tmp_path / "report")
+
+    assert (
+        "the stored difference may be another: the candidate's input is quantized too "
+        "(int8 per token dynamic), which is not done here"
+    ) in reproduced(tmp_path / "report")
 
 
 def test_a_folder_that_is_there_is_kept_unless_forced(files, tmp_path):

@@ -245,7 +245,7 @@ class _Taken:
             write_tensors(folder / f"{name}.safetensors", arrays)
             yield f"{name}.safetensors"
         elif not found:
-            self.missing.append(f"{name}: {_why_missing(name)}")
+            self.missing.append(f"{name}: {_why_missing(name, archive)}")
 
     def _quantization(self, folder: Path) -> Iterator[str]:
         """Both sides' parameters as JSON, with their values as tensors where they are stored."""
@@ -297,10 +297,12 @@ def _parameter_values(found: Sequence[tuple[str, Parameters]]) -> Iterator[tuple
                 yield f"{of}.{name}", summary.values
 
 
-def _why_missing(name: str) -> str:
-    if name.endswith("_weights"):
-        return "no weights of the module are stored; record with --weights"
-    return "no tensor is stored"
+def _why_missing(name: str, archive: Archive) -> str:
+    if not name.endswith("_weights"):
+        return "no tensor is stored"
+    if archive.manifest.weights is None:
+        return "no weights are stored; record with --weights"
+    return "the archive has weights, and none of this module: it may have none"
 
 
 def _reports(folder: Path, comparison: Comparison) -> Iterator[str]:
