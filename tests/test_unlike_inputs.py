@@ -266,3 +266,41 @@ def test_a_cast_in_a_model_of_few_modules_is_told_though_all_that_follows_is_as_
 
     assert places(comparison) == [("act", "inputs.0")]
     assert "bfloat16 against float32" in comparison.verdict.lines[0]
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.value, self.out = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        normed = self.norm(hidden)
+        mixed = (8 * (normed + positions) @ normed.mT).softmax(-1) @ self.value(normed)
+        return hidden + 0.1 * self.out(mixed) * (torch.arange(36) < 30)[:, None]
+
+
+class AttendingLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Attending() for _ in range(4))
+        self.shift = 0.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.repeat(1, 4, 1) + torch.linspace(0, 1, 36)[:, None]
+        positions = torch.linspace(-0.5, 0.5, 36 * 32).reshape(36, 32)
+        for number, layer in enumerate(self.layers):
+            given = positions.clone()
+            if number == 1:
+                given[18:] += self.shift * torch.linspace(-1, 1, 32)
+            hidden = layer(hidden, given)
+        return hidden
+
+
+def test_other_positions_of_fewer_than_half_of_the_tokens_come_before_what_they_do_later(against):
+    def shift(model: nn.Module) -> None:
+        model.shift = 0.5
+
+    torch.manual_seed(0)
+    comparison = against(AttendingLayers(), shift)
+
+    assert places(comparison)[0] == ("layers.1", "inputs.1")

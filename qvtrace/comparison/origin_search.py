@@ -131,6 +131,7 @@ class _Judged:
     excesses: Sequence[Told]
     noisy: Sequence[Told]
     made_up_for: frozenset[StepPlace]
+    exact: float  # noise up to which nothing came in
     unrecorded: Sequence[Step]
 
     @property
@@ -167,20 +168,20 @@ def _judged(
     noisy = [
         found
         for found in excesses
-        if found[0].is_told
-        and not found[1].breaks
-        and not _follows_a_choice(found[1].call)
-        and not _is_undone(found[1], called, nothing(exact))
+        if found[0].is_told and not found[1].breaks and not _follows_a_choice(found[1].call)
     ]
     made_up_for = frozenset(
-        step.place for _, step in noisy if _is_made_up_for(step, called, takers, levels)
+        step.place
+        for _, step in noisy
+        if _is_undone(step, called, nothing(exact)) or _is_made_up_for(step, called, takers, levels)
     )
     told = [step for _, step in noisy if step.place not in made_up_for]
     told += [step for step in steps if step.breaks]
     if edits.doubt(steps, told):
         again = partial(_judged, edits, rounding=rounding, exact=exact, narrowed=narrowed)
         return again(calls, floor, additions, quantized=quantized, sizes=sizes)
-    return _Judged(called, levels, excesses, noisy, made_up_for, unrecorded)
+    least = LEAST_EXCESS * rounding
+    return _Judged(called, levels, excesses, noisy, made_up_for, least, unrecorded)
 
 
 def _of_values(step: Step, rounding: float) -> Excess | None:
@@ -207,18 +208,27 @@ def _with_few_tokens(whole: _Judged, few: _Judged) -> list[Told]:
         for excess, step in noisy_in_few
         if excess.ratio >= _LEAST_IN_FEW * told.get(step.place, 1.0) and _is_own(step)
     }
-    merged = []
+    shown_by_few = whole.made_up_for - made_up_for
+    merged, has_begun = [], False
     for own, step in whole.excesses:
         excess, other = in_few.get(step.place, (own, step))
         noises = other.noise_in or 0.0, other.noise_out or 0.0
+        in_few_alone = _SHARE_OF_FEW * excess.importance
         if step.place in found:
-            lesser = replace(excess, importance=_SHARE_OF_FEW * excess.importance)
+            lesser = replace(excess, importance=in_few_alone)
             merged.append((lesser, replace(step, in_few=noises)))
+            has_begun = True
+        elif step.place in shown_by_few:
+            merged.append((replace(own, importance=max(own.importance, in_few_alone)), step))
+            has_begun = True
         elif step.place in told:
             is_as_noisy = noises[0] * LEAST_EXCESS >= (step.noise_out or 0.0)
-            follows = bool(found) and is_as_noisy and excess.ratio < _LEAST_IN_FEW
+            is_mild = is_as_noisy and excess.ratio < _LEAST_IN_FEW
+            # Of noise that most tokens did not have: of few, or of their other half.
+            is_mixed = has_begun and (step.noise_in or 0.0) <= whole.exact < noises[0]
+            follows = (bool(found) and is_mild) or is_mixed
             if follows and not step.is_local:
-                own = replace(own, importance=0.0, rank=0)
+                own = replace(own, importance=0.0, rank=0, may_be_usual=True)
             merged.append((own, step))
     return merged
 
@@ -268,7 +278,8 @@ def _most_important_first(told: Sequence[Told]) -> list[Told]:
     def importance(one: Told) -> tuple[bool, int, float]:
         excess, step = one
         is_largest = (step.noise_out or 0.0) >= largest
-        is_likely = not excess.may_be_usual or is_largest or bool(first_in_kind(step.call.inputs))
+        is_seen = step.edit is not None or first_in_kind(step.call.inputs) is not None
+        is_likely = not excess.may_be_usual or is_largest or is_seen
         return is_likely, excess.rank, excess.importance
 
     return sorted(told, key=importance, reverse=True)
