@@ -296,6 +296,49 @@ def test_the_output_of_a_head_by_name_is_of_a_vocabulary(compare, options):
     assert found.perplexity.tokens == 34
 
 
+class Homemade(nn.Module):
+    """One whose head has a name of its own, and which may rule an id out behind it."""
+
+    def __init__(self, *, name="out", hidden=16, ruled_out=None):
+        super().__init__()
+        self.embedding, self.name, self.ruled_out = (
+            nn.Embedding(VOCABULARY, hidden),
+            name,
+            ruled_out,
+        )
+        self.add_module(name, nn.Linear(hidden, VOCABULARY))
+
+    def forward(self, ids):
+        logits = self.get_submodule(self.name)(self.embedding(ids))
+        if self.ruled_out is not None:
+            logits[..., self.ruled_out] = -torch.inf
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ({}, True),
+        ({"name": "lm_head", "ruled_out": 3}, True),
+        ({"hidden": VOCABULARY}, False),
+    ],
+    ids=["any name", "behind the head", "may be hidden states"],
+)
+def test_the_last_module_of_a_model_of_ids_gives_logits_whatever_its_name(
+    tmp_path, options, is_told
+):
+    torch.manual_seed(0)
+    model = Homemade(**options)
+    for name in ("fp.st", "quant.st"):
+        with torch.no_grad(), qvtrace.record(model, tmp_path / name):
+            model(IDS)
+        model.embedding.weight.data += 0.1
+
+    logits = qvtrace.diff(tmp_path / "fp.st", tmp_path / "quant.st").logits
+
+    assert (logits is not None) == is_told
+
+
 @pytest.fixture(scope="module")
 def llama():
     """A model and its inputs, and one that came out somewhat otherwise."""

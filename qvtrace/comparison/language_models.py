@@ -228,17 +228,29 @@ def _holds_floats(leaf: TensorLeaf) -> bool:
 
 
 def _comes_from_head(call: LogitsCall, archive: Archive, pairs: Sequence[Pair]) -> bool:
-    """Whether a module that is named as heads are gave what the root returns."""
-    heads = (
-        pair.reference
-        for pair in pairs
-        if is_head(pair.reference) and pair.reference.parent == _key(call.call)
+    """Whether a module in the root gave what that returns: one that is named as heads are, whose
+    output may be masked then, or the last one of a model of token ids, whatever its name."""
+    hidden = _hidden_sizes(archive)
+    for pair in pairs:
+        if pair.reference.parent != _key(call.call):
+            continue
+        output = archive.tree(pair.reference, "output")
+        if not isinstance(output, TensorLeaf) or output.shape != call.reference.shape:
+            continue
+        is_last = output.digest == call.reference.digest and call.given.ids is not None
+        if is_head(pair.reference) or (is_last and hidden and output.shape[-1] not in hidden):
+            return True
+    return False
+
+
+def _hidden_sizes(archive: Archive) -> set[int]:
+    """How many channels the embeddings of a model give."""
+    classes = {entry.name: entry.class_name for entry in archive.manifest.modules}
+    embeddings = (
+        call for call in archive.manifest.calls if "Embedding" in classes.get(call.module, "")
     )
-    outputs = (archive.tree(head, "output") for head in heads)
-    return any(
-        isinstance(output, TensorLeaf) and output.digest == call.reference.digest
-        for output in outputs
-    )
+    outputs = (archive.tree(call, "output") for call in embeddings)
+    return {output.shape[-1] for output in outputs if isinstance(output, TensorLeaf)}
 
 
 def is_head(call: CallEntry) -> bool:
