@@ -21,7 +21,7 @@ FEW = 0.1  # of the channels
 OUTLYING = 6.0  # times the median channel
 WORST = 8  # tokens, channels, heads that are named
 BINS = 64
-SMALL = 16 * 1024  # elements of pairs that are looked at together
+SMALL = 8 * 1024  # elements of pairs that are looked at together
 _FEWEST = 8  # channels, from which on their median says something
 
 Places = NDArray[np.intp]
