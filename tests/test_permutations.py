@@ -195,6 +195,18 @@ def test_a_channel_that_is_not_where_its_head_is_is_in_a_wrong_place(vectors):
     assert wrong.sum() == 2
 
 
+def test_a_head_that_is_lost_in_noise_takes_the_place_that_is_left(vectors):
+    generator = np.random.default_rng(3)
+    vectors[:, 8:16] *= 1e-3
+    noisy = vectors + 1e-3 * generator.standard_normal(vectors.shape)
+    order = np.arange(32).reshape(4, 8)[[2, 3, 1, 0]].reshape(-1)
+
+    found = find_permutation([(vectors, noisy[:, order])])
+
+    assert found is not None
+    assert np.array_equal(order[found.order], np.arange(32))
+
+
 def test_vectors_that_have_nothing_to_do_with_each_other_are_not_permuted(vectors):
     others = np.random.default_rng(2).standard_normal(vectors.shape)
     assert find_permutation([(vectors, others)]) is None

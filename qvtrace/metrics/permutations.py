@@ -1,10 +1,10 @@
 """Permutations of channels, or of whole heads, with or without signs: orthogonal matrices that few
 tokens tell, since each channel is matched by itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ _UNEXPLAINED = 0.25  # share of the energy of vectors that may be left
 _MOST_CHANNELS = 32768
 _AT_ONCE = 1 << 22  # elements of a table of channels by channels
 _SMALLEST_HEAD = 8  # channels
-_MOST = 0.75  # of a head's channels, that move as the head does
+_MOST = 0.5  # of all channels, that move as their heads do
+_ABOUT = 0.98  # of the channels that move as smaller parts of heads do, where some move by chance
+_CHANGED = -0.25  # of a head's channels, on balance, whose sign is another: no chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ def find_permutation(
     One of vectors as long, if it explains these as well, is preferred.
 
     Each channel of a candidate is matched to the nearest of the reference by four tokens in five,
-    which is verified on the others. Where most channels of each head move together, heads are
+    which is verified on the others. Where most channels move with their heads, heads are
     permuted, and a channel that does not move with its own is in a wrong place.
     """
     channels = arrays[0][0].shape[-1]
@@ -149,29 +151,35 @@ def _gains(one: Floats, other: Floats) -> Floats:
     return table
 
 
-def _of_heads(finest: Permutation) -> Iterator[Permutation]:
-    """The same in which whole heads are moved, the largest first."""
+def _of_heads(finest: Permutation) -> list[Permutation]:
+    """The same in which whole heads are moved, of the largest size that about most channels move
+    by, if any."""
     channels = finest.order.size
-    for size in range(channels // 2, _SMALLEST_HEAD - 1, -1):
-        if channels % size == 0:
-            found = _moved(finest, size)
-            if found is not None:
-                yield found
-                return
+    sizes = [size for size in range(channels // 2, _SMALLEST_HEAD - 1, -1) if channels % size == 0]
+    moved = [_moved(finest, size) for size in sizes]
+    shares = [float(_is_alike(one, finest).mean()) for one in moved]
+    least = max(_MOST, _ABOUT * max(shares, default=0.0))
+    return [one for one, share in zip(moved, shares, strict=True) if share >= least][:1]
 
 
-def _moved(finest: Permutation, size: int) -> Permutation | None:
-    moves: npt.NDArray[Any] = (finest.order - np.arange(finest.order.size)).reshape(-1, size)
-    order = np.empty_like(moves)
-    for head, shifts in enumerate(moves):
-        values, counts = np.unique(shifts, return_counts=True)
-        if counts.max() < _MOST * size:
-            return None
-        order[head] = np.arange(head * size, (head + 1) * size) + values[counts.argmax()]
-    flat = order.reshape(-1)
-    if not np.array_equal(np.sort(flat), np.arange(flat.size)):
-        return None
-    agreeing = (finest.signs * (flat == finest.order)).reshape(-1, size).sum(axis=1)
-    signs = np.repeat(np.where(agreeing < 0, -1.0, 1.0), size)
-    is_of_heads = (signs == finest.signs)[flat == finest.order].mean() >= _MOST
-    return Permutation(flat, signs) if is_of_heads else None
+def _is_alike(one: Permutation, other: Permutation) -> npt.NDArray[np.bool_]:
+    is_alike: npt.NDArray[np.bool_] = (one.order == other.order) & (one.signs == other.signs)
+    return is_alike
+
+
+def _moved(finest: Permutation, size: int) -> Permutation:
+    """Each head goes where most of its channels do; behind noise, which has no say, where a place
+    is left."""
+    places = np.arange(finest.order.size)
+    keeps = finest.order % size == places % size
+    count = places.size // size
+    votes = np.zeros((count, count))
+    np.add.at(votes, (places[keeps] // size, finest.order[keeps] // size), 1)
+    heads = np.empty(count, np.int64)
+    for _ in range(count):
+        head, its = np.unravel_index(votes.argmax(), votes.shape)
+        heads[head] = its
+        votes[head], votes[:, its] = -1, -1
+    order = (heads[:, None] * size + np.arange(size)).reshape(-1)
+    agreeing = (finest.signs * (order == finest.order)).reshape(-1, size).sum(axis=1)
+    return Permutation(order, np.repeat(np.where(agreeing < _CHANGED * size, -1.0, 1.0), size))
