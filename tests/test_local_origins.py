@@ -276,6 +276,24 @@ def test_two_channels_that_are_swapped_are_named_though_most_tokens_hardly_show_
     assert [(origin.module, origin.evidence) for origin in origins] == [("1.gated.gate", "local")]
 
 
+class Downsampling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+        self.down = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.LayerNorm(CHANNELS))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.second(self.first(hidden).relu()) + self.down(hidden)
+
+
+def test_modules_of_a_sequential_are_held_against_those_of_their_class(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(Downsampling(), Downsampling())
+    reference = recorded(model, tmp_path / "fp.st")
+
+    assert beside_replay(quantized(model), reference, tmp_path).verdict.origins == ()
+
+
 class Placed(nn.Module):
     def __init__(self, shift: int = 0) -> None:
         super().__init__()

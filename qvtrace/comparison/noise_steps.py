@@ -207,7 +207,8 @@ def _own_step(call: CallNoise, came_in: float | None) -> Step:
         call.local if is_local else call.noise_out,
         "" if not_finite(call.inputs) else not_finite(call.outputs),
         is_local,
-        f"{kind_of(call.module)}{_REPLAYED * is_local}",
+        # In a Sequential, modules of several classes have one name but for their numbers.
+        f"{kind_of(call.module)} {_class_name(call)}{_REPLAYED * is_local}",
         f"{_class_name(call)}{_REPLAYED * is_local}",
         recast=_recast(call.outputs, {row.dtype for row in call.inputs}),
     )
