@@ -5,6 +5,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_what_no_float_module_mends_cannot_be_reached(toys: Path) -> None:
     found = suggested(toys, "sqnr 30", quantizer="toys.py:coarse_and_biased")
 
     assert not found.reached
-    assert len(found.steps) == 2
+    assert len(found.steps) == 3  # nothing, those that hold no others, and all
     assert "cannot be reached: with all" in found.reason
     assert "what is left comes from elsewhere" in found.reason
     # The best that there was.
@@ -495,6 +496,47 @@ def test_what_a_language_model_says_may_be_the_target(
     assert found.target.is_end_to_end
 
 
+def test_a_factor_that_is_made_up_for_is_no_local_error(saved: Saved, tmp_path: Path) -> None:
+    pytest.importorskip("tico")
+    file = tmp_path / "fp.st"
+    assert invoke("record", "-m", saved("llama"), "-o", file).exit_code == 0
+    request = ModelRequest(variant="quant", quantizer="tico:uint8")
+
+    found = qvtrace.suggest(file, "sqnr 60 @ lm_head", request, max_runs=2)
+
+    # TICO folds the scale of attention into k_proj, and leaves it out behind.
+    noises = {one.name: one.noise for one in found.candidates if one.noise is not None}
+    keys = [noise for name, noise in noises.items() if name.endswith("k_proj")]
+    assert keys
+    assert max(keys) < 0.01
+    assert not found.candidates[0].name.endswith("k_proj")
+
+
+def test_blocks_that_tico_quantizes_are_kept_only_where_what_is_in_them_is_not_enough(
+    saved: Saved, tmp_path: Path
+) -> None:
+    pytest.importorskip("tico")
+    file = tmp_path / "fp.st"
+    assert invoke("record", "-m", saved("llama"), "-o", file).exit_code == 0
+    request = ModelRequest(variant="quant", quantizer="tico:uint8")
+    most = qvtrace.suggest(file, "sqnr 1000 @ lm_head", request, max_runs=4)
+    leaves, blocks = most.steps[1:3]
+    assert leaves.figure.value is not None
+    assert blocks.figure.value is not None
+    assert leaves.figure.value < blocks.figure.value
+    target = f"sqnr {leaves.figure.value + 1} @ lm_head"
+
+    found = qvtrace.suggest(file, target, request)
+
+    assert found.reached
+    assert "model" not in found.keep_float
+    assert found.extra_bytes < most.steps[-1].extra_bytes
+    assert found.extra_bytes == min(step.extra_bytes for step in found.steps if step.figure.ok)
+    last = next(step for step in found.steps if step.kept == found.keep_float)
+    assert last.modules >= len(last.kept)
+    assert f"reached with {last.modules} module" in found.reason
+
+
 def test_tico_switches_wrappers_off(saved: Saved, tmp_path: Path) -> None:
     pytest.importorskip("tico")
     file = tmp_path / "fp.st"
@@ -504,7 +546,7 @@ def test_tico_switches_wrappers_off(saved: Saved, tmp_path: Path) -> None:
     found = qvtrace.suggest(file, "sqnr 60 @ lm_head", request, max_runs=3)
 
     assert found.reached
-    assert found.steps[1].figure.ok
+    assert found.steps[2].figure.ok
     assert "model.layers.0.mlp.down_proj" in {one.name for one in found.candidates}
     assert found.extra_bytes > 0
 
@@ -621,13 +663,13 @@ def searched(
         ok = needed(frozenset(step.kept))
         missing = float(len(names) - len(step.kept))
         figure = Figure(missing, ok, excess=-1.0 if ok else missing)
-        return Step(step.run, step.why, step.kept, figure, step.extra_bytes)
+        return replace(step, figure=figure)
 
     def sizes(kept: Iterable[str]) -> int:
         return len(list(kept))
 
     search = Search(
-        lambda: [Order(tuple(names), "in order", complete=True)], sizes, measure, max_runs
+        lambda: [Order(tuple(names), "in order", complete=True)], sizes, sizes, measure, max_runs
     )
     return search, search.run()
 
@@ -657,6 +699,27 @@ def test_what_is_suggested_was_run_itself(runs: int) -> None:
     assert best in search.steps
     assert len(search.steps) <= runs
     assert best.figure.ok == search.reached == (runs > 1)
+
+
+def test_the_answer_takes_fewest_bytes_however_many_names_it_has() -> None:
+    """One block of all, or two of its parts: the parts take less."""
+    inner = ("m.a", "m.b", "m.c")
+
+    def sizes(kept: Iterable[str]) -> int:
+        return sum(any(one in (name, "m") for one in set(kept)) for name in inner)
+
+    def measure(step: Step) -> Step:
+        ok = "m" in step.kept or {"m.a", "m.c"} <= set(step.kept)
+        return replace(step, figure=Figure(1.0, ok, excess=-1.0 if ok else 1.0))
+
+    order = Order(("m", *inner), "in order", complete=True)
+    search = Search(lambda: [order], sizes, sizes, measure, 16)
+
+    best = search.run()
+
+    assert set(best.kept) == {"m.a", "m.c"}
+    assert (best.extra_bytes, best.modules) == (2, 2)
+    assert search.minimal
 
 
 def test_more_float_modules_that_do_harm_do_not_lead_astray() -> None:

@@ -50,7 +50,7 @@ def step_text(step: "Step", target: "Target", max_runs: int) -> str:
     """One run in a line, as it is told while the search goes on."""
     reached = "reached" if step.figure.ok else "missed"
     return printable(
-        f"run {step.run} of at most {max_runs}: {step.why} ({len(step.kept)} float): "
+        f"run {step.run} of at most {max_runs}: {step.why} ({step.modules} float): "
         f"{figure_text(step.figure, target)}, {reached}, +{byte_size(step.extra_bytes)}, "
         f"{duration(step.seconds)}"
     )
@@ -62,7 +62,7 @@ def _runs(suggestion: "Suggestion") -> Table:
             str(step.run),
             styled(printable(step.why)),
             (
-                styled(str(len(step.kept))),
+                styled(str(step.modules)),
                 _figure(step, suggestion),
                 styled(f"+{byte_size(step.extra_bytes)}"),
                 styled("reached" if step.figure.ok else "missed", _style(step)),
@@ -157,6 +157,7 @@ def _step(step: "Step") -> Json:
         "run": step.run,
         "why": step.why,
         "keep_float": list(step.kept),
+        "modules": step.modules,
         "figure": step.figure.value,
         "reached": step.figure.ok,
         "module": step.figure.module,

@@ -10,6 +10,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import unwrapped
 from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.noise import noise
+from qvtrace.comparison.replayed_rows import telling
 from qvtrace.comparison.rows import Row
 from qvtrace.models.chatter import quiet
 from qvtrace.models.request import PreparedModel
@@ -18,6 +19,7 @@ from qvtrace.replayer import Replay, ReplayOptions
 from qvtrace.reports.formatting import counted
 from qvtrace.suggesting.suggestion import Candidate
 
+SCALED = "what they take is scaled or turned in the quantized model"
 NOT_IN_ARCHIVE = "no call of it is in the reference"
 
 
@@ -38,11 +40,16 @@ def quantized_modules(
 
 
 def with_local_error(
-    candidates: Sequence[Candidate], prepared: PreparedModel, archive: Archive, file: Path
+    candidates: Sequence[Candidate],
+    prepared: PreparedModel,
+    archive: Archive,
+    run: Path,
+    file: Path,
 ) -> tuple[Candidate, ...]:
     """Each with the error that it makes by itself on the inputs of the reference.
 
-    `file`: where the replay may be written.
+    `run`: a recording of the quantized model, with inputs; what is a factor off there as it is
+    alone, and is made up for, is no error. `file`: where the replay may be written.
     """
     called = {call.module for call in archive.manifest.calls}
     replayed = [one.name for one in candidates if one.name in called]
@@ -59,8 +66,11 @@ def with_local_error(
         report = Replay(prepared.model, archive, file, options).run()
     reasons = {name: reason for reason, names in report.skipped.items() for name in names}
     rows: dict[str, list[Row]] = defaultdict(list)
-    for row in diff(archive, file).rows:
+    replayed_rows = diff(archive, file).rows
+    for row in telling(diff(archive, run, path="all").rows, replayed_rows):
         rows[row.module].append(row)
+    for name in {row.module for row in replayed_rows} - rows.keys():
+        reasons.setdefault(name, SCALED)
     return tuple(
         _measured(one, rows.get(one.name, ()), reasons.get(one.name, NOT_IN_ARCHIVE))
         for one in candidates

@@ -9,13 +9,13 @@ from qvtrace.suggesting.targets import Target
 def reason(search: Search, target: Target, budget: int | None) -> str:
     """Whether the target is reached, by what, and why not where it is not."""
     best = search.best
-    figure, kept = figure_text(best.figure, target), len(best.kept)
+    figure, kept = figure_text(best.figure, target), best.modules
     if search.reached:
         return _reached(search, figure, kept)
     if search.everything is not None:
         every = search.everything
         return (
-            f"cannot be reached: with all {counted(len(every.kept), 'module')} kept float that "
+            f"cannot be reached: with all {counted(every.modules, 'module')} kept float that "
             f"may be, it is {figure_text(every.figure, target)}; what is left comes from elsewhere"
         )
     best_so_far = f"the best was {figure} with {_kept(kept)}"

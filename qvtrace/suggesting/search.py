@@ -2,8 +2,8 @@
 
 Modules are taken in one order, and the shortest beginning of it that reaches the target is looked
 for by halving, on the assumption that more float modules do no harm. What is left over of the runs
-is spent on leaving out some of what was found. The last set was run itself, whatever became of the
-assumption.
+is spent on leaving out some of what was found, and on the parts of blocks in place of these. The
+set of fewest bytes that reached the target was run itself, whatever became of the assumption.
 """
 
 import math
@@ -14,6 +14,7 @@ from qvtrace.patterns import above
 from qvtrace.suggesting.suggestion import Figure, Step
 
 Sizes = Callable[[Iterable[str]], int]  # extra bytes of modules kept float
+Counts = Callable[[Iterable[str]], int]  # how many modules are float then
 Measure = Callable[[Step], Step]  # runs it: the step with its figure
 
 
@@ -27,7 +28,8 @@ class Order:
 
     names: tuple[str, ...]
     why: str
-    complete: bool  # these are all that are quantized: a budget has left none out
+    complete: bool  # these are all that are quantized: nothing has left any out
+    what: str = "as many as the budget allows"
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Search:
     orders: Callable[[], Iterable[Order]]  # asked once something must be kept; each is tried until
     # all that is in one is enough
     sizes: Sizes
+    counts: Counts
     measure: Measure
     max_runs: int
     steps: list[Step] = field(default_factory=list)
@@ -54,7 +57,7 @@ class Search:
 
     @property
     def best(self) -> Step:
-        """Of the steps that reach the target that with fewest modules, else the nearest to it."""
+        """Of the steps that reach the target that with fewest bytes, else the nearest to it."""
         return min(self.steps, key=_rank)
 
     @property
@@ -70,6 +73,7 @@ class Search:
             step = self._all(order)
             if step.figure.ok:
                 self._leave_out(self._shortest(order))
+                self._split(order)
                 return
             if order.complete:
                 self.everything = step
@@ -77,7 +81,7 @@ class Search:
     def _all(self, order: Order) -> Step:
         if order.complete:
             return self._try("all that may be kept", order.names)
-        return self._try(f"as many as the budget allows, {order.why}", order.names)
+        return self._try(f"{order.what}, {order.why}", order.names)
 
     def _shortest(self, order: Order) -> tuple[str, ...]:
         """The shortest beginning of an order that reaches the target, as far as halving tells.
@@ -113,6 +117,30 @@ class Search:
                 kept = fewer
         self.minimal = size == 1
 
+    def _split(self, order: Order) -> None:
+        """In place of a block that is kept, what is in it, as far as that is needed."""
+        tried: set[str] = set()
+        minimal, self.minimal = self.minimal, False
+        while parts := self._next_parts(order, tried):
+            block, inner = parts
+            tried.add(block)
+            kept = tuple(name for name in self.best.kept if name != block)
+            if not self._try(f"of {block} what is in it", (*inner, *kept)).figure.ok:
+                continue
+            for name in reversed(inner):
+                fewer = tuple(one for one in inner if one != name)
+                if self._try(f"without {name}", (*fewer, *kept)).figure.ok:
+                    inner = fewer
+        self.minimal = minimal
+
+    def _next_parts(self, order: Order, tried: set[str]) -> tuple[str, tuple[str, ...]] | None:
+        """A block that is kept and not tried yet, the least telling first, with what is in it."""
+        for block in reversed(self.best.kept):
+            inner = outermost([name for name in order.names if block in above(name)])
+            if inner and block not in tried:
+                return block, inner
+        return None
+
     def _try(self, why: str, kept: tuple[str, ...]) -> Step:
         kept = outermost(kept)
         known = next((step for step in self.steps if set(step.kept) == set(kept)), None)
@@ -121,15 +149,17 @@ class Search:
         if len(self.steps) >= self.max_runs:
             raise _OutOfRuns
         figure = Figure(None, ok=False)
-        step = self.measure(Step(len(self.steps) + 1, why, kept, figure, self.sizes(kept)))
+        step = self.measure(
+            Step(len(self.steps) + 1, why, kept, figure, self.sizes(kept), self.counts(kept))
+        )
         self.steps.append(step)
         return step
 
 
 def _rank(step: Step) -> tuple[bool, tuple[int, float], int, int]:
-    """Best first: fewest modules where the target is reached, else the nearest."""
+    """Best first: fewest bytes where the target is reached, then modules; else the nearest."""
     nearness = (0, 0.0) if step.figure.ok else step.figure.badness
-    return not step.figure.ok, nearness, len(step.kept), step.extra_bytes
+    return not step.figure.ok, nearness, step.extra_bytes, step.modules
 
 
 def outermost(names: Sequence[str]) -> tuple[str, ...]:

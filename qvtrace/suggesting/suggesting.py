@@ -16,6 +16,7 @@ from qvtrace.manifest import VariantInfo
 from qvtrace.models.preparation import prepare
 from qvtrace.models.quantizers import choose
 from qvtrace.models.request import ModelRequest, PreparedModel
+from qvtrace.patterns import above
 from qvtrace.recording.budget import parse_size
 from qvtrace.replayer import refuse_private
 from qvtrace.suggesting.candidates import (
@@ -131,7 +132,7 @@ class _Suggesting:
 
     def run(self) -> Suggestion:
         started = time.perf_counter()
-        search = Search(self._orders, self._size, self._measure, self._max_runs)
+        search = Search(self._orders, self._size, self._count, self._measure, self._max_runs)
         best = search.run()
         trials = self._trials
         return Suggestion(
@@ -181,15 +182,23 @@ class _Suggesting:
                 f"--quantizer {quantizer}: changed no module that may be kept float; choose another"
             )
         file = self._trials.file.with_name("local.st")
-        self._candidates = with_local_error(candidates, prepared, self._trials.archive, file)
+        self._candidates = with_local_error(
+            candidates, prepared, self._trials.archive, self._trials.file, file
+        )
         file.unlink(missing_ok=True)
         self._quantized = quantized_weights(prepared.model, [one.name for one in candidates])
 
     def _orders(self) -> Iterator[Order]:
-        """By local error; where the budget leaves some out, also by what that costs."""
+        """By local error; where the budget leaves some out, also by what that costs.
+
+        Blocks are kept with all that is in them, and only where what is in them is not enough;
+        those that hold nearly everything where no other is.
+        """
         self._add_floats()
         self._candidates = tuple(by_local_error(self._candidates))
         names = [one.name for one in self._candidates]
+        if any(one.holds for one in self._candidates):
+            yield from self._without_large_blocks()
         fitting = within(names, self._budget, self._sizes)
         complete = len(fitting) == len(names)
         yield Order(fitting, "largest local error first", complete)
@@ -198,6 +207,24 @@ class _Suggesting:
             yield Order(
                 within(cheap, self._budget, self._sizes), "most local error per byte first", False
             )
+
+    def _without_large_blocks(self) -> Iterator[Order]:
+        why = "largest local error first"
+        leaves = [one.name for one in self._candidates if not one.holds]
+        most = self._count([one.name for one in self._candidates]) // 2
+        blocks = [
+            one.name for one in self._candidates if one.holds and self._count((one.name,)) <= most
+        ]
+        for names, what in (
+            (leaves, "those that hold no others"),
+            # All that hold no others were not enough.
+            ([*blocks, *leaves] if blocks else [], "all but the largest blocks"),
+        ):
+            fitting = within(names, self._budget, self._sizes)
+            if len(fitting) < len(names):
+                yield Order(fitting, why, complete=False)
+            elif names:
+                yield Order(fitting, why, complete=False, what=what)
 
     def _add_floats(self) -> None:
         """What the weights take as floats, and which names the float model has: from it itself."""
@@ -212,6 +239,13 @@ class _Suggesting:
             replace(one, extra_bytes=self._sizes((one.name,)))
             for one in self._candidates
             if one.name in names
+        )
+
+    def _count(self, kept: Iterable[str]) -> int:
+        """The candidates that are among these or within them."""
+        chosen = set(kept)
+        return sum(
+            one.name in chosen or not chosen.isdisjoint(above(one.name)) for one in self._candidates
         )
 
     def _size(self, kept: Iterable[str]) -> int:

@@ -33,6 +33,7 @@ class Step:
     kept: tuple[str, ...]  # largest local error first
     figure: Figure
     extra_bytes: int
+    modules: int  # that are float then: of these and of those within them, what may be kept
     seconds: float = 0.0
 
 

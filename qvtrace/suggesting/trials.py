@@ -30,7 +30,7 @@ from qvtrace.suggesting.targets import Target
 class Trials:
     """Runs one request again and again, like `archive`, each time with other modules kept float.
 
-    Only what the target is about is recorded, in one file that the next run replaces.
+    What the target is about is recorded, in one file that the next run replaces.
     """
 
     request: ModelRequest
@@ -41,7 +41,8 @@ class Trials:
     variant: VariantInfo = field(default_factory=VariantInfo)  # of the last run
 
     def run(self, step: Step, look: Callable[[PreparedModel], None] | None = None) -> Step:
-        """The step with its figure and seconds; `look` is shown the model after its run.
+        """The step with its figure and seconds; `look` is shown the model after its run, of
+        which then everything is recorded.
 
         Raises `ModelError` for a model that cannot be quantized or raises, and `UsageError` where
         there is nothing to compare.
@@ -50,18 +51,19 @@ class Trials:
         gc.collect()  # the model before is full of cycles
         prepared = prepare(replace(self.request, keep_float=step.kept), self.archive)
         self.variant = prepared.variant
-        self._record(prepared)
+        self._record(prepared, everything=look is not None)
         if look is not None:
             look(prepared)
         figure = self._figure()
         return replace(step, figure=figure, seconds=time.perf_counter() - started)
 
-    def _record(self, prepared: PreparedModel) -> None:
+    def _record(self, prepared: PreparedModel, everything: bool) -> None:
+        names = () if everything else sorted(_names_of(self.modules, prepared.model))
         options = RecordOptions(
-            include=tuple(sorted(_names_of(self.modules, prepared.model))),
+            include=tuple(names),
             overwrite=True,
-            inputs=False,
-            kwargs=False,
+            inputs=everything,
+            kwargs=everything,
             recorded_by="suggest",
             model=prepared.info,
             variant=prepared.variant,
