@@ -689,3 +689,33 @@ def test_what_is_equal_after_a_factor_is_blamed_on_nobody(tmp_path):
     assert verdict.text.startswith("equal after transform: 1 row equal up to a factor; ")
     assert verdict.origins == ()
     assert not any("first seen" in line or "no place" in line for line in verdict.lines)
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*layers, nn.Conv2d(8, 4, 3, padding=1))
+
+
+def equalize(model: nn.Sequential) -> None:
+    """Across layers: what one convolution's channels are scaled by, the next one's weights undo."""
+    for first, second, size in ((model[0], model[2], 3.0), (model[2], model[4], 0.4)):
+        factors = torch.linspace(1.0, size, 8)
+        first.weight *= factors[:, None, None, None]
+        first.bias *= factors
+        second.weight /= factors[:, None, None]
+
+
+def test_channels_of_images_are_equal_up_to_a_factor(tmp_path):
+    model = convolutions()
+    equalized = changed(model, equalize)
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    for each, name in ((model, "fp.st"), (equalized, "quant.st")):
+        with torch.no_grad(), record(each, tmp_path / name):
+            each(images)
+
+    comparison = diff(tmp_path / "fp.st", tmp_path / "quant.st")
+
+    assert comparison.verdict.text.startswith("equal after transform: 4 rows equal up to a factor")
+    assert comparison.verdict.origins == ()
+    assert row_of(comparison, "0").scale_factor.values == pytest.approx(np.linspace(1, 3, 8))

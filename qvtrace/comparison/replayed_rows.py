@@ -46,6 +46,8 @@ def _have_one_factor(one: Row, other: Row) -> bool:
     if isinstance(factor, float) and isinstance(its, float):
         return abs(factor - its) <= _SAME_FACTOR * abs(factor)
     if isinstance(factor, ChannelFactors) and isinstance(its, ChannelFactors):
+        if factor.values.size != its.values.size:
+            return False
         apart = np.abs(factor.values - its.values)
         return bool(np.median(apart / np.abs(factor.values)) <= _SAME_FACTOR)
     return False

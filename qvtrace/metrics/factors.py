@@ -32,6 +32,8 @@ _SIGMAS = 5.0  # within which a channel's factor is that of its block
 _RANGES_NAMED = 3
 _BLOCK = 128 * 1024  # elements in memory at once
 _MOST_CHANNELS = 4 * _BLOCK
+_IMAGE_DIMENSIONS = 4  # with the batch
+_MOST_OF_IMAGES = 64 * _BLOCK  # elements, which are in memory at once
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,6 +41,7 @@ class ChannelFactors:
     """One factor for each channel; neighbours of one block have the same."""
 
     values: Floats
+    inner: int = 1  # elements of one channel in a row: as many as an image's channel has
 
     def ranges(self) -> list[tuple[int, int, float]]:
         """Channels with a factor other than 1: the first, one past the last, their factor."""
@@ -98,7 +101,7 @@ class Unscaled(Computed):
         if isinstance(self.factor, float):
             return elements / self.factor
         values = self.factor.values
-        return elements / values[np.arange(start, stop) % values.size]
+        return elements / values[np.arange(start, stop) // self.factor.inner % values.size]
 
 
 def find_factor(
@@ -117,6 +120,19 @@ def find_factor(
         return matrix.sums().factor(_EXPLAINED_AS_EXPECTED if is_expected else _EXPLAINED)
 
 
+def find_factor_of_images(reference: Readable, candidate: Readable) -> ChannelFactors | None:
+    """The same by the channels of images [batch, channels, ...], which are not their last axis;
+    None for what is none, too."""
+    shape = reference.shape
+    if len(shape) < _IMAGE_DIMENSIONS or reference.size > _MOST_OF_IMAGES or shape[1] < 2:
+        return None
+    sides = (reader(side)(0, reference.size).reshape(shape) for side in (reference, candidate))
+    last = [np.ascontiguousarray(np.moveaxis(side, 1, -1)) for side in sides]
+    found = find_factor(*last)
+    inner = math.prod(shape[2:])
+    return ChannelFactors(found.values, inner) if isinstance(found, ChannelFactors) else None
+
+
 def nearest_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
     """For each channel the factor over which the candidate leaves least of the reference, where
     there is known to be one, however noisy both are; None where that explains less than half."""
@@ -131,7 +147,7 @@ def nearest_factor(reference: Readable, candidate: Readable) -> ScaleFactor | No
 def fits(reference: Readable, candidate: Readable, factor: ScaleFactor) -> bool:
     """Whether known factors explain the candidate, however few its tokens are."""
     channels = reference.shape[-1] if reference.shape else 1
-    if isinstance(factor, ChannelFactors) and factor.values.size != channels:
+    if isinstance(factor, ChannelFactors) and (factor.values.size, factor.inner) != (channels, 1):
         return False
     matrix = _Matrix(reference, candidate, reference.size // channels, channels)
     values = factor if isinstance(factor, float) else factor.values

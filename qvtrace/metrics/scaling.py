@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from qvtrace.metrics.comparing import compare
 from qvtrace.metrics.differences import Difference
 from qvtrace.metrics.elements import Readable, format_of
-from qvtrace.metrics.factors import ScaleFactor, Unscaled, find_factor, fits, nearest_factor
+from qvtrace.metrics.factors import (
+    ScaleFactor,
+    Unscaled,
+    find_factor,
+    find_factor_of_images,
+    fits,
+    nearest_factor,
+)
 from qvtrace.metrics.names import Undefined
 
 # What makes a search for a factor worth its time: from this PEIR on, or below this SQNR in dB.
@@ -33,6 +40,8 @@ def find_scaling(
     if not _is_worth_it(reference, candidate, difference):
         return None
     factor = find_factor(reference, candidate, is_expected=is_expected)
+    if factor is None and not is_expected:
+        factor = find_factor_of_images(reference, candidate)
     if factor is None:
         return None
     scaling = _scaled_by(factor, reference, candidate)
