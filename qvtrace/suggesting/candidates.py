@@ -10,7 +10,7 @@ from qvtrace.archive import Archive
 from qvtrace.comparison.alignment import unwrapped
 from qvtrace.comparison.diffing import diff
 from qvtrace.comparison.noise import noise
-from qvtrace.comparison.replayed_rows import telling
+from qvtrace.comparison.replayed_rows import judged_alike, telling
 from qvtrace.comparison.rows import Row
 from qvtrace.models.chatter import quiet
 from qvtrace.models.request import PreparedModel
@@ -67,7 +67,8 @@ def with_local_error(
     reasons = {name: reason for reason, names in report.skipped.items() for name in names}
     rows: dict[str, list[Row]] = defaultdict(list)
     replayed_rows = diff(archive, file).rows
-    for row in telling(diff(archive, run, path="all").rows, replayed_rows):
+    own = diff(archive, run, path="all").rows
+    for row in telling(own, judged_alike(own, replayed_rows)):
         rows[row.module].append(row)
     for name in {row.module for row in replayed_rows} - rows.keys():
         reasons.setdefault(name, SCALED)

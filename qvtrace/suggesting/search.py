@@ -127,7 +127,7 @@ class Search:
             kept = tuple(name for name in self.best.kept if name != block)
             if not self._try(f"of {block} what is in it", (*inner, *kept)).figure.ok:
                 continue
-            for name in reversed(inner):
+            for name in sorted(inner, key=lambda one: self.sizes((one,)), reverse=True):
                 fewer = tuple(one for one in inner if one != name)
                 if self._try(f"without {name}", (*fewer, *kept)).figure.ok:
                     inner = fewer
