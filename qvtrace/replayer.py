@@ -50,6 +50,7 @@ from qvtrace.trees import Json
 
 _NO_INPUTS = "their inputs were not stored"
 _NO_MODULE = "the model has no such module"
+_MOST_OF_STATE = 2**16  # elements of a buffer: larger ones are weights, which no call changes
 
 
 @dataclass(frozen=True)
@@ -407,12 +408,23 @@ def by_reference_name(model: nn.Module) -> dict[str, nn.Module]:
 def _run(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[object, str | None, float]:
-    """What the call returns, or what it raises in a line, and its seconds."""
+    """What the call returns, or what it raises in a line, and its seconds. State that the module
+    keeps in buffers is left as it was."""
+    state = [
+        (holder, name, buffer, buffer.clone())
+        for holder in module.modules()
+        for name, buffer in holder._buffers.items()
+        if type(buffer) is torch.Tensor and not buffer.is_meta and buffer.numel() <= _MOST_OF_STATE
+    ]
     started = time.perf_counter()
     try:
         output = module(*args, **kwargs)
     except (Exception, SystemExit, GeneratorExit) as error:
         return None, error_line(error), time.perf_counter() - started
+    finally:
+        for holder, name, buffer, before in state:
+            buffer.copy_(before)
+            holder._buffers[name] = buffer
     return output, None, time.perf_counter() - started
 
 

@@ -133,6 +133,31 @@ def test_leaves_are_replayed_unless_blocks_are_asked_for(original, reference, tm
     }
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return self.norm(hidden)
+
+
+def test_a_replay_leaves_what_modules_keep_in_buffers_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Counting()).train()
+    with torch.no_grad(), record(model, tmp_path / "fp.st"):
+        model(torch.randn(16, 8))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    replay(model, tmp_path / "fp.st", tmp_path / "local.st", include=["*"])
+
+    assert before["1.count"] == 1
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
 def test_what_cannot_be_replayed_is_counted_with_its_reason(tmp_path):
     model = Block()
     fp = traced(model, tmp_path / "fp.st")
