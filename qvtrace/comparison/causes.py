@@ -130,6 +130,7 @@ def named(rows: Sequence[Row]) -> str:
 
 
 def how_it_differs(row: Row) -> str:
+    """What tells a row apart that is something else on the two sides, in words."""
     if row.status == "mismatch" and row.shape[0] is not None:
         count, all_of_them = row.metrics.mismatches, math.prod(row.shape[0])
         return f"holds other values: {count} of {all_of_them} elements differ"

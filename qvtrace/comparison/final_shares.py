@@ -17,7 +17,7 @@ from typing import TypeAlias
 from qvtrace.comparison.additions import Addition
 from qvtrace.comparison.contents import ContentPairs
 from qvtrace.comparison.noise import CallKey, CallNoise, calls_around, is_float, noise
-from qvtrace.comparison.noise_steps import Step, showing
+from qvtrace.comparison.noise_steps import Step, local_within, showing
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.metrics.sizes import Sizes
 from qvtrace.trees import TensorLeaf
@@ -42,27 +42,21 @@ class Shares:
     ) -> None:
         """`ways` are those of `find_ways`."""
         self._ways = ways
-        self._within: dict[CallKey, float] = defaultdict(float)
-        self.total: float | None = None  # None: nothing was replayed
-        if not any(step.is_local for step in steps):
-            return
-        called = {step.call.key: step.call for step in steps}
-        self.total = 0.0
-        for step in reversed(steps):  # what lies within first
-            own = self.noise(step)
-            around = calls_around(step.call, called) if own else ()
-            for call in (*((step.call,) if step.after else ()), *around):
-                self._within[call.key] += own
-            self.total += own
+        is_replayed = any(step.is_local for step in steps)
+        self._within = local_within(steps, self._alone) if is_replayed else {}
+        self.total = sum(map(self.noise, steps)) if is_replayed else None
 
     def noise(self, step: Step) -> float:
         """Noise that is known to come in here and nowhere else, as the model's output shows it."""
+        return self._alone(step, self._within)
+
+    def _alone(self, step: Step, within: Mapping[CallKey, float]) -> float:
         if step.on_top is not None:
             return self._carried(step.on_top.noise, showing(step))
         if not step.is_local:
             return 0.0
         carried = self._carried(step.noise_out or 0.0, step.call.outputs)
-        return max(0.0, carried - self._within.get(step.call.key, 0.0))
+        return max(0.0, carried - within.get(step.call.key, 0.0))
 
     def _carried(self, noise: float, rows: Iterable[Row]) -> float:
         """So much of the noise of these rows reaches the end."""

@@ -185,7 +185,7 @@ class OwnLevels:
             level = self._exact_level(step, level)
         noises = step.noise_in, step.noise_out
         ratio = (step.noise_out + level) / (step.noise_in + level)
-        if step.after:
+        if step.after and ratio >= LEAST_EXCESS:  # of less, nothing is told anyway
             ratio /= self._usual_amplification(step, level)
         return max(ratio, self._ratio_to_class(step, *noises), self._ratio_by_gain(step, *noises))
 
@@ -205,8 +205,10 @@ class OwnLevels:
         """Of a gap that makes far more of what came in than any other of its kind does, and gives
         far more than one that received about as much: behind an early fault all others are noisy,
         but amplify no more. 0: nothing that is worth telling."""
-        others = list(self._between.get(step.kind, ()))
-        if self._is_exact(noise_in) or len(others) <= ENOUGH_ALIKE:
+        if not step.after or self._is_exact(noise_in) or noise_out < _LEAST_OF_TWO * noise_in:
+            return 0.0
+        others = list(self._between[step.kind])
+        if len(others) <= ENOUGH_ALIKE:
             return 0.0
         others.remove((noise_in, noise_out))
         most = noise_out / _LEAST_OF_TWO

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -149,12 +149,15 @@ def showing(step: Step) -> tuple[Row, ...]:
     return tuple(row for row in taker.inputs if (noise(row) or 0.0) > (step.noise_in or 0.0))
 
 
-def local_within(steps: Sequence[Step]) -> dict[CallKey, float]:
-    """Of each call, the noise that is known to come in at the places within it, added up."""
+def local_within(
+    steps: Sequence[Step], alone: Callable[[Step, Mapping[CallKey, float]], float] = Step.alone
+) -> dict[CallKey, float]:
+    """Of each call, the noise that is known to come in at the places within it, added up; `alone`
+    tells it of a place, by what is within that already."""
     called = {step.call.key: step.call for step in steps}
     within: dict[CallKey, float] = defaultdict(float)
     for step in reversed(steps):  # what lies within first
-        own = step.alone(within)
+        own = alone(step, within)
         around = calls_around(step.call, called) if own else ()
         for call in (*((step.call,) if step.after else ()), *around):
             within[call.key] += own

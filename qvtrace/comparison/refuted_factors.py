@@ -6,7 +6,6 @@ factor: a nonlinear function has bent it, or something was added that has it not
 other modules of its kind have as well was made on purpose.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -14,9 +13,9 @@ from qvtrace.comparison.noise import CallKey, CallNoise, first_in_kind
 from qvtrace.comparison.noise_steps import Step
 from qvtrace.comparison.rows import Place, Row
 from qvtrace.comparison.surroundings import Judgement
+from qvtrace.metrics.factors import are_one
 from qvtrace.patterns import kind_of
 
-_SAME_FACTOR = 0.02  # relative
 # Of the power of the error that a factor is: less than the least is what the epsilon of a norm,
 # which takes it out, leaves of it.
 _LEAST, _MOST = 1e-4, 2.0
@@ -97,7 +96,4 @@ def _made_up_for(row: Row) -> float | None:
 
 
 def _have_one_factor(row: Row, other: Row) -> bool:
-    factor, its = _made_up_for(row), _made_up_for(other)
-    if factor is None or its is None:
-        return False
-    return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+    return are_one(_made_up_for(row), _made_up_for(other))

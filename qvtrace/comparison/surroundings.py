@@ -16,7 +16,7 @@ import numpy as np
 
 from qvtrace.comparison.alignment import Pair
 from qvtrace.manifest import CallEntry
-from qvtrace.metrics.factors import ScaleFactor
+from qvtrace.metrics.factors import ScaleFactor, are_one
 from qvtrace.metrics.inner_rotations import AnyRotation
 from qvtrace.metrics.layouts import Layout
 from qvtrace.metrics.names import Metrics
@@ -28,7 +28,6 @@ _MARGIN = 10.0  # dB, by which an output around may be worse than the rest after
 _NEVER_ENOUGH = 3.0  # dB
 _ALWAYS_ENOUGH = 80.0  # dB
 _ABSORBED = 2.0  # dB, by which an output computed from the scaled one differs less than that does
-_SAME_FACTOR = 0.02  # relative
 _OFFSET = 0.5  # share of a factor's distance from 1 that an offset takes away at most
 _HELD = 0.7  # share of a scaled output's error that a sum with it in it has at least
 _JUDGED_BY = ("sqnr", "token_sqnr_p50")
@@ -287,10 +286,7 @@ def _have_one_factor(one: Output, other: Output) -> bool:
     """Whether both are scaled by about the same number."""
     if one.scaling is None or other.scaling is None:
         return False
-    factor, its = one.scaling.factor, other.scaling.factor
-    if not (isinstance(factor, float) and isinstance(its, float)):
-        return False
-    return math.isclose(factor, its, rel_tol=_SAME_FACTOR)
+    return are_one(one.scaling.factor, other.scaling.factor)
 
 
 def _is_free(other: Output, scaled: Output) -> bool:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qvtrace.metrics.elements import Computed, Floats, Readable, format_of, reader
+from qvtrace.metrics.elements import Array, Computed, Floats, Readable, format_of, reader
 
 _FEWEST_TOKENS = 4  # from which on a channel's own factor can be told from its errors
 _FEWEST_SHARING_TOKENS = 2.0  # the error of one token alone is any channel's own factor
@@ -29,10 +29,12 @@ _NARROWEST_BLOCK = 4  # channels
 _SIGMA_OF_MEDIAN = 1.4826 / math.sqrt(2.0)  # of the difference of two normal deviates
 _FEW_SIGMAS = 4.0  # from 1, within which a factor is noise
 _SIGMAS = 5.0  # within which a channel's factor is that of its block
+_SAME_FACTOR = 0.02  # relative
 _RANGES_NAMED = 3
 _BLOCK = 128 * 1024  # elements in memory at once
 _MOST_CHANNELS = 4 * _BLOCK
 _IMAGE_DIMENSIONS = 4  # with the batch
+_POSITIONS = 64
 _MOST_OF_IMAGES = 64 * _BLOCK  # elements, which are in memory at once
 
 
@@ -104,6 +106,13 @@ class Unscaled(Computed):
         return elements / values[np.arange(start, stop) // self.factor.inner % values.size]
 
 
+def are_one(factor: object, other: object) -> bool:
+    """Whether both are one number for all elements, and about the same."""
+    if not (isinstance(factor, float) and isinstance(other, float)):
+        return False
+    return math.isclose(factor, other, rel_tol=_SAME_FACTOR)
+
+
 def find_factor(
     reference: Readable, candidate: Readable, *, is_expected: bool = False
 ) -> ScaleFactor | None:
@@ -126,11 +135,22 @@ def find_factor_of_images(reference: Readable, candidate: Readable) -> ChannelFa
     shape = reference.shape
     if len(shape) < _IMAGE_DIMENSIONS or reference.size > _MOST_OF_IMAGES or shape[1] < 2:
         return None
-    sides = (reader(side)(0, reference.size).reshape(shape) for side in (reference, candidate))
-    last = [np.ascontiguousarray(np.moveaxis(side, 1, -1)) for side in sides]
-    found = find_factor(*last)
     inner = math.prod(shape[2:])
-    return ChannelFactors(found.values, inner) if isinstance(found, ChannelFactors) else None
+    # Some positions of each channel tell most of what has no factor, without a copy of the whole.
+    steps = dict.fromkeys((max(1, inner // _POSITIONS), 1))
+    found: ScaleFactor | None = None
+    for step in steps:
+        found = find_factor(*(_channels_last(side, step) for side in (reference, candidate)))
+        if not isinstance(found, ChannelFactors):
+            return None
+    assert isinstance(found, ChannelFactors)
+    return ChannelFactors(found.values, inner)
+
+
+def _channels_last(images: Readable, step: int) -> Array:
+    """Every so many-th position of images, each with its channels."""
+    elements = reader(images)(0, images.size).reshape(*images.shape[:2], -1)
+    return np.ascontiguousarray(np.moveaxis(elements[..., ::step], 1, -1))
 
 
 def nearest_factor(reference: Readable, candidate: Readable) -> ScaleFactor | None:
